@@ -1,0 +1,30 @@
+# make demo | test | bench | lint | clean. Each sets up .venv by itself, once; more words go in ARGS: make test ARGS="-k cli".
+
+PYTHON := .venv/bin/python
+STAMP := .venv/.installed
+MUJOCO_GL ?= egl
+export MUJOCO_GL
+
+.PHONY: demo test bench lint clean
+.DELETE_ON_ERROR:
+
+demo: $(STAMP)
+	.venv/bin/emu-embodied plan env=tabletop checkpoint=nano-tabletop episodes=1 seed=7 $(ARGS)
+
+test: $(STAMP)
+	$(PYTHON) -m pytest $(ARGS)
+
+bench: $(STAMP)
+	$(PYTHON) -m benchmarks.decoding $(ARGS)
+
+lint: $(STAMP)
+	$(PYTHON) -m ruff check . $(ARGS)
+
+# The stamp is written last, so that an interrupted installation is taken up again.
+$(STAMP): pyproject.toml .ci/setup
+	@.ci/setup
+	@touch $@
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .hypothesis .ruff_cache
+	find . -name __pycache__ -not -path "./.venv/*" -prune -exec rm -rf {} +

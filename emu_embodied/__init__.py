@@ -1,0 +1,21 @@
+"""emu-embodied: one token model as a world a robot can dream in. Importing it is quick; parts load when they are used."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("MUJOCO_GL", "egl")  # headless rendering; must be set before the first import of mujoco
+
+_checkout = Path(__file__).resolve().parent.parent
+if (_checkout / "pyproject.toml").is_file():  # a checkout keeps envs/, policies/, ... beside this folder
+    __path__.append(str(_checkout))
+
+__version__ = "0.1.0"
+
+
+def load(name_or_path: str = "nano-tabletop", **options):
+    """Loads a world model by name or path; see `emu_embodied.loading.load`."""
+    from emu_embodied.loading import load as load_world_model
+
+    return load_world_model(name_or_path, **options)

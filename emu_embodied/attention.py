@@ -1,0 +1,129 @@
+"""Attention's parts: rotary positions, the masks of the clean and the noisy half, the key-value cache. Knows no vocabulary."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+def rotary_tables(positions: torch.Tensor, head_dim: int, theta: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin tables (..., L, head_dim) float32 for positions (..., L); rotate-half layout as in Emu3.5."""
+    frequencies = theta ** (-torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim)
+    angles = positions.float()[..., None] * frequencies
+    angles = torch.cat([angles, angles], -1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Applies rotary positions to x (B, heads, L, head_dim); tables are (L, head_dim) or (B, 1, L, head_dim)."""
+    half = x.shape[-1] // 2
+    turned = torch.cat([-x[..., half:], x[..., :half]], -1)
+    return x * cos.to(x.dtype) + turned * sin.to(x.dtype)
+
+
+@dataclass(frozen=True)
+class TokenPlan:
+    """Where each token of a packed sequence stands; `dida_mask` and the rotary positions follow from it.
+
+    Attributes:
+        position: (L,) int64 rotary position; a noisy slot shares its clean token's.
+        frame: (L,) int64 index of the frame that the token belongs to; -1 for text.
+        noisy: (L,) bool, True for the noisy copy of a frame.
+    """
+
+    position: torch.Tensor
+    frame: torch.Tensor
+    noisy: torch.Tensor
+
+
+def token_plan(text: int, prefix: int, slots: int, frames: int, noisy: bool) -> TokenPlan:
+    """Plans `text | frame 0 | frame 1 | ...`, then the noisy copies of frames 1.. where asked for.
+
+    Args:
+        text: text tokens at the start.
+        prefix: tokens before a frame's slots (its action and the image-start token).
+        slots: visual tokens a frame.
+        frames: clean frames.
+        noisy: append the noisy copies of frames 1 to `frames` - 1.
+    """
+    size = prefix + slots
+    frame = [-1] * text + [t for t in range(frames) for _ in range(size)]
+    position = list(range(len(frame)))
+    if noisy:
+        frame += [t for t in range(1, frames) for _ in range(slots)]
+        position += [text + t * size + prefix + n for t in range(1, frames) for n in range(slots)]
+    clean_length = text + frames * size
+    return TokenPlan(torch.tensor(position), torch.tensor(frame), torch.arange(len(frame)) >= clean_length)
+
+
+def dida_mask(plan: TokenPlan, slots: int, window: int) -> torch.Tensor:
+    """Who may look at whom: (L, L) bool, True where row attends to column.
+
+    Clean tokens are causal. The noisy slots of frame t see the text, the clean frames before t, frame t's own action and
+    image-start tokens, and each other in both directions; never the clean slots of frame t. Frames further back than
+    `window` are out of sight for both halves. (Emu3.5's DiDA, arXiv 2510.26583, section on bidirectional adaptation.)
+    """
+    position, frame, noisy = plan.position, plan.frame, plan.noisy
+    first_slot = torch.full_like(position, -1)
+    for t in frame[noisy].unique():
+        first_slot[noisy & (frame == t)] = position[noisy & (frame == t)].min()
+    row, col = position[:, None], position[None, :]
+    near = (frame[None, :] < 0) | (frame[None, :] >= frame[:, None] - window)
+    clean_to_clean = ~noisy[:, None] & ~noisy[None, :] & (col <= row)
+    noisy_to_clean = noisy[:, None] & ~noisy[None, :] & (col < first_slot[:, None])
+    noisy_to_noisy = noisy[:, None] & noisy[None, :] & (frame[:, None] == frame[None, :])
+    return near & (clean_to_clean | noisy_to_clean | noisy_to_noisy)
+
+
+class KVCache:
+    """Keys and values of the clean tokens read so far, in one buffer a layer; noised keys never enter.
+
+    Args:
+        layers, batch, heads, head_dim: shapes of the buffers (batch, heads, capacity, head_dim).
+        capacity: tokens that fit.
+        pinned: tokens at the start (the text) that stay in sight of every window.
+    """
+
+    def __init__(
+        self, layers: int, batch: int, heads: int, head_dim: int, capacity: int, pinned: int, like: torch.Tensor
+    ) -> None:
+        shape = (batch, heads, capacity, head_dim)
+        self.keys = [like.new_empty(shape) for _ in range(layers)]
+        self.values = [like.new_empty(shape) for _ in range(layers)]
+        self.capacity, self.pinned, self.length, self.visible_from = capacity, pinned, 0, pinned
+
+    def expand(self, copies: int) -> KVCache:
+        """A cache whose rows are each repeated `copies` times: candidates that share a prefix read it only once."""
+        other = object.__new__(KVCache)
+        other.__dict__.update(self.__dict__)
+        other.keys = [k.repeat_interleave(copies, 0) for k in self.keys]
+        other.values = [v.repeat_interleave(copies, 0) for v in self.values]
+        return other
+
+    def attend(self, layer: int, k: torch.Tensor, v: torch.Tensor, keep: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values in sight plus the new ones; `keep` also writes the new ones (call `advance` after the last layer)."""
+        if keep:
+            end = self.length + k.shape[2]
+            if end > self.capacity:
+                raise IndexError(f"cache of {self.capacity} tokens is full: {end} asked for")
+            self.keys[layer][:, :, self.length : end] = k
+            self.values[layer][:, :, self.length : end] = v
+        parts = (
+            [slice(0, self.length)]
+            if self.visible_from <= self.pinned
+            else [slice(0, self.pinned), slice(self.visible_from, self.length)]
+        )
+        return (
+            torch.cat([*(self.keys[layer][:, :, p] for p in parts), k], 2),
+            torch.cat([*(self.values[layer][:, :, p] for p in parts), v], 2),
+        )
+
+    def advance(self, tokens: int) -> None:
+        """Counts the tokens that every layer has written."""
+        self.length += tokens
+
+    @property
+    def visible(self) -> int:
+        """Tokens in sight of the next ones."""
+        return self.length if self.visible_from <= self.pinned else self.pinned + self.length - self.visible_from

@@ -1,0 +1,127 @@
+"""Composes a verb's configuration from `configs/` and `key=value` words, strictly. Knows Hydra, and no verb.
+
+Stricter than Hydra: only keys that exist can be set, to values of the default's type. Nothing here or elsewhere
+instantiates a `_target_`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from emu_embodied.errors import ConfigError
+
+CONFIGS = "emu_embodied.configs"
+KINDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    list: "a list",
+    dict: "a mapping",
+}
+QUOTING = "write key=value; quote a text with unusual characters, key=\"'a, b!'\", and write lists as key=[a,b]"
+
+
+def compose_config(verb: str, overrides: Collection[str], complete: bool = True) -> DictConfig:
+    """The configuration of a verb.
+
+    Args:
+        verb: the name of a file in `configs/`.
+        overrides: words like "seed=7", or "env=tabletop" for a group.
+        complete: resolve interpolations and insist on values for keys without a default ("???").
+
+    Raises:
+        ConfigError: an unknown key, group option or override syntax, or a value of the wrong type.
+    """
+    with initialize_config_module(CONFIGS, version_base="1.3"):
+        try:
+            groups = _group_options(verb)
+            keys = {word: _check_word(word) for word in overrides}
+            chosen = [word for word, key in keys.items() if key in groups]
+            for word in chosen:
+                _check_choice(word, groups[keys[word]])
+            defaults = dict(_leaves(OmegaConf.to_container(compose(verb, chosen))))
+            for key in keys.values():
+                if key not in groups and key not in defaults:
+                    raise ConfigError("key", key, suggest(key, [*groups, *defaults]))
+            config = compose(verb, list(overrides))
+            if complete:
+                _fill_in(config)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError("arguments", " ".join(overrides), str(error).partition("\n")[0]) from None
+    for key, value in _leaves(OmegaConf.to_container(config)):
+        _check_type(key, value, defaults.get(key))
+    return config
+
+
+def group_options(verb: str) -> dict[str, list[str]]:
+    """The config groups that a verb uses, each with its options."""
+    with initialize_config_module(CONFIGS, version_base="1.3"):
+        return _group_options(verb)
+
+
+def suggest(word: str, options: Collection[str]) -> str:
+    """A remedy for an unknown word: the nearest option, if one is near, and all of them."""
+    near = difflib.get_close_matches(word, options, 1)
+    return (f"did you mean {near[0]}? " if near else "") + f"choose among: {', '.join(options) or '(none)'}"
+
+
+def _group_options(verb: str) -> dict[str, list[str]]:
+    choices = compose(verb, return_hydra_config=True).hydra.runtime.choices
+    loader = GlobalHydra.instance().config_loader()
+    names = sorted(name for name in choices if not name.startswith("hydra/"))
+    return {name: loader.get_group_options(name.partition("@")[0]) for name in names}
+
+
+def _check_word(word: str) -> str:
+    """The key of a "key=value" word."""
+    key = re.match(r"([A-Za-z_][\w./@]*)=", word)
+    try:
+        if key and not OverridesParser.create().parse_override(word).is_sweep_override():
+            return key[1]
+    except HydraException:
+        pass
+    raise ConfigError("argument", word, QUOTING)
+
+
+def _check_choice(word: str, options: list[str]) -> None:
+    group, _, option = word.partition("=")
+    if option not in options:
+        raise ConfigError(group, option, suggest(option, options))
+
+
+def _fill_in(config: DictConfig) -> None:
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise ConfigError(missing[0], "???", f"has no default; give {missing[0]}=...")
+    OmegaConf.resolve(config)
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every dotted key with its value, mappings included."""
+    for name, value in tree.items():
+        yield f"{prefix}{name}", value
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{name}.")
+
+
+def _check_type(key: str, value: Any, default: Any) -> None:
+    """Refuses a value of another type than its default; null, "???" and interpolated defaults accept any."""
+    if isinstance(value, float) and not math.isfinite(value) and value != default:
+        raise ConfigError(key, value, "give a finite number")
+    if default is None or (isinstance(default, str) and ("???" == default or "${" in default)):
+        return
+    if type(value) is not type(default) and not (isinstance(default, float) and type(value) is int):
+        quoted = f" (quoted, {key}=\"'{value}'\")" if isinstance(default, str) else ""
+        raise ConfigError(key, value, f"give {KINDS[type(default)]}{quoted}, like {default!r}")

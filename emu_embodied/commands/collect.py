@@ -1,0 +1,41 @@
+"""Records scripted episodes of a simulated world as a LeRobot dataset.
+
+Interrupted or killed, it goes on where it stopped when it is called again with the same settings.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from emu_embodied.errors import DatasetError
+
+
+def run(config: DictConfig) -> None:
+    """Records, and prints what the dataset holds.
+
+    Raises:
+        DatasetError: see `emu_embodied.rollouts.collect.collect`.
+    """
+    from emu_embodied.rollouts.collect import collect, read_summary
+
+    root = Path(config.root)
+    options = OmegaConf.to_container(config.env.options)
+    try:
+        summary = collect(
+            config.env.id, options, config.episodes, config.steps, root, seed=config.seed, workers=config.workers
+        )
+    except KeyboardInterrupt:
+        try:
+            there = read_summary(root).episodes
+            print(f"collect: {there} of {config.episodes} episodes are in {root}; call again to go on")
+        except DatasetError:
+            print("collect: nothing is finished yet")
+        raise
+    if summary.recorded == 0:
+        print(f"collect: {root} was complete already")
+    print(
+        f"collect: {root} holds {summary.episodes} episodes, {summary.frames} frames; "
+        f"{summary.moving_steps:.0%} of the steps move a cube, {summary.success:.0%} of the episodes succeed"
+    )

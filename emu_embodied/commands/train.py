@@ -1,0 +1,107 @@
+"""Trains a world model: collects data where there are none, then tokenizer, autoregressive, joint and rollout phases.
+
+Interrupted or killed, the same command continues. The checkpoint is written to OUT/checkpoint.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from emu_embodied.errors import ConfigError
+
+
+def run(config: DictConfig) -> None:
+    """Trains, and prints where the checkpoint is.
+
+    Raises:
+        ConfigError: a device that is not there, or sizes that do not fit together.
+        DatasetError: data that are missing, damaged, too few or of another frame size.
+        CheckpointError: the run folder holds a damaged state, or one of other settings.
+    """
+    import torch
+
+    from emu_embodied.checkpoint import World
+    from emu_embodied.rollouts.quality import Truth, quick_quality, tokenizer_quality
+    from emu_embodied.training.recipe import train_checkpoint
+    from emu_embodied.world_model import TokenWorldModel
+
+    device = _device(config.device)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    recipe = make_recipe(config)
+    described = OmegaConf.to_container(config.env.world)
+    objects = {name: tuple(rgb) for name, rgb in described["objects"].items()}
+    world = World(objects, tuple(described["position_scale"]), config.env.id, tuple(described["action_names"]))
+    cache = _frames(config)
+    truth = Truth(cache.select(range(cache.episodes - recipe.held_out, cache.episodes)), objects, world.position_scale)
+    path = train_checkpoint(
+        cache,
+        recipe,
+        world,
+        Path(config.out),
+        device,
+        evaluate_tokenizer=lambda tokenizer: tokenizer_quality(tokenizer, truth, episodes=20),
+        evaluate_model=lambda tokenizer, text, model: quick_quality(
+            TokenWorldModel(tokenizer, text, model, world), truth
+        ),
+        report=lambda line: print(line, flush=True),
+    )
+    print(f"train: finished; try it with  emu-embodied plan env=tabletop checkpoint={path}")
+
+
+def make_recipe(config: DictConfig):
+    """The preset as a `training.recipe.Recipe`.
+
+    Raises:
+        ConfigError: sizes that do not fit together.
+    """
+    from emu_embodied.tokenizers.frames import FrameTokenizerConfig
+    from emu_embodied.training.loop import LoopConfig
+    from emu_embodied.training.objectives import TrajectoryConfig
+    from emu_embodied.training.recipe import Recipe
+
+    values = OmegaConf.to_container(config.recipe)
+    values.pop("collect")
+    values["tokenizer"]["levels"] = tuple(values["tokenizer"]["levels"])
+    values["tokenizer"] = FrameTokenizerConfig(**values["tokenizer"])
+    values["tokenizer_loop"] = LoopConfig(**values["tokenizer_loop"])
+    values["trajectory"] = TrajectoryConfig(**values["trajectory"])
+    values["trajectory_loop"] = LoopConfig(**values["trajectory_loop"])
+    recipe = Recipe(**values)
+    if recipe.tokenizer.image_size % recipe.tokenizer.patch:
+        raise ConfigError("recipe.tokenizer.image_size", recipe.tokenizer.image_size, "choose a multiple of patch")
+    if recipe.transformer["num_attention_heads"] % recipe.transformer["num_key_value_heads"]:
+        raise ConfigError(
+            "recipe.transformer.num_key_value_heads",
+            recipe.transformer["num_key_value_heads"],
+            "choose a divisor of num_attention_heads",
+        )
+    return recipe
+
+
+def _device(name: str):
+    import torch
+
+    if name not in ("auto", "cpu", "cuda"):
+        raise ConfigError("device", name, "choose auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device", name, "PyTorch sees no CUDA device here: choose cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _frames(config: DictConfig):
+    """The frame cache: given, built from a dataset, or collected first."""
+    from emu_embodied.data.frame_cache import frames_for, load_frame_cache
+
+    if config.frames is not None:
+        return load_frame_cache(config.frames)
+    if config.data is not None:
+        return frames_for(config.data)
+    from emu_embodied.rollouts.collect import collect
+
+    wanted, root = config.recipe.collect, Path(config.out) / "dataset"
+    options = OmegaConf.to_container(config.env.options)
+    collect(config.env.id, options, wanted.episodes, wanted.steps, root, seed=wanted.seed, workers=config.workers)
+    return frames_for(root)

@@ -1,0 +1,60 @@
+"""The door by which a name becomes a world model: the one place where concrete parts are put together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from emu_embodied.checkpoint import load_checkpoint
+from emu_embodied.errors import CheckpointError
+from emu_embodied.world_model import TokenWorldModel
+
+SHIPPED = Path(__file__).resolve().parent / "checkpoints"
+
+
+def checkpoint_path(name_or_path: str | Path) -> Path:
+    """The folder of a shipped checkpoint's name, or of a path.
+
+    Raises:
+        CheckpointError: it is neither.
+    """
+    for path in (SHIPPED / str(name_or_path), Path(name_or_path)):
+        if (path / "manifest.json").is_file():
+            return path
+    shipped = sorted(p.name for p in SHIPPED.glob("*") if p.is_dir())
+    raise CheckpointError("checkpoint", str(name_or_path), f"choose one of {shipped} or give a checkpoint's folder")
+
+
+def load(
+    name_or_path: str | Path = "nano-tabletop",
+    *,
+    device: str | torch.device | None = None,
+    decoding: str = "dida",
+    passes: int = 1,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> TokenWorldModel:
+    """Loads a world model.
+
+    Args:
+        name_or_path: a shipped name ("nano-tabletop") or a checkpoint's folder.
+        device: where to run; by default CUDA where there is one, else the CPU.
+        decoding, passes, temperature, seed: see `TokenWorldModel`.
+
+    Raises:
+        CheckpointError: missing, damaged, or of another format.
+        InputError: a decoding option out of range.
+    """
+    tokenizer, text, model, world, _ = load_checkpoint(checkpoint_path(name_or_path))
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return TokenWorldModel(
+        tokenizer.to(place),
+        text,
+        model.to(place),
+        world,
+        decoding=decoding,
+        passes=passes,
+        temperature=temperature,
+        seed=seed,
+    )

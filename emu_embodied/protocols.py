@@ -1,0 +1,98 @@
+"""What the rooms promise each other. Knows the types, and no concrete model, env or planner."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+
+from emu_embodied.types import History, Observation, Plan, Rollout
+
+
+@runtime_checkable
+class WorldModel(Protocol):
+    """A world that can be dreamt in: remembers frames as tokens, predicts the next one from an action.
+
+    Attributes:
+        image_size: side of a frame in px.
+        action_dim: A.
+        agent_dim: D of `agent_pos`.
+        objects: names of the objects whose positions a rollout reports ("pusher", "red", ...).
+        context_frames: C, the frames a history holds.
+        tokens_per_frame: N.
+    """
+
+    image_size: int
+    action_dim: int
+    agent_dim: int
+    objects: tuple[str, ...]
+    context_frames: int
+    tokens_per_frame: int
+
+    def encode(self, observations: Sequence[Observation]) -> History:
+        """Starts B histories, each from one observation."""
+        ...
+
+    def observe(self, history: History, actions: np.ndarray, observations: Sequence[Observation]) -> History:
+        """Appends what really happened: actions (B, A) and the observations they led to."""
+        ...
+
+    def step(self, history: History, actions: np.ndarray) -> tuple[History, Rollout]:
+        """Imagines one step of each world from actions (B, A); the rollout has S = T = 1."""
+        ...
+
+    def rollout(self, history: History, actions: np.ndarray | torch.Tensor) -> Rollout:
+        """Imagines the futures of actions (B, S, T, A) in [-1, 1]; the S candidates of a world share its prefix."""
+        ...
+
+    def decode(self, codes: torch.Tensor) -> np.ndarray:
+        """Renders visual codes (..., N) as frames (..., H, W, 3) uint8."""
+        ...
+
+    def agent_pos(self, rollout: Rollout) -> np.ndarray:
+        """The robot's own position (B, S, T, D) float32, in the real env's units, as the model believes it."""
+        ...
+
+
+@runtime_checkable
+class Cost(Protocol):
+    """Scores imagined futures."""
+
+    def __call__(self, model: WorldModel, rollout: Rollout, actions: torch.Tensor) -> torch.Tensor:
+        """Costs (B, S) float32, lower is better, of a rollout of actions (B, S, T, A)."""
+        ...
+
+
+@runtime_checkable
+class Planner(Protocol):
+    """Chooses actions by imagining their futures."""
+
+    def reset(self) -> None:
+        """Forgets the warm start: a new episode begins."""
+        ...
+
+    def plan(self, model: WorldModel, history: History, cost: Cost) -> Plan:
+        """Plans for a history of one world (B = 1)."""
+        ...
+
+
+class StepEngine(Protocol):
+    """Executes the model's pure steps; decoding loops are blind to which engine does it. See `emu_embodied.step`."""
+
+    def prefill(self, text_BL: torch.Tensor, codes_BCN: torch.Tensor, actions_BCA: torch.Tensor):
+        """Reads the clean prefix of C frames and the actions between them; returns the cache."""
+        ...
+
+    def denoise(self, cache, actions_BA: torch.Tensor, codes_BN: torch.Tensor, hidden_BN: torch.Tensor):
+        """One bidirectional pass over the next frame's noisy slots; returns logits (B, N, V) and the hidden states."""
+        ...
+
+    def next_token(self, cache, actions_BA: torch.Tensor, index: int, codes_B: torch.Tensor | None):
+        """One causal token of the next frame: logits (B, V) of slot `index`; the cache grows by one."""
+        ...
+
+    def commit(self, cache, actions_BA: torch.Tensor, codes_BN: torch.Tensor):
+        """One causal pass over the finished frame; its keys and values join the cache."""
+        ...

@@ -1,0 +1,156 @@
+"""The model's pure inference steps over a key-value cache: prefill, next_token, denoise, commit. Knows no decoding loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from emu_embodied.attention import KVCache
+from emu_embodied.token_model import TokenModel
+
+
+@dataclass
+class StepCache:
+    """What B dreams remember between steps.
+
+    Attributes:
+        kv: keys and values of the clean tokens.
+        text_BL: (B, L) instruction ids.
+        previous_BN: (B, N) codes of the last clean frame.
+        frames: clean frames read.
+    """
+
+    kv: KVCache
+    text_BL: torch.Tensor
+    previous_BN: torch.Tensor
+    frames: int
+
+    def expand(self, copies: int) -> StepCache:
+        """The same past for `copies` candidates of each world."""
+        return replace(
+            self,
+            kv=self.kv.expand(copies),
+            text_BL=self.text_BL.repeat_interleave(copies, 0),
+            previous_BN=self.previous_BN.repeat_interleave(copies, 0),
+        )
+
+
+class FrameStep:
+    """Eager executor of the steps; implements `protocols.StepEngine`.
+
+    Args:
+        model: the token model, in eval mode.
+    """
+
+    name = "eager"
+
+    def __init__(self, model: TokenModel) -> None:
+        self.model = model
+        self.config = model.config
+        self._masks: dict[tuple, torch.Tensor] = {}
+
+    def prefill(
+        self, text_BL: torch.Tensor, codes_BCN: torch.Tensor, actions_BCA: torch.Tensor, ahead: int
+    ) -> StepCache:
+        """Reads text (B, L), C frames (B, C, N) and the actions between them (B, C - 1, A); leaves room for `ahead` frames."""
+        m, c = self.model, self.config
+        batch, frames, _ = codes_BCN.shape
+        cache = m.transformer.new_cache(batch, c.text_length + (frames + ahead) * c.frame_tokens, c.text_length)
+        parts = [m.embed_text(text_BL)]
+        for t in range(frames):
+            action = actions_BCA[:, t - 1] if t else None
+            source = m.frame_source(codes_BCN[:, t - 1], action) if t else None
+            parts.append(m.embed_clean(action, codes_BCN[:, t], source))
+        positions, mask = m.layout(frames, False)
+        m.transformer.hidden(torch.cat(parts, 1), positions, mask, cache, keep=True)
+        return self._slide(StepCache(cache, text_BL, codes_BCN[:, -1], frames))
+
+    def denoise(
+        self, cache: StepCache, actions_BA: torch.Tensor, codes_BN: torch.Tensor, hidden_BN: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """One parallel pass over the next frame's slots.
+
+        Args:
+            cache: the past; not changed.
+            actions_BA: (B, A) the action that leads to the next frame.
+            codes_BN: (B, N) codes of the slots that are already decided.
+            hidden_BN: (B, N) bool, True where a slot is still open.
+
+        Returns:
+            logits (B, N, codebook_size) and hidden states (B, N, D).
+        """
+        m, c = self.model, self.config
+        source = m.frame_source(cache.previous_BN, actions_BA)
+        prefix = m.embed_prefix(actions_BA, len(codes_BN))
+        if source is not None:
+            prefix = torch.cat([prefix[:, :-1], prefix[:, -1:] + source[:, :1]], 1)
+        x = torch.cat([prefix, m.embed_noisy(codes_BN, hidden_BN, source)], 1)
+        hidden = m.transformer.hidden(
+            x, self._positions(cache, c.frame_tokens), self._mask(cache, noisy=True), cache.kv
+        )
+        slots = hidden[:, c.prefix - 1 : -1] if c.next_token_shift else hidden[:, c.prefix :]
+        return m.visual_logits(slots), slots
+
+    def commit(self, cache: StepCache, actions_BA: torch.Tensor, codes_BN: torch.Tensor) -> torch.Tensor:
+        """One causal pass over the finished frame; it joins the cache. Returns its slots' hidden states (B, N, D)."""
+        m, c = self.model, self.config
+        x = m.embed_clean(actions_BA, codes_BN, m.frame_source(cache.previous_BN, actions_BA))
+        hidden = m.transformer.hidden(
+            x, self._positions(cache, c.frame_tokens), self._mask(cache, noisy=False), cache.kv, keep=True
+        )
+        cache.previous_BN, cache.frames = codes_BN, cache.frames + 1
+        self._slide(cache)
+        return hidden[:, c.prefix :]
+
+    def next_token(
+        self,
+        cache: StepCache,
+        actions_BA: torch.Tensor,
+        index: int,
+        codes_B: torch.Tensor | None,
+        source_BND: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Reads the token before slot `index` (its code, or for slot 0 the action and image start); it joins the cache.
+
+        Call it for index 0 .. N (at N it only reads the last code); `source_BND` is `frame_source(...)`, computed once.
+
+        Returns:
+            logits (B, codebook_size) of slot `index`, and the hidden state (B, D) of the token just read.
+        """
+        m = self.model
+        x = m.embed_prefix(actions_BA, len(actions_BA)) if index == 0 else m.embed_codes(codes_B[:, None])
+        if source_BND is not None and index < self.config.slots:
+            x = torch.cat([x[:, :-1], x[:, -1:] + source_BND[:, index : index + 1]], 1)
+        mask = self._mask(cache, noisy=False)[: x.shape[1], : cache.kv.visible + x.shape[1]] if index == 0 else None
+        hidden = m.transformer.hidden(x, self._positions(cache, x.shape[1]), mask, cache.kv, keep=True)[:, -1]
+        return m.visual_logits(hidden), hidden
+
+    def frame_source(self, cache: StepCache, actions_BA: torch.Tensor) -> torch.Tensor | None:
+        """What the next frame's slots start from, for `next_token`."""
+        return self.model.frame_source(cache.previous_BN, actions_BA)
+
+    def finish(self, cache: StepCache, codes_BN: torch.Tensor) -> None:
+        """Closes a frame that `next_token` has read token by token."""
+        cache.previous_BN, cache.frames = codes_BN, cache.frames + 1
+        self._slide(cache)
+
+    def _positions(self, cache: StepCache, count: int) -> torch.Tensor:
+        return torch.arange(cache.kv.length, cache.kv.length + count, device=cache.text_BL.device)
+
+    def _slide(self, cache: StepCache) -> StepCache:
+        """Puts frames older than the context out of sight."""
+        old = max(0, cache.frames - self.config.context_frames)
+        cache.kv.visible_from = self.config.text_length + old * self.config.frame_tokens
+        return cache
+
+    def _mask(self, cache: StepCache, noisy: bool) -> torch.Tensor:
+        """(A + 1 + N, visible + A + 1 + N): everything visible, then causal; the noisy slots see each other both ways."""
+        key = (cache.kv.visible, noisy, cache.text_BL.device)
+        if key not in self._masks:
+            size, seen = self.config.frame_tokens, cache.kv.visible
+            mask = torch.ones(size, seen + size, dtype=torch.bool).tril(seen)
+            if noisy:
+                mask[self.config.prefix :] = True
+            self._masks[key] = mask.to(cache.text_BL.device)
+        return self._masks[key]

@@ -1,0 +1,278 @@
+"""The trajectory model: text, frames and actions as one sequence, each frame with a noisy copy. Knows no sampling, no pixels.
+
+Sequence: `text | frame 0 | frame 1 | ... || noisy 1 | noisy 2 | ...`, where a frame is `action tokens, <|image start|>,
+visual tokens`. The clean half is trained to predict the next token, as Emu3.5; the noisy half is DiDA's: hidden visual
+tokens, predicted all at once from the clean past and from each other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from emu_embodied.attention import dida_mask, token_plan
+from emu_embodied.tokenizers.actions import bin_actions
+from emu_embodied.transformer import Transformer, TransformerConfig
+from emu_embodied.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class TokenModelConfig:
+    """Sizes of the trajectory model.
+
+    Attributes:
+        vocabulary: the id space.
+        transformer: sizes of the transformer; its vocab_size is the vocabulary's.
+        grid: visual tokens per side of a frame.
+        action_dim: A, values of an action.
+        text_length: L, ids of the padded instruction.
+        context_frames: C, frames in sight of the next one.
+        previous_frame_source: feed the next frame's slots from a 3x3 convolution of the previous frame and the action;
+            off, the model is plain Emu3.5 with a noisy half.
+        next_token_shift: noisy slot i is predicted by the hidden state before it, as when an autoregressive checkpoint is
+            adapted; off, slots are predicted in place.
+        objects: names of the objects whose positions the state head reports.
+        position_scale: world units at the right and at the lower edge of the frame (table-top: 16 and -16 cm).
+    """
+
+    vocabulary: Vocabulary
+    transformer: TransformerConfig
+    grid: int
+    action_dim: int
+    text_length: int = 16
+    context_frames: int = 2
+    previous_frame_source: bool = True
+    next_token_shift: bool = False
+    objects: tuple[str, ...] = ()
+    position_scale: tuple[float, float] = (16.0, -16.0)
+
+    @property
+    def slots(self) -> int:
+        """N, visual tokens a frame."""
+        return self.grid**2
+
+    @property
+    def prefix(self) -> int:
+        """Tokens of a frame before its first slot."""
+        return self.action_dim + 1
+
+    @property
+    def frame_tokens(self) -> int:
+        return self.prefix + self.slots
+
+
+@dataclass(frozen=True)
+class StateEstimate:
+    """What the heads read from a frame's hidden states; leading axes as given.
+
+    Attributes:
+        reward: (...) float32.
+        success: (...) float32 logits.
+        positions: (..., O, 2) float32 in world units.
+        presence: (..., O) float32 logits.
+    """
+
+    reward: torch.Tensor
+    success: torch.Tensor
+    positions: torch.Tensor
+    presence: torch.Tensor
+
+
+class PreviousFrameSource(nn.Module):
+    """What the next frame's slots start from: 3x3 convolutions over the previous frame's embeddings and the action."""
+
+    def __init__(self, config: TokenModelConfig) -> None:
+        super().__init__()
+        d = config.transformer.hidden_size
+        self.grid = config.grid
+        self.action = nn.Sequential(nn.Linear(config.action_dim, d), nn.SiLU(), nn.Linear(d, d))
+        self.first = nn.Conv2d(d, d, 3, padding=1)
+        self.second = nn.Conv2d(d, d, 3, padding=1)
+        self.place = nn.Parameter(0.02 * torch.randn(config.slots, d))
+
+    def forward(self, previous_BND: torch.Tensor, actions_BA: torch.Tensor) -> torch.Tensor:
+        """(B, N, D) from the previous frame's embeddings (B, N, D) and the actions (B, A)."""
+        batch, slots, d = previous_BND.shape
+        x = previous_BND.transpose(1, 2).reshape(batch, d, self.grid, self.grid)
+        x = self.first(x) + self.action(actions_BA)[:, :, None, None]
+        x = self.second(F.silu(x)).flatten(2).transpose(1, 2)
+        return x + previous_BND + self.place
+
+
+class StateHeads(nn.Module):
+    """Reward, success and object positions, read from a frame's N hidden states by attention pooling."""
+
+    def __init__(self, config: TokenModelConfig) -> None:
+        super().__init__()
+        d, objects = config.transformer.hidden_size, len(config.objects)
+        self.objects = objects
+        self.heat = nn.Linear(d, objects + 1)
+        self.offset = nn.Linear(d, 2 * objects)
+        self.presence = nn.Linear(d, 1)
+        self.value = nn.Sequential(
+            nn.Linear(2 * d + 3 * objects, d), nn.SiLU(), nn.Linear(d, d), nn.SiLU(), nn.Linear(d, 2)
+        )
+        centres = (torch.arange(config.grid) + 0.5) / config.grid * 2 - 1
+        places = torch.stack(torch.meshgrid(centres, centres, indexing="xy"), -1).reshape(-1, 2)
+        self.register_buffer("places", places, persistent=False)
+        self.register_buffer("scale", torch.tensor(config.position_scale), persistent=False)
+
+    def forward(self, hidden_BND: torch.Tensor, text_BD: torch.Tensor) -> StateEstimate:
+        """Reads hidden states (B, N, D) given the mean embedding of the instruction (B, D)."""
+        attention_BNO = self.heat(hidden_BND).float().softmax(1)
+        pooled_BOD = attention_BNO.transpose(1, 2) @ hidden_BND.float()
+        offsets = self.offset(hidden_BND).float().unflatten(-1, (self.objects, 2))
+        spots = self.places[:, None] + offsets  # (B, N, O, 2)
+        places_BO2 = (attention_BNO[..., :-1, None] * spots).sum(1)
+        presence = self.presence(pooled_BOD[:, :-1])[..., 0]
+        seen = presence.sigmoid()[..., None]
+        features = torch.cat([(places_BO2 * seen).detach(), seen.detach()], -1).flatten(1)
+        reward, success = self.value(torch.cat([text_BD.float(), pooled_BOD[:, -1], features], -1)).unbind(-1)
+        return StateEstimate(reward, success, places_BO2 * self.scale, presence)
+
+
+class TokenModel(nn.Module):
+    """Emu3.5's transformer over a robot's trajectory, with DiDA's noisy copies and state heads.
+
+    The training pass is `forward`; single pure inference steps are in `emu_embodied.step`.
+    """
+
+    def __init__(self, config: TokenModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        d = config.transformer.hidden_size
+        self.transformer = Transformer(config.transformer)
+        self.hidden_token = nn.Parameter(0.02 * torch.randn(d))
+        self.noised = nn.Parameter(0.02 * torch.randn(d))
+        self.action_value = nn.Linear(config.action_dim, config.action_dim * d)
+        nn.init.normal_(self.action_value.weight, std=0.02)
+        self.source = PreviousFrameSource(config) if config.previous_frame_source else None
+        self.heads = StateHeads(config)
+
+    # pieces of the sequence
+
+    def embed_text(self, text_BL: torch.Tensor) -> torch.Tensor:
+        """(B, L, D)."""
+        return self.transformer.model.embed_tokens(text_BL)
+
+    def embed_codes(self, codes: torch.Tensor) -> torch.Tensor:
+        """Visual codes (..., N) -> (..., N, D)."""
+        return self.transformer.model.embed_tokens(codes + self.config.vocabulary.visual_offset)
+
+    def embed_prefix(self, actions_BA: torch.Tensor | None, batch: int) -> torch.Tensor:
+        """A frame's action tokens and image start: (B, A + 1, D); None stands for "no action"."""
+        v, c = self.config.vocabulary, self.config
+        device = self.noised.device
+        if actions_BA is None:
+            ids = torch.full((batch, c.action_dim), v.no_action, device=device)
+        else:
+            ids = bin_actions(actions_BA, v.action_bins) + v.action_offset
+        ids = torch.cat([ids, torch.full((batch, 1), v.image_start, device=device)], 1)
+        x = self.transformer.model.embed_tokens(ids)
+        if actions_BA is None:
+            return x
+        values = self.action_value(actions_BA).view(batch, c.action_dim, -1)
+        return torch.cat([x[:, :-1] + values, x[:, -1:]], 1)
+
+    def frame_source(self, previous_BN: torch.Tensor, actions_BA: torch.Tensor) -> torch.Tensor | None:
+        """What the next frame's slots start from, (B, N, D); None where the model is plain Emu3.5."""
+        return self.source(self.embed_codes(previous_BN), actions_BA) if self.source is not None else None
+
+    def embed_clean(
+        self, actions_BA: torch.Tensor | None, codes_BN: torch.Tensor, source_BND: torch.Tensor | None
+    ) -> torch.Tensor:
+        """One clean frame: (B, A + 1 + N, D). The source of slot i is added to the token before it, which predicts it."""
+        x = torch.cat([self.embed_prefix(actions_BA, len(codes_BN)), self.embed_codes(codes_BN)], 1)
+        return x if source_BND is None else x + F.pad(source_BND, (0, 0, self.config.prefix - 1, 1))
+
+    def embed_noisy(
+        self, codes_BN: torch.Tensor, hidden_BN: torch.Tensor, source_BND: torch.Tensor | None
+    ) -> torch.Tensor:
+        """One noisy frame: (B, N, D); tokens where `hidden_BN` is True show nothing of their code."""
+        x = torch.where(hidden_BN[..., None], self.hidden_token, self.embed_codes(codes_BN)) + self.noised
+        if source_BND is None:
+            return x
+        return x + (torch.roll(source_BND, -1, 1) if self.config.next_token_shift else source_BND)
+
+    def visual_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits (..., codebook_size) over the visual codes."""
+        return F.linear(hidden, self.transformer.lm_head.weight[self.config.vocabulary.visual])
+
+    def estimate(self, hidden_BND: torch.Tensor, text_BL: torch.Tensor) -> StateEstimate:
+        """The heads' reading of a frame's hidden states (B, N, D)."""
+        real = (text_BL != self.config.vocabulary.pad)[..., None].float()
+        mean = (self.embed_text(text_BL) * real).sum(1) / real.sum(1).clamp(min=1)
+        return self.heads(hidden_BND, mean)
+
+    @cached_property
+    def _masks(self) -> dict:
+        return {}
+
+    def layout(self, frames: int, noisy: bool):
+        """Rotary positions (L,) and mask (L, L) of a packed sequence; computed once."""
+        key = (frames, noisy, self.noised.device)
+        if key not in self._masks:
+            c = self.config
+            plan = token_plan(c.text_length, c.prefix, c.slots, frames, noisy)
+            mask = dida_mask(plan, c.slots, c.context_frames)
+            self._masks[key] = (plan.position.to(self.noised.device), mask.to(self.noised.device))
+        return self._masks[key]
+
+    # training
+
+    def forward(
+        self,
+        text_BL: torch.Tensor,
+        codes_BFN: torch.Tensor,
+        actions_BFA: torch.Tensor,
+        noisy_BFN: torch.Tensor | None = None,
+        hidden_BFN: torch.Tensor | None = None,
+        shift_B: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Hidden states of a packed batch.
+
+        Args:
+            text_BL: (B, L) instruction ids.
+            codes_BFN: (B, F, N) clean frames.
+            actions_BFA: (B, F - 1, A), action t led from frame t to t + 1.
+            noisy_BFN, hidden_BFN: (B, F - 1, N) noisy copies of frames 1.. and which of their tokens are hidden; None for
+                the causal half alone.
+            shift_B: (B,) tokens by which the frames stand further from the text, so that long rollouts are familiar.
+
+        Returns:
+            clean (B, L + F (A + 1 + N), D), and noisy (B, F - 1, N, D) or None.
+        """
+        c, frames = self.config, codes_BFN.shape[1]
+        sources = [None] + [self.frame_source(codes_BFN[:, t - 1], actions_BFA[:, t - 1]) for t in range(1, frames)]
+        parts = [self.embed_text(text_BL)]
+        for t in range(frames):
+            parts.append(self.embed_clean(actions_BFA[:, t - 1] if t else None, codes_BFN[:, t], sources[t]))
+        clean_length = c.text_length + frames * c.frame_tokens
+        if noisy_BFN is not None:
+            for t in range(1, frames):
+                parts.append(self.embed_noisy(noisy_BFN[:, t - 1], hidden_BFN[:, t - 1], sources[t]))
+        positions, mask = self.layout(frames, noisy_BFN is not None)
+        if shift_B is not None:
+            positions = positions + shift_B[:, None] * (positions >= c.text_length)
+        hidden = self.transformer.hidden(torch.cat(parts, 1), positions, mask)
+        if noisy_BFN is None:
+            return hidden, None
+        noisy = hidden[:, clean_length:].unflatten(1, (frames - 1, c.slots))
+        if c.next_token_shift:
+            noisy = self.shift_slots(hidden[:, :clean_length], noisy)
+        return hidden[:, :clean_length], noisy
+
+    def frame_predictions(self, clean_BLD: torch.Tensor) -> torch.Tensor:
+        """The hidden states that predict frames 1..'s slots: (B, F - 1, N, D)."""
+        c = self.config
+        frames = clean_BLD[:, c.text_length :].unflatten(1, (-1, c.frame_tokens))
+        return frames[:, 1:, c.prefix - 1 : -1]
+
+    def shift_slots(self, clean_BLD: torch.Tensor, noisy_BFND: torch.Tensor) -> torch.Tensor:
+        """Under the next-token shift: slot 0 is read at the image start, slot i at noisy slot i - 1."""
+        starts = self.frame_predictions(clean_BLD)[:, :, :1]
+        return torch.cat([starts, noisy_BFND[:, :, :-1]], 2)

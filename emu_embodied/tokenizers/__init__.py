@@ -1,0 +1,1 @@
+"""Frames, text and actions to tokens and back."""

@@ -1,0 +1,151 @@
+"""Frames to visual codes and back: a convolutional autoencoder with finite scalar quantisation. Knows nothing of actions.
+
+FSQ is from "Finite Scalar Quantization: VQ-VAE Made Simple" (arXiv 2309.15505); the BatchNorm before its bound keeps the
+codes in use. The encoder sees each patch with a few pixels around it and nothing else, so what stands still keeps its codes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+@dataclass(frozen=True)
+class FrameTokenizerConfig:
+    """Sizes of the frame tokenizer.
+
+    Attributes:
+        image_size: side of a frame in px, a multiple of `patch`.
+        patch: downsampling; one token per patch.
+        margin: pixels around its patch that the encoder also sees.
+        levels: FSQ levels per latent channel; their product is the codebook size.
+        width: channels of encoder and decoder.
+        blocks: residual 3x3 blocks of the decoder at token resolution.
+    """
+
+    image_size: int = 64
+    patch: int = 8
+    margin: int = 2
+    levels: tuple[int, ...] = (8, 8, 8)
+    width: int = 128
+    blocks: int = 3
+
+    @property
+    def codebook_size(self) -> int:
+        return math.prod(self.levels)
+
+    @property
+    def grid(self) -> int:
+        """Tokens per side."""
+        return self.image_size // self.patch
+
+    @property
+    def tokens_per_frame(self) -> int:
+        return self.grid**2
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(gelu(conv(gelu(x)))), 3x3."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(width, width, 3, padding=1)
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+        nn.init.zeros_(self.second.weight)
+        nn.init.zeros_(self.second.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.second(F.gelu(self.first(F.gelu(x))))
+
+
+class FrameTokenizer(nn.Module):
+    """FSQ autoencoder: (B, H, W, 3) uint8 frames <-> (B, N) codes, N = (H / patch)^2, row by row."""
+
+    def __init__(self, config: FrameTokenizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        w, m, dims = config.width, config.margin, len(config.levels)
+        self.encoder = nn.Sequential(
+            nn.Conv2d(3, 2 * w, config.patch + 2 * m, stride=config.patch, padding=m, padding_mode="replicate"),
+            nn.GELU(),
+            nn.Conv2d(2 * w, w, 1),
+            nn.GELU(),
+            nn.Conv2d(w, dims, 1),
+            nn.BatchNorm2d(dims, affine=False),
+        )
+        self.decoder_in = nn.Conv2d(dims, w, 3, padding=1)
+        self.blocks = nn.Sequential(*[ResidualBlock(w) for _ in range(config.blocks)])
+        self.decoder_out = nn.Sequential(
+            nn.GELU(),
+            nn.Conv2d(w, 4 * (w // 2), 3, padding=1),
+            nn.PixelShuffle(2),
+            nn.GELU(),
+            nn.Conv2d(w // 2, 3 * (config.patch // 2) ** 2, 3, padding=1),
+            nn.PixelShuffle(config.patch // 2),
+        )
+        levels = torch.tensor(config.levels)
+        self.register_buffer("levels", levels, persistent=False)
+        self.register_buffer("basis", torch.cumprod(torch.cat([levels.new_ones(1), levels[:-1]]), 0), persistent=False)
+
+    # training path
+
+    def bound(self, z: torch.Tensor) -> torch.Tensor:
+        """Squashes latents (B, D, h, w) to the level grid 0 .. levels - 1, still continuous."""
+        top = (self.levels - 1).view(1, -1, 1, 1)
+        return torch.sigmoid(1.6 * z) * top
+
+    def forward(self, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Reconstructs (B, 3, H, W) in [-1, 1] with straight-through gradients; also returns the bounded latents."""
+        z = self.bound(self.encoder(frames))
+        q = z + (z.round() - z).detach()
+        return self.reconstruct(q), z
+
+    def reconstruct(self, q: torch.Tensor) -> torch.Tensor:
+        """Decodes level indices (B, D, h, w) to (B, 3, H, W) in about [-1, 1]."""
+        x = q / (self.levels - 1).view(1, -1, 1, 1) * 2 - 1
+        return self.decoder_out(self.blocks(self.decoder_in(x)))
+
+    # inference path
+
+    @torch.inference_mode()
+    def encode(self, frames: torch.Tensor) -> torch.Tensor:
+        """Frames (B, H, W, 3) uint8 -> codes (B, N) int64."""
+        q = self.bound(self.encoder(to_float(frames))).round().long()
+        return (q * self.basis.view(1, -1, 1, 1)).sum(1).flatten(1)
+
+    @torch.inference_mode()
+    def decode(self, codes: torch.Tensor) -> torch.Tensor:
+        """Codes (B, N) int64 -> frames (B, H, W, 3) uint8."""
+        g = self.config.grid
+        q = (codes.view(-1, 1, g, g) // self.basis.view(1, -1, 1, 1)) % self.levels.view(1, -1, 1, 1)
+        return to_uint8(self.reconstruct(q.float()))
+
+
+def to_float(frames: torch.Tensor) -> torch.Tensor:
+    """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 in [-1, 1]."""
+    return frames.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def to_uint8(images: torch.Tensor) -> torch.Tensor:
+    """(B, 3, H, W) in [-1, 1] -> (B, H, W, 3) uint8."""
+    return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def reconstruction_loss(
+    output: torch.Tensor, frames: torch.Tensor, previous: torch.Tensor, mean: torch.Tensor
+) -> torch.Tensor:
+    """Squared error with pixels that moved weighted x16 and foreground x8: small objects vanish without it.
+
+    Args:
+        output: (B, 3, H, W) reconstruction in [-1, 1].
+        frames: (B, 3, H, W) truth; previous: the frames before them, for what moves.
+        mean: (3, H, W) mean frame of the dataset, for what is foreground.
+    """
+    moved = ((frames - previous).abs().amax(1, keepdim=True) > 16 / 255).float()
+    foreground = ((frames - mean).abs().amax(1, keepdim=True) > 0.25).float()
+    weight = 1 + 7 * foreground + 8 * moved
+    return (weight * (output - frames) ** 2).mean()

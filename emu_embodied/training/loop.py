@@ -1,0 +1,178 @@
+"""The training loop: any module, any loss, resumable bit for bit. Knows no tokens and no frames.
+
+All randomness of step i is drawn from (seed, stage, i), so weights, optimiser and the step number are the whole state.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from emu_embodied.errors import CheckpointError
+from emu_embodied.storage import load_folder, save_folder
+
+LossFunction = Callable[[nn.Module, int], tuple[torch.Tensor, dict[str, float]]]
+Evaluator = Callable[[nn.Module], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """How a stage is optimised.
+
+    Attributes:
+        steps: optimiser steps of the stage.
+        learning_rate: peak; linear warm-up, then half-cosine to zero.
+        warmup: steps of warm-up.
+        weight_decay: of AdamW, on matrices only.
+        clip: largest gradient norm.
+        average: decay of the exponential moving average of the weights, which is what is evaluated and kept.
+        evaluate_every, save_every, log_every: steps between.
+    """
+
+    steps: int
+    learning_rate: float = 2e-3
+    warmup: int = 100
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    average: float = 0.998
+    evaluate_every: int = 1000
+    save_every: int = 500
+    log_every: int = 50
+
+
+def train_stage(
+    name: str,
+    module: nn.Module,
+    loss_function: LossFunction,
+    config: LoopConfig,
+    folder: Path,
+    *,
+    evaluate: Evaluator | None = None,
+    report: Callable[[str], None] = print,
+) -> nn.Module:
+    """Trains one stage to its end, from wherever it stopped, and returns the averaged module in eval mode.
+
+    Args:
+        name: of the stage; its state is kept in `folder / name`.
+        module: is trained in place; its device decides where.
+        loss_function: (module, step) -> loss and figures to log; draws its randomness from the step.
+        evaluate: figures of the averaged module on held-out data.
+        report: prints a line of progress.
+
+    Raises:
+        CheckpointError: the state in `folder` is damaged or of other settings.
+        KeyboardInterrupt: passed on after the state is saved.
+    """
+    optimiser = _optimiser(module, config)
+    average = copy.deepcopy(module).eval()
+    state_folder = folder / name
+    step = _restore(state_folder, module, average, optimiser, config)
+    if step >= config.steps:
+        return average
+    from torch.utils.tensorboard import SummaryWriter
+
+    device = next(module.parameters()).device
+    writer, began, first = SummaryWriter(folder / "tensorboard"), time.monotonic(), step
+    sums: dict[str, float] = {}
+    module.train()
+    try:
+        while step < config.steps:
+            for group in optimiser.param_groups:
+                group["lr"] = _learning_rate(config, step)
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                loss, figures = loss_function(module, step)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(module.parameters(), config.clip)
+            optimiser.step()
+            step += 1
+            _update_average(average, module, min(config.average, step / (step + 10)))
+            for key, value in {"loss": loss.item(), **figures}.items():
+                sums[key] = sums.get(key, 0.0) + value
+            if step % config.log_every == 0 or step == config.steps:
+                count = (step - 1) % config.log_every + 1
+                means = {key: value / count for key, value in sums.items()}
+                speed = (step - first) / (time.monotonic() - began)
+                _log(writer, name, step, config, means, speed, report)
+                sums = {}
+            if evaluate and (step % config.evaluate_every == 0 or step == config.steps):
+                _log(writer, f"{name}/held-out", step, config, evaluate(average), None, report)
+            if step % config.save_every == 0 or step == config.steps:
+                _save(state_folder, module, average, optimiser, config, step)
+    except KeyboardInterrupt:
+        _save(state_folder, module, average, optimiser, config, step)
+        report(f"{name}: stopped at step {step} of {config.steps}; the same command continues")
+        raise
+    finally:
+        writer.close()
+    return average
+
+
+def _learning_rate(config: LoopConfig, step: int) -> float:
+    warm = min(1.0, (step + 1) / max(1, config.warmup))
+    return config.learning_rate * warm * (0.5 + 0.5 * math.cos(math.pi * step / config.steps))
+
+
+def _optimiser(module: nn.Module, config: LoopConfig) -> torch.optim.AdamW:
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
+
+
+@torch.no_grad()
+def _update_average(average: nn.Module, module: nn.Module, decay: float) -> None:
+    torch._foreach_lerp_(list(average.parameters()), list(module.parameters()), 1 - decay)
+    for kept, current in zip(average.buffers(), module.buffers(), strict=True):
+        kept.copy_(current)
+
+
+def _log(writer, name, step, config, figures: dict[str, float], speed: float | None, report) -> None:
+    for key, value in figures.items():
+        writer.add_scalar(f"{name}/{key}", value, step)
+    rest = "" if speed is None else f"  {speed:.2f} steps/s, {(config.steps - step) / speed / 60:.0f} min left"
+    report(f"{name} {step}/{config.steps}: " + ", ".join(f"{k} {v:.4g}" for k, v in figures.items()) + rest)
+
+
+def _save(folder: Path, module, average, optimiser, config: LoopConfig, step: int) -> None:
+    moments = {}
+    for index, state in optimiser.state_dict()["state"].items():
+        moments |= {f"{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
+    tensors = {"module": module.state_dict(), "average": average.state_dict(), "optimiser": moments}
+    save_folder(folder, tensors, {"progress": {"step": step, "loop": asdict(config)}})
+
+
+def _restore(folder: Path, module, average, optimiser, config: LoopConfig) -> int:
+    if not folder.exists() and not (folder.parent / f".{folder.name}.previous").exists():
+        return 0
+    tensors, documents = load_folder(folder)
+    saved, wanted = documents["progress"]["loop"], asdict(config)
+    for key in ("steps", "learning_rate", "warmup", "weight_decay", "clip", "average"):
+        if saved.get(key) != wanted[key]:
+            raise CheckpointError(
+                f"{folder}: {key}",
+                saved.get(key),
+                f"this run asks for {wanted[key]}: use the same, or another run folder",
+            )
+    try:
+        module.load_state_dict(tensors["module"])
+        average.load_state_dict(tensors["average"])
+    except RuntimeError as error:
+        raise CheckpointError(
+            str(folder), str(error).splitlines()[0], "it is of another model: use another run folder"
+        ) from None
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in tensors["optimiser"].items():
+        index, field = key.split(".", 1)
+        state.setdefault(int(index), {})[field] = value
+    optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
+    return documents["progress"]["step"]

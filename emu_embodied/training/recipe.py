@@ -1,0 +1,147 @@
+"""From frames to a checkpoint: text BPE, frame tokenizer, codes, trajectory model. Knows no simulator and no planner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from emu_embodied.checkpoint import World, save_checkpoint
+from emu_embodied.data.frame_cache import FrameCache
+from emu_embodied.errors import DatasetError
+from emu_embodied.token_model import TokenModel, TokenModelConfig
+from emu_embodied.tokenizers.frames import FrameTokenizer, FrameTokenizerConfig
+from emu_embodied.tokenizers.text import TextTokenizer
+from emu_embodied.training.loop import LoopConfig, train_stage
+from emu_embodied.training.objectives import TokenizerObjective, TrajectoryConfig, TrajectoryObjective
+from emu_embodied.training.windows import WindowSampler
+from emu_embodied.transformer import TransformerConfig
+from emu_embodied.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything a preset decides.
+
+    Attributes:
+        tokenizer: sizes of the frame tokenizer; `image_size` is the dataset's.
+        tokenizer_batch: frames a step.
+        tokenizer_loop: its optimisation.
+        transformer: sizes of the trajectory model's transformer, without `vocab_size`.
+        context_frames: C.
+        previous_frame_source: see `TokenModelConfig`.
+        trajectory: phases, noise and weights.
+        trajectory_loop: its optimisation.
+        text_length, text_size, action_bins: the instruction's padded length, the BPE's ids, the bins of an action value.
+        held_out: episodes at the dataset's end that training never sees.
+        seed: of initialisation and batches.
+    """
+
+    tokenizer: FrameTokenizerConfig
+    tokenizer_batch: int
+    tokenizer_loop: LoopConfig
+    transformer: Mapping[str, int | float]
+    context_frames: int
+    previous_frame_source: bool
+    trajectory: TrajectoryConfig
+    trajectory_loop: LoopConfig
+    text_length: int = 16
+    text_size: int = 384
+    action_bins: int = 64
+    held_out: int = 100
+    seed: int = 0
+
+
+def train_checkpoint(
+    cache: FrameCache,
+    recipe: Recipe,
+    world: World,
+    folder: Path,
+    device: torch.device,
+    *,
+    evaluate_tokenizer: Callable[[FrameTokenizer], dict[str, float]] | None = None,
+    evaluate_model: Callable[[FrameTokenizer, TextTokenizer, TokenModel], dict[str, float]] | None = None,
+    report: Callable[[str], None] = print,
+) -> Path:
+    """Runs every stage, each from where it stopped, and writes `folder / checkpoint`.
+
+    Args:
+        cache: the whole dataset; its last `held_out` episodes are left for evaluation.
+        recipe: sizes and schedules.
+        world: names and scales of what the frames show.
+        folder: of the run; stages keep their state in it.
+        device: where to train; bf16 on CUDA, fp32 on the CPU.
+        evaluate_tokenizer, evaluate_model: figures on held-out episodes, shown as training goes.
+        report: prints a line of progress.
+
+    Returns:
+        The checkpoint folder.
+
+    Raises:
+        DatasetError: too few episodes, or frames of another size.
+        CheckpointError: the run folder holds a damaged state, or one of other settings.
+    """
+    if cache.episodes <= recipe.held_out:
+        raise DatasetError("episodes", cache.episodes, f"collect more than the {recipe.held_out} that are held out")
+    if cache.pixels.shape[1:3] != (recipe.tokenizer.image_size,) * 2:
+        raise DatasetError("frame size", cache.pixels.shape[1:3], f"this preset takes {recipe.tokenizer.image_size} px")
+    train_cache = cache.select(range(cache.episodes - recipe.held_out))
+    text = TextTokenizer.train(train_cache.instructions, recipe.text_size)
+    torch.manual_seed(recipe.seed)
+    tokenizer = train_stage(
+        "tokenizer",
+        FrameTokenizer(recipe.tokenizer).to(device),
+        TokenizerObjective(train_cache, recipe.tokenizer_batch, recipe.seed),
+        recipe.tokenizer_loop,
+        folder,
+        evaluate=evaluate_tokenizer,
+        report=report,
+    )
+    model = TokenModel(model_config(recipe, world, text, train_cache)).to(device)
+    sampler = WindowSampler(
+        train_cache,
+        encode_frames(tokenizer, train_cache, report),
+        text.batch(train_cache.instructions, recipe.text_length, model.config.vocabulary.pad),
+        tuple(world.objects),
+        recipe.seed,
+    )
+    model = train_stage(
+        "trajectory",
+        model,
+        TrajectoryObjective(sampler, recipe.trajectory, recipe.trajectory_loop.steps),
+        recipe.trajectory_loop,
+        folder,
+        evaluate=(lambda average: evaluate_model(tokenizer, text, average)) if evaluate_model else None,
+        report=report,
+    )
+    facts = {"episodes": cache.episodes, "frames": len(cache), "recipe": asdict(recipe)}
+    save_checkpoint(folder / "checkpoint", tokenizer, text, model, world, facts)
+    return folder / "checkpoint"
+
+
+def model_config(recipe: Recipe, world: World, text: TextTokenizer, cache: FrameCache) -> TokenModelConfig:
+    """The trajectory model's sizes, from the recipe and the data."""
+    vocabulary = Vocabulary(text.size, recipe.tokenizer.codebook_size, recipe.action_bins)
+    return TokenModelConfig(
+        vocabulary=vocabulary,
+        transformer=TransformerConfig(vocab_size=vocabulary.size, **recipe.transformer),
+        grid=recipe.tokenizer.grid,
+        action_dim=cache.actions.shape[1],
+        text_length=recipe.text_length,
+        context_frames=recipe.context_frames,
+        previous_frame_source=recipe.previous_frame_source,
+        objects=tuple(world.objects),
+        position_scale=tuple(world.position_scale),
+    )
+
+
+def encode_frames(
+    tokenizer: FrameTokenizer, cache: FrameCache, report: Callable[[str], None], batch: int = 512
+) -> torch.Tensor:
+    """Codes (F, N) int16 of every frame."""
+    report(f"encoding {len(cache)} frames")
+    pixels, device = torch.from_numpy(cache.pixels), tokenizer.levels.device
+    parts = [tokenizer.encode(pixels[i : i + batch].to(device)).cpu().short() for i in range(0, len(pixels), batch)]
+    return torch.cat(parts)

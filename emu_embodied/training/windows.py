@@ -1,0 +1,124 @@
+"""Windows of a trajectory as training batches: codes, actions, instruction, labels. Knows no model and no file format."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from emu_embodied.data.frame_cache import FrameCache
+from emu_embodied.errors import DatasetError
+
+
+@dataclass(frozen=True)
+class WindowBatch:
+    """B windows of F frames.
+
+    Attributes:
+        text_BL: (B, L) int64.
+        codes_BFN: (B, F, N) int64.
+        actions_BFA: (B, F - 1, A) float32.
+        reward_BF, success_BF: (B, F - 1) float32, on arrival at frames 1...
+        known_BF: (B, F - 1) float32, 0 where reward and success were not recorded (a repeated first frame).
+        positions_BFO2: (B, F - 1, O, 2) float32 in world units, at frames 1...
+        present_BFO: (B, F - 1, O) float32.
+    """
+
+    text_BL: torch.Tensor
+    codes_BFN: torch.Tensor
+    actions_BFA: torch.Tensor
+    reward_BF: torch.Tensor
+    success_BF: torch.Tensor
+    known_BF: torch.Tensor
+    positions_BFO2: torch.Tensor
+    present_BFO: torch.Tensor
+
+    def to(self, device: torch.device) -> WindowBatch:
+        """The batch on another device."""
+        return WindowBatch(**{k: v.to(device, non_blocking=True) for k, v in vars(self).items()})
+
+
+class WindowSampler:
+    """Draws windows; half of them lie within 3 steps of a contact, where the world is hard to predict.
+
+    Args:
+        cache: the dataset; its pixels are not used.
+        codes_FN: (frames, N) visual codes of every frame.
+        text_EL: (episodes, L) instruction ids.
+        objects: names whose `NAME.x`, `NAME.y`, `NAME.present` are labels; absent names have no labels.
+        seed: batches are a function of (seed, step).
+        contact_share: share of windows around contact.
+        contact_margin: steps before and after a contact that still count as around it.
+        moved: world units an object moves in a step of contact.
+
+    A window may begin before its episode: the first frame repeated, with zero actions between, which is how a fresh history
+    looks to the model.
+    """
+
+    def __init__(
+        self,
+        cache: FrameCache,
+        codes_FN: torch.Tensor,
+        text_EL: torch.Tensor,
+        objects: tuple[str, ...],
+        seed: int,
+        contact_share: float = 0.5,
+        contact_margin: int = 3,
+        moved: float = 0.1,
+    ) -> None:
+        self.cache, self.codes, self.text, self.seed = cache, codes_FN, text_EL, seed
+        self.contact_share = contact_share
+        names = cache.names["state"]
+        frames = len(cache.actions)
+        self.positions = np.zeros((frames, len(objects), 2), np.float32)
+        self.present = np.zeros((frames, len(objects)), np.float32)
+        for i, name in enumerate(objects):
+            if f"{name}.x" not in names:
+                raise DatasetError(
+                    "state names", names, f'there is no "{name}.x": choose objects that the dataset labels'
+                )
+            self.positions[:, i] = cache.states[:, [names.index(f"{name}.x"), names.index(f"{name}.y")]]
+            self.present[:, i] = cache.states[:, names.index(f"{name}.present")]
+        self.starts, self.ends = cache.episode_starts[:-1], cache.episode_starts[1:]
+        self.contact_frames = self._contacts(moved, contact_margin)
+
+    def _contacts(self, moved: float, margin: int) -> np.ndarray:
+        """Frames from which an object (not the robot itself, which comes first) moves soon or has just moved."""
+        near = []
+        for start, end in zip(self.starts, self.ends, strict=True):
+            gone = np.linalg.norm(np.diff(self.positions[start:end, 1:], axis=0), axis=-1).max(-1, initial=0) > moved
+            steps = np.flatnonzero(gone)
+            around = np.unique(np.clip(steps[:, None] + np.arange(-margin, margin + 1), 0, end - start - 2))
+            near.append(start + around)
+        return np.concatenate(near) if near else np.zeros(0, np.int64)
+
+    def batch(self, step: int, size: int, frames: int) -> WindowBatch:
+        """The batch of a step: `size` windows of `frames` frames."""
+        rng, early = np.random.default_rng([self.seed, step]), max(1, frames - 2)
+        episode = rng.integers(0, len(self.starts), size)
+        first = self.starts[episode] + rng.integers(-early, self.ends[episode] - self.starts[episode] - frames + 1)
+        if len(self.contact_frames):
+            pick = rng.random(size) < self.contact_share
+            contact = self.contact_frames[rng.integers(0, len(self.contact_frames), size)]
+            owner = np.searchsorted(self.ends, contact, side="right")
+            start = np.clip(
+                contact - rng.integers(0, frames - 1, size), self.starts[owner] - early, self.ends[owner] - frames
+            )
+            episode, first = np.where(pick, owner, episode), np.where(pick, start, first)
+        index = first[:, None] + np.arange(frames)
+        begun = index >= self.starts[episode][:, None]
+        index = np.maximum(index, self.starts[episode][:, None])
+        actions = self.cache.actions[index[:, :-1]] * begun[:, :-1, None]
+        into = index[:, 1:]
+        before = np.maximum(into - 1, self.starts[episode][:, None])
+        return WindowBatch(
+            self.text[torch.from_numpy(episode)],
+            self.codes[torch.from_numpy(index)].long(),
+            torch.from_numpy(actions.astype(np.float32)),
+            torch.from_numpy(self.cache.rewards[before]),
+            torch.from_numpy(self.cache.successes[before].astype(np.float32)),
+            torch.from_numpy(begun[:, :-1].astype(np.float32)),
+            torch.from_numpy(self.positions[into]),
+            torch.from_numpy(self.present[into]),
+        )

@@ -1,0 +1,171 @@
+"""Emu3.5's language model, any size: tokens to logits. Knows nothing of sampling, frames or actions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from emu_embodied.attention import KVCache, rotary_tables, rotate
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Sizes, under the names of the released `config.json`.
+
+    Attributes:
+        vocab_size: ids.
+        hidden_size, intermediate_size: width of the residual stream and of the SwiGLU.
+        num_hidden_layers: depth.
+        num_attention_heads, num_key_value_heads, head_dim: grouped-query attention; heads x head_dim need not be hidden_size.
+        rms_norm_eps, rope_theta: as named.
+    """
+
+    vocab_size: int
+    hidden_size: int = 128
+    intermediate_size: int = 256
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 4
+    num_key_value_heads: int = 2
+    head_dim: int = 32
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square normalisation with a learned scale."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with RMSNorm on queries and keys before rotary; no biases."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        d, q, kv = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
+        self.config = config
+        self.q_proj = nn.Linear(d, q * config.head_dim, bias=False)
+        self.k_proj = nn.Linear(d, kv * config.head_dim, bias=False)
+        self.v_proj = nn.Linear(d, kv * config.head_dim, bias=False)
+        self.o_proj = nn.Linear(q * config.head_dim, d, bias=False)
+        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+
+    def forward(self, x, cos, sin, mask, cache: KVCache | None, layer: int, keep: bool) -> torch.Tensor:
+        batch, length, _ = x.shape
+        q = self.q_norm(self.q_proj(x).view(batch, length, -1, self.config.head_dim)).transpose(1, 2)
+        k = self.k_norm(self.k_proj(x).view(batch, length, -1, self.config.head_dim)).transpose(1, 2)
+        v = self.v_proj(x).view(batch, length, -1, self.config.head_dim).transpose(1, 2)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        if cache is not None:
+            k, v = cache.attend(layer, k, v, keep)
+        groups = self.config.num_attention_heads // self.config.num_key_value_heads
+        k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.o_proj(out.transpose(1, 2).reshape(batch, length, -1))
+
+
+class MLP(nn.Module):
+    """SwiGLU."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Layer(nn.Module):
+    """One pre-normalised block."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, x, *attention_arguments) -> torch.Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), *attention_arguments)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Decoder(nn.Module):
+    """Embeddings, layers and the final norm: the part that the released checkpoints call `model`."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList([Layer(config) for _ in range(config.num_hidden_layers)])
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
+class Transformer(nn.Module):
+    """Decoder-only transformer of Emu3.5 (arXiv 2510.26583); its state dict has the released checkpoints' keys."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Decoder(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.apply(self._initialise)
+        for layer in self.model.layers:  # residual branches start small, as in GPT-2
+            for out in (layer.self_attn.o_proj, layer.mlp.down_proj):
+                nn.init.normal_(out.weight, std=0.02 / (2 * config.num_hidden_layers) ** 0.5)
+
+    @staticmethod
+    def _initialise(module: nn.Module) -> None:
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
+
+    def forward(self, ids: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
+        """Causal logits (B, L, vocab_size) of ids (B, L); with a cache, the ids continue it and join it."""
+        start = cache.length if cache else 0
+        positions = torch.arange(start, start + ids.shape[1], device=ids.device)
+        columns = torch.arange(start + ids.shape[1], device=ids.device)
+        mask = columns[None, :] <= positions[:, None]
+        return self.lm_head(self.hidden(self.model.embed_tokens(ids), positions, mask, cache, keep=True))
+
+    def hidden(
+        self,
+        x: torch.Tensor,
+        positions: torch.Tensor,
+        mask: torch.Tensor | None,
+        cache: KVCache | None = None,
+        keep: bool = False,
+    ) -> torch.Tensor:
+        """Final hidden states (B, L, D) of embedded tokens.
+
+        Args:
+            x: (B, L, D) embeddings.
+            positions: (L,) or (B, L) rotary positions.
+            mask: (L, keys) bool, True where a row attends; None lets every row attend to every key.
+            cache: keys and values seen before these tokens.
+            keep: write these tokens' keys and values to the cache.
+        """
+        cos, sin = rotary_tables(positions, self.config.head_dim, self.config.rope_theta)
+        if positions.ndim == 2:
+            cos, sin = cos[:, None], sin[:, None]
+        for index, layer in enumerate(self.model.layers):
+            x = layer(x, cos, sin, mask, cache, index, keep)
+        if cache is not None and keep:
+            cache.advance(positions.shape[-1])
+        return self.model.norm(x)
+
+    def new_cache(self, batch: int, capacity: int, pinned: int = 0) -> KVCache:
+        """An empty cache for `capacity` tokens, of which the first `pinned` stay in every window's sight."""
+        c = self.config
+        like = self.lm_head.weight
+        return KVCache(c.num_hidden_layers, batch, c.num_key_value_heads, c.head_dim, capacity, pinned, like)

@@ -1,0 +1,131 @@
+"""The values that travel between the rooms: frozen, with shapes, dtypes and units at each field. Knows no model and no env."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+# Dictionary keys that cross a boundary (LeRobot's and Gymnasium's names).
+PIXELS = "pixels"
+AGENT_POS = "agent_pos"
+IS_SUCCESS = "is_success"
+OBS_IMAGE = "observation.image"
+OBS_STATE = "observation.state"
+OBS_ENVIRONMENT_STATE = "observation.environment_state"
+ACTION = "action"
+REWARD = "next.reward"
+SUCCESS = "next.success"
+TASK = "task"
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a robot sees at one moment.
+
+    Attributes:
+        pixels: (H, W, 3) uint8 RGB.
+        agent_pos: (D,) float32, the robot's own position (table-top: x, y in cm).
+        instruction: the episode's task as text; empty where there is none.
+    """
+
+    pixels: np.ndarray
+    agent_pos: np.ndarray
+    instruction: str = ""
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One recorded trajectory of T model steps.
+
+    Attributes:
+        pixels: (T + 1, H, W, 3) uint8.
+        agent_pos: (T + 1, D) float32.
+        states: (T + 1, E) float32, the simulator's true state vector (`observation.environment_state`).
+        actions: (T, A) float32 in [-1, 1].
+        rewards: (T,) float32, received on arrival at frame t + 1.
+        successes: (T,) bool, judged at frame t + 1.
+        instruction: the task as text.
+    """
+
+    pixels: np.ndarray
+    agent_pos: np.ndarray
+    states: np.ndarray
+    actions: np.ndarray
+    rewards: np.ndarray
+    successes: np.ndarray
+    instruction: str
+
+
+@dataclass(frozen=True)
+class History:
+    """What a world model remembers of B worlds: the last C frames as codes, and the actions between them.
+
+    A world with fewer than C frames behind it is filled up with its first frame and zero actions.
+
+    Attributes:
+        codes_BCN: (B, C, N) int64 visual codes in 0..codebook_size - 1, N tokens a frame, row by row.
+        actions_BCA: (B, C - 1, A) float32; action c led from frame c to frame c + 1.
+        text_BL: (B, L) int64 instruction ids, padded to the model's text length.
+    """
+
+    codes_BCN: torch.Tensor
+    actions_BCA: torch.Tensor
+    text_BL: torch.Tensor
+
+    def __len__(self) -> int:
+        return self.codes_BCN.shape[0]
+
+    def select(self, rows: slice | list[int] | torch.Tensor) -> History:
+        """Returns the history of some of the worlds."""
+        return History(self.codes_BCN[rows], self.actions_BCA[rows], self.text_BL[rows])
+
+    def push(self, actions_BA: torch.Tensor, codes_BN: torch.Tensor) -> History:
+        """Appends one action (B, A) and the frame (B, N) it led to; the oldest frame falls out."""
+        return History(
+            torch.cat([self.codes_BCN[:, 1:], codes_BN[:, None]], 1),
+            torch.cat([self.actions_BCA, actions_BA[:, None]], 1)[:, 1:],
+            self.text_BL,
+        )
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """S imagined futures of T steps for each of B worlds.
+
+    Attributes:
+        codes_BSTN: (B, S, T, N) int64 visual codes.
+        rewards_BST: (B, S, T) float32, the reward head's estimate on arrival at each frame.
+        success_BST: (B, S, T) float32 in [0, 1], the success head's probability at each frame.
+        positions_BSTOD: (B, S, T, O, 2) float32 in px of a 64 px frame (x right, y down): the position head's estimate
+            per named object, in the model's `objects` order.
+        presence_BSTO: (B, S, T, O) float32 in [0, 1], the probability that the object is in view.
+        entropy_BST: (B, S, T) float32 nats, mean entropy of the tokens when they were chosen.
+    """
+
+    codes_BSTN: torch.Tensor
+    rewards_BST: torch.Tensor
+    success_BST: torch.Tensor
+    positions_BSTOD: torch.Tensor
+    presence_BSTO: torch.Tensor
+    entropy_BST: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a planner decided.
+
+    Attributes:
+        actions: (T, A) float32, the best sequence, in the action space's bounds.
+        cost: its predicted cost (lower is better).
+        predicted_frames: frames imagined to find it (candidates x steps x iterations).
+        seconds: wall time it took.
+        costs_by_iteration: best cost after each iteration, for logs.
+    """
+
+    actions: np.ndarray
+    cost: float
+    predicted_frames: int
+    seconds: float
+    costs_by_iteration: tuple[float, ...] = field(default=())

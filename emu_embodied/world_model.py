@@ -1,0 +1,186 @@
+"""TokenWorldModel: observations and actions in, imagined frames out. Puts tokenizers, token model and decoding together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from emu_embodied.decoding import autoregressive, dida
+from emu_embodied.errors import InputError
+from emu_embodied.step import FrameStep, StepCache
+from emu_embodied.token_model import StateEstimate, TokenModel
+from emu_embodied.tokenizers.frames import FrameTokenizer
+from emu_embodied.tokenizers.text import TextTokenizer
+from emu_embodied.types import History, Observation, Rollout
+
+DECODINGS = ("dida", "autoregressive")
+
+
+class TokenWorldModel:
+    """A world model over tokens; implements `protocols.WorldModel`.
+
+    Args:
+        tokenizer, text, model: the trained parts, in eval mode and on one device.
+        world: names and scales (`checkpoint.World`).
+        decoding: "dida" (a frame in `passes` parallel passes and a commit) or "autoregressive" (token by token).
+        passes: K of DiDA, 1 to N.
+        temperature: 0 takes the likeliest codes.
+        seed: of the sampling noise; see `seed`.
+        chunk: most dreams (B x S) that are imagined at once; more are done in turn, which keeps memory and caches small.
+
+    Raises:
+        InputError: `decoding` or `passes` out of range.
+    """
+
+    def __init__(
+        self,
+        tokenizer: FrameTokenizer,
+        text: TextTokenizer,
+        model: TokenModel,
+        world,
+        *,
+        decoding: str = "dida",
+        passes: int = 1,
+        temperature: float = 0.0,
+        seed: int = 0,
+        chunk: int = 64,
+    ) -> None:
+        if decoding not in DECODINGS:
+            raise InputError("decoding", decoding, f"choose one of {DECODINGS}")
+        if not 1 <= passes <= model.config.slots:
+            raise InputError("passes", passes, f"choose K from 1 to {model.config.slots}, the tokens of a frame")
+        if not temperature >= 0:
+            raise InputError("temperature", temperature, "give 0 (greedy) or more")
+        self.tokenizer, self.text, self.model, self.world = tokenizer.eval(), text, model.eval(), world
+        self.engine = FrameStep(model)
+        self.decoding, self.passes, self.temperature, self.chunk = decoding, passes, temperature, chunk
+        self.image_size = tokenizer.config.image_size
+        self.action_dim, self.agent_dim = model.config.action_dim, 2
+        self.objects, self.context_frames = model.config.objects, model.config.context_frames
+        self.tokens_per_frame = model.config.slots
+        self.device = model.noised.device
+        self.seed(seed)
+
+    def seed(self, seed: int) -> None:
+        """Restarts the sampling noise; greedy decoding has none."""
+        self.generator = torch.Generator(self.device).manual_seed(seed)
+
+    @torch.inference_mode()
+    def encode(self, observations: Sequence[Observation]) -> History:
+        """Starts B histories, each from one observation: the frame, doubled, with zero actions between.
+
+        Raises:
+            InputError: no observations, or pixels of another shape or dtype.
+        """
+        codes_BN = self._codes(observations)
+        text_BL = self.text.batch(
+            [o.instruction for o in observations], self.model.config.text_length, self.model.config.vocabulary.pad
+        ).to(self.device)
+        frames = self.context_frames
+        actions = torch.zeros(len(codes_BN), frames - 1, self.action_dim, device=self.device)
+        return History(codes_BN[:, None].repeat(1, frames, 1), actions, text_BL)
+
+    @torch.inference_mode()
+    def observe(self, history: History, actions: np.ndarray, observations: Sequence[Observation]) -> History:
+        """Appends what really happened: actions (B, A) in [-1, 1] and the observations they led to.
+
+        Raises:
+            InputError: wrong shapes, dtypes, ranges or non-finite values.
+        """
+        codes_BN = self._codes(observations)
+        return history.push(self._actions(actions, (len(history), self.action_dim)), codes_BN)
+
+    def step(self, history: History, actions: np.ndarray) -> tuple[History, Rollout]:
+        """Imagines one step of each world from actions (B, A); returns the grown history and a rollout with S = T = 1."""
+        actions_BA = self._actions(actions, (len(history), self.action_dim))
+        rollout = self.rollout(history, actions_BA[:, None, None])
+        return history.push(actions_BA, rollout.codes_BSTN[:, 0, 0]), rollout
+
+    @torch.inference_mode()
+    def rollout(self, history: History, actions: np.ndarray | torch.Tensor) -> Rollout:
+        """Imagines the futures of actions (B, S, T, A) in [-1, 1]; the S candidates of a world share its prefix.
+
+        Raises:
+            InputError: actions of another shape or dtype, out of range or not finite.
+        """
+        actions_BSTA = self._actions(actions, (len(history), None, None, self.action_dim))
+        batch, candidates, steps, _ = actions_BSTA.shape
+        cache = self.engine.prefill(history.text_BL, history.codes_BCN, history.actions_BCA, ahead=steps)
+        per_world = max(1, self.chunk // batch)
+        parts = [
+            self._dream(cache.expand(part.shape[1]), part.flatten(0, 1))
+            for part in actions_BSTA.split(per_world, dim=1)
+        ]
+        split = [[x.unflatten(0, (batch, -1)) for x in part] for part in parts]
+        return Rollout(*(torch.cat(pieces, 1) for pieces in zip(*split, strict=True)))
+
+    @torch.inference_mode()
+    def decode(self, codes: torch.Tensor) -> np.ndarray:
+        """Renders visual codes (..., N) as frames (..., H, W, 3) uint8."""
+        flat = codes.reshape(-1, self.tokens_per_frame)
+        frames = torch.cat([self.tokenizer.decode(part).cpu() for part in flat.split(256)])
+        return frames.numpy().reshape(*codes.shape[:-1], *frames.shape[1:])
+
+    def agent_pos(self, rollout: Rollout) -> np.ndarray:
+        """The robot's own position (B, S, T, 2) float32 in world units: the first of `objects`."""
+        return rollout.positions_BSTOD[..., 0, :].cpu().numpy()
+
+    def _dream(self, cache: StepCache, actions_BTA: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Codes, rewards, success, positions, presence and entropy of each step, (B, T, ...)."""
+        steps, text_BL = actions_BTA.shape[1], cache.text_BL
+        rows: list[tuple[torch.Tensor, ...]] = []
+        for t in range(steps):
+            action = actions_BTA[:, t]
+            if self.decoding == "autoregressive":
+                codes, hidden, entropy = autoregressive.decode_frame(
+                    self.engine, cache, action, temperature=self.temperature, generator=self.generator
+                )
+            else:
+                codes, hidden, entropy = dida.decode_frame(
+                    self.engine,
+                    cache,
+                    action,
+                    passes=self.passes,
+                    temperature=self.temperature,
+                    generator=self.generator,
+                )
+                if t < steps - 1:
+                    self.engine.commit(cache, action, codes)
+            state: StateEstimate = self.model.estimate(hidden, text_BL)
+            rows.append(
+                (codes, state.reward, state.success.sigmoid(), state.positions, state.presence.sigmoid(), entropy)
+            )
+        return tuple(torch.stack(column, 1) for column in zip(*rows, strict=True))
+
+    def _codes(self, observations: Sequence[Observation]) -> torch.Tensor:
+        size = (self.image_size, self.image_size, 3)
+        if not observations:
+            raise InputError("observations", "none", "give at least one")
+        for observation in observations:
+            pixels = observation.pixels
+            if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape != size:
+                found = f"{getattr(pixels, 'dtype', type(pixels).__name__)} {getattr(pixels, 'shape', '')}"
+                raise InputError("pixels", found, f"give uint8 RGB of shape {size}")
+        pixels = torch.from_numpy(np.stack([o.pixels for o in observations]))
+        return self.tokenizer.encode(pixels.to(self.device))
+
+    def _actions(self, actions: np.ndarray | torch.Tensor, shape: tuple[int | None, ...]) -> torch.Tensor:
+        """Checks actions once, at the boundary, and moves them to the device."""
+        try:
+            tensor = torch.as_tensor(actions)
+        except (TypeError, ValueError):
+            raise InputError("actions", actions, "give an array of float32") from None
+        named = tuple("any" if n is None else n for n in shape)
+        wrong = tensor.ndim != len(shape) or any(n not in (None, m) for n, m in zip(shape, tensor.shape, strict=False))
+        if wrong or 0 in tensor.shape:
+            raise InputError("actions", f"shape {tuple(tensor.shape)}", f"give shape {named}, none of them 0")
+        if tensor.dtype == torch.bool or tensor.is_complex():
+            raise InputError("actions", f"dtype {tensor.dtype}", "give float32")
+        tensor = tensor.to(self.device, torch.float32)
+        if not torch.isfinite(tensor).all():
+            raise InputError("actions", "NaN or inf", "give finite numbers")
+        if tensor.abs().max() > 1 + 1e-3:
+            raise InputError("actions", float(tensor.abs().max()), "stay within [-1, 1]")
+        return tensor.clamp(-1, 1)

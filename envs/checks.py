@@ -1,0 +1,96 @@
+"""Checks of what callers hand to an env, done once at its boundary. Knows Gymnasium's spaces, no env and no model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from emu_embodied.errors import InputError
+from emu_embodied.types import AGENT_POS, PIXELS, Observation
+
+
+def check_action(action: Any, space: gymnasium.spaces.Box) -> np.ndarray:
+    """Returns the action, or a vector env's batch of them, as float64 after checking it once, at the boundary.
+
+    Raises:
+        InputError: wrong shape, not a number, NaN, inf or out of the space's bounds (0.001 is forgiven).
+    """
+    try:
+        array = np.asarray(action)
+    except (ValueError, TypeError, RuntimeError) as error:  # ragged lists; tensors that numpy cannot see
+        raise InputError("action", str(error), f"give a float32 array of shape {space.shape}") from error
+    if array.dtype.kind not in "fiu":
+        raise InputError("action", f"dtype {array.dtype}", "give float32")
+    if array.shape != space.shape:
+        raise InputError("action", f"shape {array.shape}", f"give shape {space.shape}")
+    if not np.isfinite(array).all():
+        raise InputError("action", array.tolist(), "give finite numbers")
+    if (array < space.low - 1e-3).any() or (array > space.high + 1e-3).any():
+        raise InputError("action", array.tolist(), f"stay within [{space.low.min():g}, {space.high.max():g}]")
+    return np.clip(array.astype(np.float64), space.low, space.high)
+
+
+def check_observation(observation: Any, instruction: Any, space: gymnasium.spaces.Dict) -> Observation:
+    """Returns a frame, the robot's position and the task as an `Observation` after checking each.
+
+    Args:
+        observation: a mapping with `pixels` (H, W, 3) uint8 and `agent_pos` (D,) numbers in the space's unit, or an
+            `Observation`.
+        instruction: the task as text; None for the observation's own, or none.
+        space: what the observation must fit, by the same keys.
+
+    Raises:
+        InputError: a missing part, a wrong type, shape or dtype, NaN, inf, or a position out of the space (0.001 is
+            forgiven).
+    """
+    if isinstance(observation, Observation):
+        instruction = observation.instruction if instruction is None else instruction
+        observation = {PIXELS: observation.pixels, AGENT_POS: observation.agent_pos}
+    if not isinstance(observation, Mapping) or not {PIXELS, AGENT_POS} <= set(observation):
+        found = sorted(map(str, observation)) if isinstance(observation, Mapping) else type(observation).__name__
+        raise InputError("observation", found, f"give a dict with {PIXELS!r} and {AGENT_POS!r}, as the env returns it")
+    if not isinstance(instruction, str | None):
+        raise InputError("instruction", instruction, "give the task as text")
+    pixels, box = observation[PIXELS], space[PIXELS]
+    if not isinstance(pixels, np.ndarray) or pixels.dtype != box.dtype or pixels.shape != box.shape:
+        found = f"{pixels.dtype} {pixels.shape}" if isinstance(pixels, np.ndarray) else type(pixels).__name__
+        raise InputError(f"observation[{PIXELS!r}]", found, f"give a {box.dtype} RGB array of shape {box.shape}")
+    agent_pos = _check_agent_pos(observation[AGENT_POS], space[AGENT_POS])
+    return Observation(pixels, agent_pos, instruction or "")
+
+
+def _check_agent_pos(agent_pos: Any, box: gymnasium.spaces.Box) -> np.ndarray:
+    field = f"observation[{AGENT_POS!r}]"
+    try:
+        array = np.asarray(agent_pos)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise InputError(field, str(error), f"give {box.shape[0]} numbers") from error
+    if array.dtype.kind not in "fiu" or array.shape != box.shape:
+        raise InputError(field, f"{array.dtype} {array.shape}", f"give float32 of shape {box.shape}")
+    if not np.isfinite(array).all():
+        raise InputError(field, array.tolist(), "give finite numbers")
+    if (array < box.low - 1e-3).any() or (array > box.high + 1e-3).any():
+        raise InputError(field, array.tolist(), f"stay within {box.low.tolist()} and {box.high.tolist()}")
+    return np.clip(array.astype(np.float32), box.low, box.high)
+
+
+def check_names(field: str, names: Iterable[Any], known: Iterable[str]) -> None:
+    """Raises an InputError that names the first of `names` that is not among the `known`."""
+    known = tuple(known)
+    for name in names:
+        if name not in known:
+            raise InputError(field, name, f"choose among {known}")
+
+
+def check_index(field: str, value: Any, length: int) -> int:
+    """Returns a whole number of 0..length - 1 as int.
+
+    Raises:
+        InputError: it is no whole number, or outside.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < length:
+        raise InputError(field, value, f"give a whole number from 0 to {length - 1}")
+    return int(value)

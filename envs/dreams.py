@@ -1,0 +1,287 @@
+"""What imagined envs share: where dreams start, and B dreams that go on together. Knows no concrete model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+
+from emu_embodied.envs.checks import check_index, check_names, check_observation
+from emu_embodied.errors import InputError
+from emu_embodied.protocols import WorldModel
+from emu_embodied.types import AGENT_POS, IS_SUCCESS, PIXELS, TASK, History, Observation
+
+SEEDS = 2**31  # drawn seeds lie below
+RENDER_PX = 256
+DATASET_OPTIONS = ("dataset", "episode", "frame")
+
+
+class Starts:
+    """Finds the observation that a dream starts from: given, in a dataset, or by the real env's own reset.
+
+    Args:
+        world_model: decides the spaces, unless `real_env` is an env.
+        real_env: the env that the model imitates, or its Gymnasium id; None is the id in `world_model.world.env_id`.
+            An id is made when the first start needs it; an env stays the caller's to close.
+        dataset: where a reset without options starts: None is the real env's reset; else a `FrameCache` (anything with
+            its `pixels`, `agent_pos`, `instructions` and `episode_starts`), for the first frame of a random episode.
+
+    Attributes:
+        observation_space, action_space: the real env's.
+        render_fps: frames per second; 4 as long as no real env says otherwise.
+
+    Raises:
+        InputError: there is no real env to be found, or its spaces are not the model's.
+    """
+
+    def __init__(self, world_model: WorldModel, real_env: gymnasium.Env | str | None, dataset: Any = None) -> None:
+        world = getattr(world_model, "world", None)
+        given = getattr(world, "env_id", None) if real_env is None else real_env
+        if not isinstance(given, gymnasium.Env | str):
+            raise InputError("real_env", given, "give the real env, or its Gymnasium id")
+        self._id = given if isinstance(given, str) else ""
+        self._made: gymnasium.Env | None = None  # by us: ours to close
+        self._real = given if isinstance(given, gymnasium.Env) else None
+        self._dataset = None if dataset is None else check_dataset(dataset)
+        spaces = model_spaces(world_model) if self._real is None else None
+        if spaces is None:
+            env = self.real_env
+            spaces = env.observation_space, env.action_space
+        self.observation_space, self.action_space = spaces
+        check_spaces(world_model, self.observation_space, self.action_space)
+        self.render_fps = self._real.metadata.get("render_fps", 4) if self._real else 4
+
+    @property
+    def real_env(self) -> gymnasium.Env:
+        """The real env, made if it was not yet.
+
+        Raises:
+            InputError: its id is unknown, or its spaces are not those that dreams have.
+        """
+        if self._real is None:
+            try:
+                env = gymnasium.make(self._id, disable_env_checker=True)
+            except gymnasium.error.Error as error:
+                raise InputError("real_env", self._id, f"give a registered id or the env itself ({error})") from error
+            for name in ("observation_space", "action_space"):
+                dreamt = getattr(self, name, None)
+                if dreamt is not None and getattr(env, name) != dreamt:
+                    found = getattr(env, name)
+                    env.close()
+                    remedy = f"dreams have {dreamt}: make a fitting env, and pass it as real_env"
+                    raise InputError(f"{self._id}'s {name}", found, remedy)
+            self._real = self._made = env
+        return self._real
+
+    def find(self, seed: int | None, rng: np.random.Generator, options: Mapping[str, Any]) -> Observation:
+        """Finds one start.
+
+        Args:
+            seed: of this reset; None draws from `rng`.
+            rng: the dream's own source of randomness, already seeded.
+            options: of `reset`; see `ImaginedEnv`.
+
+        Raises:
+            InputError: options that are unknown or do not fit each other, or a start that does not fit the spaces.
+        """
+        options = dict(options)
+        if "observation" in options:
+            check_names("reset option beside 'observation'", options, ("observation", "instruction"))
+            return check_observation(options["observation"], options.get("instruction"), self.observation_space)
+        if self._dataset is not None or any(name in options for name in DATASET_OPTIONS):
+            check_names("reset option", options, (*DATASET_OPTIONS, "instruction"))
+            return self._from_dataset(rng, **options)
+        return self._from_real_env(int(rng.integers(SEEDS)) if seed is None else seed, options)
+
+    def _from_dataset(
+        self,
+        rng: np.random.Generator,
+        dataset: Any = None,
+        episode: int | None = None,
+        frame: int = 0,
+        instruction: str | None = None,
+    ) -> Observation:
+        data = self._dataset if dataset is None else check_dataset(dataset)
+        if data is None:
+            raise InputError("dataset", "none", "give a FrameCache beside 'episode' and 'frame'")
+        drawn = rng.integers(len(data.instructions)) if episode is None else episode
+        i = check_index("episode", drawn, len(data.instructions))
+        first, end = map(int, data.episode_starts[i : i + 2])
+        row = first + check_index("frame", frame, end - first)
+        found = {PIXELS: data.pixels[row], AGENT_POS: data.agent_pos[row]}
+        text = data.instructions[i] if instruction is None else instruction
+        return check_observation(found, text, self.observation_space)
+
+    def _from_real_env(self, seed: int, options: dict[str, Any]) -> Observation:
+        env = self.real_env
+        observation, info = env.reset(seed=seed, options=options or None)
+        task = info.get(TASK) or getattr(env.unwrapped, "task_description", None) or getattr(env.unwrapped, TASK, None)
+        return check_observation(observation, task, self.observation_space)
+
+    def close(self) -> None:
+        """Closes the real env if it was made here; the next fresh start makes it again."""
+        if self._made is not None:
+            self._made.close()
+            self._real = self._made = None
+
+
+@dataclass(frozen=True)
+class DreamtStep:
+    """What B dreams came to in one step.
+
+    Attributes:
+        rewards: (B,) float64.
+        successes: (B,) bool.
+        infos: one dict per dream.
+    """
+
+    rewards: np.ndarray
+    successes: np.ndarray
+    infos: list[dict[str, Any]]
+
+
+class Dreams:
+    """B dreams of one world model that step together, one model call for all; each may start anew on its own.
+
+    Args:
+        world_model: what they are dreamt with. If it has `seed(int)`, its sampling noise is set anew before every step,
+            from the dreams' seeds and ages, so that nobody else who uses the model changes a dream.
+        agent_space: bounds of `agent_pos`.
+        count: B.
+
+    Attributes:
+        history: what the model remembers; None before the first start.
+        ages: (B,) int64, steps since each dream's start.
+        tasks: each dream's instruction.
+    """
+
+    def __init__(self, world_model: WorldModel, agent_space: gymnasium.spaces.Box, count: int) -> None:
+        self.model, self.count = world_model, count
+        self.history: History | None = None
+        self.ages = np.zeros(count, np.int64)
+        self.tasks = [""] * count
+        self._seeds = [0] * count
+        self._bounds = agent_space
+        self._pixels = np.zeros((count, 0, 0, 3), np.uint8)
+        self._agent_pos = np.zeros((count, *agent_space.shape), np.float32)
+
+    @property
+    def observations(self) -> dict[str, np.ndarray]:
+        """The present frames (B, H, W, 3) uint8 and positions (B, D) float32, the caller's to keep."""
+        return {PIXELS: self._pixels.copy(), AGENT_POS: self._agent_pos.copy()}
+
+    def begin(self, rows: Sequence[int], starts: Sequence[Observation], seeds: Sequence[int]) -> list[dict[str, Any]]:
+        """Starts some dreams anew (at first: all), in one model call.
+
+        Args:
+            rows: which, in ascending order.
+            starts: where each of them starts.
+            seeds: of each one's sampling noise.
+
+        Returns:
+            Their infos.
+
+        Raises:
+            InputError: an instruction that the model cannot read; the dreams are then as before.
+        """
+        new = self.model.encode(starts)
+        frames = self.model.decode(new.codes_BCN[:, -1])
+        positions = np.stack([start.agent_pos for start in starts])
+        if len(rows) == self.count:
+            self.history, self._pixels, self._agent_pos = new, frames, positions
+        else:
+            order = np.arange(self.count)
+            order[list(rows)] = self.count + np.arange(len(rows))
+            self.history = _join(self.history, new).select(order.tolist())
+            self._pixels = np.concatenate([self._pixels, frames])[order]
+            self._agent_pos = np.concatenate([self._agent_pos, positions])[order]
+        for row, start, seed in zip(rows, starts, seeds, strict=True):
+            self.tasks[row], self._seeds[row], self.ages[row] = start.instruction, seed, 0
+        return [{IS_SUCCESS: False, TASK: start.instruction} for start in starts]
+
+    def step(self, actions: np.ndarray) -> DreamtStep:
+        """Dreams one step of all from checked actions (B, A)."""
+        if hasattr(self.model, "seed"):
+            state = np.random.SeedSequence([*self._seeds, *self.ages.tolist()]).generate_state(1)
+            self.model.seed(int(state[0]))
+        self.history, rollout = self.model.step(self.history, actions.astype(np.float32))
+        self.ages += 1
+        self._pixels = self.model.decode(rollout.codes_BSTN[:, 0, 0])
+        believed = self.model.agent_pos(rollout)[:, 0, 0]
+        self._agent_pos = np.clip(believed, self._bounds.low, self._bounds.high).astype(np.float32)
+        values = (rollout.rewards_BST, rollout.success_BST, rollout.entropy_BST)
+        rewards, chances, entropy = (x[:, 0, 0].float().cpu().numpy() for x in values)
+        places, presence = (x[:, 0, 0].float().cpu().tolist() for x in (rollout.positions_BSTOD, rollout.presence_BSTO))
+        names = self.model.objects
+        infos = [
+            {
+                IS_SUCCESS: bool(chances[i] > 0.5),
+                "success_probability": float(chances[i]),
+                "entropy": float(entropy[i]),
+                TASK: self.tasks[i],
+                "positions": dict(zip(names, map(tuple, places[i]), strict=True)),
+                "presence": dict(zip(names, presence[i], strict=True)),
+            }
+            for i in range(self.count)
+        ]
+        return DreamtStep(rewards.astype(np.float64), chances > 0.5, infos)
+
+    def picture(self, row: int) -> np.ndarray:
+        """A dream's present frame, (256, 256, 3) uint8, for people to look at: enlarged without smoothing."""
+        frame = self._pixels[row]
+        nearest = np.arange(RENDER_PX) * len(frame) // RENDER_PX
+        return frame[nearest][:, nearest]
+
+
+def _join(one: History, other: History) -> History:
+    """The worlds of two histories, one after the other."""
+    return History(
+        torch.cat([one.codes_BCN, other.codes_BCN]),
+        torch.cat([one.actions_BCA, other.actions_BCA]),
+        torch.cat([one.text_BL, other.text_BL]),
+    )
+
+
+def model_spaces(world_model: WorldModel) -> tuple[gymnasium.spaces.Dict, gymnasium.spaces.Box] | None:
+    """The real env's spaces as far as the model knows them: positions reach to the frame's edges. None: it does not."""
+    scale = getattr(getattr(world_model, "world", None), "position_scale", None)
+    if scale is None or len(scale) != world_model.agent_dim:
+        return None
+    size, edge = world_model.image_size, np.abs(np.asarray(scale, np.float32))
+    observation_space = gymnasium.spaces.Dict(
+        {
+            PIXELS: gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8),
+            AGENT_POS: gymnasium.spaces.Box(-edge, edge, dtype=np.float32),
+        }
+    )
+    return observation_space, gymnasium.spaces.Box(-1.0, 1.0, (world_model.action_dim,), np.float32)
+
+
+def check_spaces(world_model: WorldModel, observation_space: gymnasium.Space, action_space: gymnasium.Space) -> None:
+    """Raises an InputError unless the spaces are those of a model of this size."""
+    size = world_model.image_size
+    wanted = {PIXELS: (size, size, 3), AGENT_POS: (world_model.agent_dim,)}
+    known = isinstance(observation_space, gymnasium.spaces.Dict)
+    found = {name: space.shape for name, space in observation_space.items()} if known else observation_space
+    if found != wanted:
+        raise InputError("real_env.observation_space", found, f"this model needs {wanted}: make the env so")
+    if not isinstance(action_space, gymnasium.spaces.Box) or action_space.shape != (world_model.action_dim,):
+        raise InputError("real_env.action_space", action_space, f"this model needs {world_model.action_dim} numbers")
+
+
+def check_dataset(dataset: Any) -> Any:
+    """Returns a `FrameCache`, or what looks like one.
+
+    Raises:
+        InputError: it does not; a path, for one.
+    """
+    needed = ("pixels", "agent_pos", "instructions", "episode_starts")
+    if not all(hasattr(dataset, name) for name in needed):
+        found = dataset if isinstance(dataset, str) else type(dataset).__name__
+        remedy = "give a FrameCache: emu_embodied.data.frame_cache.frames_for(path) reads a dataset's"
+        raise InputError("dataset", found, remedy)
+    return dataset

@@ -1,0 +1,58 @@
+"""Registers the worlds with Gymnasium; nothing heavy is imported before `gymnasium.make`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gymnasium.envs.registration import register, registry
+
+LOADING = ("device", "decoding", "passes", "temperature")  # keywords of `emu_embodied.loading.load`
+
+
+def imagined(checkpoint: str = "nano-tabletop", world_model: Any = None, **options: Any):
+    """Makes Imagined-v0.
+
+    Args:
+        checkpoint: a world model's name or folder.
+        world_model: a loaded one instead.
+        options: "device", "decoding", "passes" and "temperature" go to `loading.load`; the others are `ImaginedEnv`'s.
+    """
+    from emu_embodied.envs.imagined import ImaginedEnv
+
+    return ImaginedEnv(_world_model(checkpoint, world_model, options), **options)
+
+
+def imagined_vector(checkpoint: str = "nano-tabletop", world_model: Any = None, **options: Any):
+    """Makes Imagined-v0 as a vector env; arguments as for `imagined`, options as for `ImaginedVectorEnv`."""
+    from emu_embodied.envs.imagined_vector import ImaginedVectorEnv
+
+    return ImaginedVectorEnv(_world_model(checkpoint, world_model, options), **options)
+
+
+imagined.metadata = {"render_modes": ["rgb_array"], "render_fps": 4}  # for `make` to know before there is an env
+
+
+def _world_model(checkpoint: str, world_model: Any, options: dict[str, Any]) -> Any:
+    """The given world model, or the loaded one; takes the loader's keywords out of the options."""
+    loading = {name: options.pop(name) for name in LOADING if name in options}
+    if world_model is None:
+        from emu_embodied.loading import load
+
+        return load(checkpoint, **loading)
+    if loading:
+        from emu_embodied.errors import InputError
+
+        raise InputError("option", sorted(loading), "they go with a checkpoint; set them on the world model itself")
+    return world_model
+
+
+if "emu_embodied/TabletopPush-v0" not in registry:
+    register("emu_embodied/TabletopPush-v0", "emu_embodied.envs.tabletop:TabletopPushEnv", max_episode_steps=40)
+
+if "emu_embodied/Imagined-v0" not in registry:
+    register(
+        "emu_embodied/Imagined-v0",
+        "emu_embodied.envs.registration:imagined",
+        vector_entry_point="emu_embodied.envs.registration:imagined_vector",
+        max_episode_steps=40,
+    )

@@ -1,0 +1,227 @@
+"""What a planner minimises: small costs over imagined futures, composed by weight. Knows no concrete model, env or task.
+
+Each is a `protocols.Cost`: (model, rollout, actions (B, S, T, A)) -> (B, S) float32, lower is better.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from emu_embodied.errors import InputError
+from emu_embodied.protocols import Cost, WorldModel
+from emu_embodied.types import Rollout
+
+# positions (B, S, T, O, 2) in world units, O in the model's order -> (B, S, T) or, for places, (B, S, T, 2)
+Measure = Callable[[torch.Tensor], torch.Tensor]
+
+
+class WeightedSum:
+    """sum_i w_i * cost_i; the unit is that of the terms, which the weights should bring to one.
+
+    Args:
+        terms: (weight, cost) pairs.
+
+    Raises:
+        InputError: no terms, or a weight that is not a finite number.
+    """
+
+    def __init__(self, terms: Sequence[tuple[float, Cost]]) -> None:
+        self.terms = tuple(terms)
+        if not self.terms:
+            raise InputError("terms", "none", "give at least one (weight, cost)")
+        for weight, _ in self.terms:
+            if not isinstance(weight, int | float) or not math.isfinite(weight):
+                raise InputError("weight", weight, "give a finite number")
+
+    def __call__(self, model: WorldModel, rollout: Rollout, actions: torch.Tensor) -> torch.Tensor:
+        return sum(weight * cost(model, rollout, actions) for weight, cost in self.terms)
+
+
+@dataclass(frozen=True)
+class ObjectPositions:
+    """What is left to do, by the imagined positions: end * d_T + (1 - end) * mean_t d_t, in world units (cm).
+
+    d_t is the smallest distance up to step t, because reaching the goal ends an episode.
+
+    Attributes:
+        distance: what is left at each step, (B, S, T), from positions; 0 is done.
+        end: weight of the last step, in [0, 1]; the rest rewards being early.
+    """
+
+    distance: Measure
+    end: float = 0.5
+
+    def __call__(self, model: WorldModel, rollout: Rollout, actions: torch.Tensor) -> torch.Tensor:
+        left_BST = self.distance(rollout.positions_BSTOD).cummin(-1).values
+        return self.end * left_BST[..., -1] + (1 - self.end) * left_BST.mean(-1)
+
+
+@dataclass(frozen=True)
+class BehindObject:
+    """How far the robot must walk, at the end, to get behind the object that it is to push, in world units (cm).
+
+    The wanted spot is c - radius * u: c the object, g its target, u = (g - c) / |g - c|. The walk is the shortest path
+    from the robot to the spot around a disc of that radius at c, so that a robot in front of the object is drawn
+    sideways and not through it. 0 where the goal was reached on the way.
+
+    Attributes:
+        distance: as in `ObjectPositions`.
+        target: the object's target at each step, (B, S, T, 2), from positions.
+        robot, object: indices in the model's objects.
+        radius: world units between the centres when the robot touches the object.
+    """
+
+    distance: Measure
+    target: Measure
+    robot: int
+    object: int
+    radius: float = 4.2
+
+    def __call__(self, model: WorldModel, rollout: Rollout, actions: torch.Tensor) -> torch.Tensor:
+        positions_BSTOD = rollout.positions_BSTOD
+        last_BS1OD = positions_BSTOD[:, :, -1:]
+        object_BS2 = last_BS1OD[:, :, 0, self.object]
+        offset_BS2 = last_BS1OD[:, :, 0, self.robot] - object_BS2
+        back_BS2 = object_BS2 - self.target(last_BS1OD)[:, :, 0]
+        reached_BS = (self.distance(positions_BSTOD) <= 0).any(-1)
+        return walk_around(offset_BS2, back_BS2, self.radius).masked_fill(reached_BS, 0.0)
+
+
+def walk_around(start: torch.Tensor, direction: torch.Tensor, radius: float) -> torch.Tensor:
+    """Length of the shortest path from `start` to the disc's edge in `direction`, outside a disc at the origin.
+
+    With r = |start| and the angle a between the two: the straight line where the disc does not hide the spot
+    (a <= acos(radius / r)), else the tangent sqrt(r^2 - radius^2) and the arc radius * (a - acos(radius / r)). Inside
+    the disc, the way out, radius - r, comes first.
+
+    Args:
+        start: (..., 2), and direction (..., 2) of any length, in world units.
+
+    Returns:
+        (...) in world units.
+    """
+    tiny = 1e-6
+    length = start.norm(dim=-1).clamp(min=tiny)
+    out = length.clamp(min=radius)
+    cosine = (start * direction).sum(-1) / (length * direction.norm(dim=-1).clamp(min=tiny))
+    angle = cosine.clamp(-1, 1).acos()
+    hidden_from = (radius / out).clamp(max=1).acos()
+    straight = (out**2 + radius**2 - 2 * out * radius * angle.cos()).clamp(min=0).sqrt()
+    around = (out**2 - radius**2).clamp(min=0).sqrt() + radius * (angle - hidden_from)
+    return torch.where(angle <= hidden_from, straight, around) + (out - length)
+
+
+@dataclass(frozen=True)
+class ObjectLost:
+    """mean_t (1 - presence_t) of one object, in [0, 1]: futures in which it vanishes say nothing about it.
+
+    Attributes:
+        object: index in the model's objects.
+    """
+
+    object: int
+
+    def __call__(self, model: WorldModel, rollout: Rollout, actions: torch.Tensor) -> torch.Tensor:
+        return (1 - rollout.presence_BSTO[..., self.object]).mean(-1)
+
+
+@dataclass(frozen=True)
+class RewardHead:
+    """-(sum_t discount^t * r_t) / T, in reward per step, of the model's own estimate.
+
+    Attributes:
+        discount: in (0, 1].
+    """
+
+    discount: float = 1.0
+
+    def __call__(self, model: WorldModel, rollout: Rollout, actions: torch.Tensor) -> torch.Tensor:
+        rewards_BST = rollout.rewards_BST
+        steps_T = torch.arange(rewards_BST.shape[-1], device=rewards_BST.device)
+        return -(rewards_BST * self.discount**steps_T).mean(-1)
+
+
+@dataclass(frozen=True)
+class SuccessHead:
+    """mean_t prod_{s <= t} (1 - p_s), in [0, 1]: the expected share of the horizon before success, p from the model."""
+
+    def __call__(self, model: WorldModel, rollout: Rollout, actions: torch.Tensor) -> torch.Tensor:
+        return (1 - rollout.success_BST).cumprod(-1).mean(-1)
+
+
+class GoalImage:
+    """Mean squared difference of the last imagined frame and a goal frame, pixels in [0, 1], at several coarsenesses.
+
+    mean_k sum(w_k * (x_k - g_k)^2) / sum(w_k), where x_k and g_k are averaged over k x k px and w is `foreground` where
+    either frame differs from the goal's median colour and 1 elsewhere. The coarse terms see objects that do not overlap.
+
+    Args:
+        goal: (H, W, 3) uint8.
+        foreground: weight of pixels that are not background.
+        coarseness: the k, in px, dividing H and W.
+
+    Raises:
+        InputError: a goal of another dtype or shape, when called also of another size than the model's frames.
+    """
+
+    def __init__(self, goal: np.ndarray, foreground: float = 8.0, coarseness: Sequence[int] = (1, 4, 16)) -> None:
+        shape = getattr(goal, "shape", ())
+        if not isinstance(goal, np.ndarray) or goal.dtype != np.uint8 or len(shape) != 3 or shape[2] != 3:
+            found = f"{getattr(goal, 'dtype', type(goal).__name__)} {shape}"
+            raise InputError("goal image", found, "give uint8 RGB of shape (H, W, 3)")
+        for k in coarseness:
+            if type(k) is not int or k < 1 or shape[0] % k or shape[1] % k:
+                raise InputError("coarseness", k, f"give whole numbers that divide the goal's sides, {shape[:2]}")
+        self.goal_3HW = torch.from_numpy(goal.astype(np.float32) / 255).permute(2, 0, 1)
+        self.background_3HW = self.goal_3HW.flatten(1).median(1).values[:, None, None]
+        self.foreground, self.coarseness = foreground, tuple(coarseness)
+
+    def __call__(self, model: WorldModel, rollout: Rollout, actions: torch.Tensor) -> torch.Tensor:
+        height, width = self.goal_3HW.shape[1:]
+        if (height, width) != (model.image_size, model.image_size):
+            raise InputError("goal image", f"{height} x {width} px", f"give {model.image_size} x {model.image_size} px")
+        frames = model.decode(rollout.codes_BSTN[:, :, -1])  # (B, S, H, W, 3)
+        pixels_M3HW = torch.from_numpy(frames).flatten(0, 1).permute(0, 3, 1, 2).float() / 255
+        differs_M1HW = (pixels_M3HW - self.background_3HW).abs().amax(1, keepdim=True) > 0.2
+        differs_M1HW |= (self.goal_3HW - self.background_3HW).abs().amax(0) > 0.2
+        weight_M1HW = 1 + (self.foreground - 1) * differs_M1HW.float()
+        total_M = 0.0
+        for k in self.coarseness:
+            weight = F.avg_pool2d(weight_M1HW, k)
+            error = F.avg_pool2d(pixels_M3HW - self.goal_3HW, k) ** 2
+            total_M = total_M + (weight * error.mean(1, keepdim=True)).sum((1, 2, 3)) / weight.sum((1, 2, 3))
+        return (total_M / len(self.coarseness)).reshape(frames.shape[:2]).to(rollout.rewards_BST.device)
+
+
+class TokenGoal:
+    """Share in [0, 1] of the last imagined frame's codes that differ from the goal's.
+
+    Args:
+        codes: (N,) int64, a goal frame's codes: `model.encode([goal]).codes_BCN[0, -1]`.
+
+    Raises:
+        InputError: when called: another number of codes than the model's frames have.
+    """
+
+    def __init__(self, codes: torch.Tensor) -> None:
+        self.codes_N = torch.as_tensor(codes)
+
+    def __call__(self, model: WorldModel, rollout: Rollout, actions: torch.Tensor) -> torch.Tensor:
+        last_BSN = rollout.codes_BSTN[:, :, -1]
+        if tuple(self.codes_N.shape) != tuple(last_BSN.shape[2:]):
+            raise InputError("goal codes", f"shape {tuple(self.codes_N.shape)}", f"give shape {tuple(last_BSN.shape[2:])}")
+        return (last_BSN != self.codes_N.to(last_BSN.device)).float().mean(-1)
+
+
+@dataclass(frozen=True)
+class ActionEffort:
+    """mean over steps and values of a^2, in [0, 1]."""
+
+    def __call__(self, model: WorldModel, rollout: Rollout, actions: torch.Tensor) -> torch.Tensor:
+        return actions.square().mean((-2, -1))

@@ -1,0 +1,462 @@
+"""Records scripted episodes as a LeRobot dataset, in parallel, and goes on after a crash. Knows no world model."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from importlib import metadata
+from multiprocessing import connection, resource_tracker
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import numpy as np
+
+from emu_embodied.data.lerobot_format import Names, merge_datasets, read_notes, write_dataset, write_notes
+from emu_embodied.errors import DatasetError
+from emu_embodied.types import ACTION, OBS_ENVIRONMENT_STATE, OBS_STATE, Episode
+
+EPISODES_PER_PART = 25
+STALL_SECONDS = 120.0  # a worker that finishes no episode for so long, and 2 s per step, is stuck
+MOVED_CM = 0.1  # a cube that goes further than this in one model step was pushed
+CONFIG, STATISTICS, SIDECAR = Path("config.json"), Path("meta", "part.json"), Path("meta", "emu_embodied.json")
+PACKAGES = ("emu-embodied", "lerobot", "mujoco", "gymnasium", "numpy")
+
+
+@dataclass(frozen=True)
+class CollectSettings:
+    """What determines a dataset; recorded beside it, so that no other settings continue it.
+
+    Attributes:
+        env_id: a Gymnasium id whose env has the table-top's `task_spec` and `info["environment_state"]`.
+        env_options: keywords of `gymnasium.make`, as JSON.
+        episodes: how many; episode i is the one of seed `seed + i`, so keep other datasets' seeds that far away.
+        steps: actions per episode; success does not end one.
+        seed: of the first episode.
+    """
+
+    env_id: str
+    env_options: dict[str, Any]
+    episodes: int
+    steps: int = 40
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("episodes", 1), ("steps", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if type(value) is not int or value < least:
+                raise DatasetError(name, value, f"give a whole number of at least {least}")
+        options = json.loads(json.dumps(dict(self.env_options)))  # as it will be read back: no tuples
+        object.__setattr__(self, "env_options", options)
+
+
+@dataclass(frozen=True)
+class CollectSummary:
+    """What a dataset holds; the numbers of its `meta/emu_embodied.json`.
+
+    Attributes:
+        episodes, frames: how many are in the dataset.
+        moving_steps: share in [0, 1] of model steps that move a cube by more than 0.1 cm.
+        success: share in [0, 1] of episodes that reach their instruction's goal at some time.
+        complete: False after an interruption.
+        recorded: episodes that this call recorded; the others were there.
+    """
+
+    episodes: int
+    frames: int
+    moving_steps: float
+    success: float
+    complete: bool
+    recorded: int = 0
+
+
+@dataclass(frozen=True)
+class _Part:
+    """`count` episodes from episode `first` on: the unit of work, and of what a crash can lose."""
+
+    index: int
+    first: int
+    count: int
+
+    @property
+    def name(self) -> str:
+        return f"part-{self.index:05d}"
+
+
+def collect(
+    env_id: str,
+    env_options: Mapping[str, Any],
+    episodes: int,
+    steps: int,
+    root: str | Path,
+    seed: int = 0,
+    workers: int = 2,
+    progress: bool = True,
+) -> CollectSummary:
+    """Records a dataset, or what is missing of it.
+
+    Workers write parts of 25 episodes to `<root>.parts`; a kill loses the parts in flight, and a second call goes on
+    with the others. At the end, and at Ctrl-C, the finished parts are joined at `root`. Same settings, same data.
+
+    Args:
+        env_id, env_options, episodes, steps, seed: see `CollectSettings`.
+        root: the dataset's folder.
+        workers: processes that simulate and write.
+        progress: show episodes per second and the time left.
+
+    Returns:
+        What the dataset holds; `recorded` is 0 where it was complete before.
+
+    Raises:
+        DatasetError: an episode that failed or a worker that died (naming its seed; finished parts stay), settings
+            other than those of the dataset begun at `root`, a folder at `root` that is something else, or a second
+            collector at work on it.
+        KeyboardInterrupt: after the finished parts were joined.
+    """
+    settings = CollectSettings(env_id, dict(env_options), episodes, steps, seed)
+    if type(workers) is not int or workers < 1:
+        raise DatasetError("workers", workers, "give a whole number of at least 1")
+    root = Path(root).absolute()
+    folder = root.with_name(root.name + ".parts")
+    with _locked(folder):
+        _check_settings(settings, root, folder)
+        if (root / SIDECAR).is_file() and (before := read_summary(root)).complete:
+            shutil.rmtree(folder, ignore_errors=True)
+            return before
+        firsts = range(0, episodes, EPISODES_PER_PART)
+        parts = [_Part(i, first, min(EPISODES_PER_PART, episodes - first)) for i, first in enumerate(firsts)]
+        missing = [part for part in parts if not (folder / part.name).is_dir()]
+        there = episodes - sum(part.count for part in missing)
+        try:
+            with _display(episodes, there, progress) as advance:
+                _record(settings, missing, folder, workers, advance)
+        except KeyboardInterrupt:
+            _join(settings, parts, folder, root)
+            raise
+        summary = _join(settings, parts, folder, root)
+        shutil.rmtree(folder, ignore_errors=True)
+        return replace(summary, recorded=episodes - there)
+
+
+def read_summary(root: str | Path) -> CollectSummary:
+    """The summary of a dataset that `collect` recorded.
+
+    Raises:
+        DatasetError: there is none at `root`.
+    """
+    try:
+        return CollectSummary(**read_notes(Path(root) / SIDECAR)["summary"])
+    except (DatasetError, KeyError, TypeError) as error:
+        raise DatasetError(str(root), str(error), "give the root of a dataset that `collect` made") from error
+
+
+# Folders
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keeps a second collector away, and clears away what a killed one left half-written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / "lock", "w")
+    except OSError as error:
+        raise DatasetError("root", str(folder), f"{error.strerror}; choose a folder that can be written") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise DatasetError("root", str(folder), "another collector is at work there; choose another root") from None
+        for litter in folder.glob("*.partial"):
+            shutil.rmtree(litter, ignore_errors=True)
+        try:
+            yield
+        finally:
+            if not any(folder.glob("part-?????")):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_settings(settings: CollectSettings, root: Path, folder: Path) -> None:
+    """Compares with what was begun here before; a first call leaves its settings for the next."""
+    previous = root.with_name(f".{root.name}.previous")
+    if previous.is_dir():  # a crash in the middle of `_swap`
+        shutil.rmtree(previous) if root.exists() else previous.rename(root)
+    if root.exists() and not (root / SIDECAR).is_file() and (not root.is_dir() or any(root.iterdir())):
+        raise DatasetError("root", str(root), "something else is there; choose another root")
+    now = _flat(asdict(settings))
+    for path, key in ((folder / CONFIG, None), (root / SIDECAR, "settings")):
+        if path.is_file():
+            then = read_notes(path)
+            then = _flat(then[key] if key else then)
+            for name in sorted(now.keys() | then.keys()):
+                if now.get(name) != then.get(name):
+                    remedy = f"{root} was begun with {then.get(name)!r}; give the same, or another root"
+                    raise DatasetError(name, now.get(name), remedy)
+    write_notes(folder / CONFIG, asdict(settings))
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    options = {f"env_options.{name}": value for name, value in settings["env_options"].items()}
+    return {name: value for name, value in settings.items() if name != "env_options"} | options
+
+
+def _join(settings: CollectSettings, parts: list[_Part], folder: Path, root: Path) -> CollectSummary | None:
+    """Joins the finished parts at `root`, replacing what was joined there before; None where no part is finished."""
+    done = [part for part in parts if (folder / part.name).is_dir()]
+    if not done:
+        return None
+    totals = {"episodes": 0, "frames": 0, "steps": 0, "moving_steps": 0, "successes": 0}
+    for part in done:
+        statistics = read_notes(folder / part.name / STATISTICS)
+        totals = {name: count + statistics[name] for name, count in totals.items()}
+    summary = CollectSummary(
+        totals["episodes"],
+        totals["frames"],
+        totals["moving_steps"] / totals["steps"],
+        totals["successes"] / totals["episodes"],
+        len(done) == len(parts),
+    )
+    partial = root.with_name(f".{root.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        merge_datasets([folder / part.name for part in done], partial)
+        document = {
+            "settings": asdict(settings),
+            "summary": asdict(summary),
+            "versions": {name: metadata.version(name) for name in PACKAGES},
+            "first_episodes": [[part.first, part.count] for part in done],  # seeds: settings.seed + these
+        }
+        write_notes(partial / SIDECAR, document)
+        _sync(partial)
+        _swap(partial, root)
+    except OSError as error:
+        raise DatasetError(str(root), str(error), "free space and call again; the parts are kept") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return summary
+
+
+def _swap(partial: Path, root: Path) -> None:
+    previous = root.with_name(f".{root.name}.previous")
+    if root.exists():
+        root.rename(previous)
+    partial.rename(root)
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    """Makes sure that a folder's files are on the disk before it is renamed."""
+    for path in (*folder.rglob("*"), folder):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+# The parent: hands out parts, listens, and ends its workers
+
+
+class _Worker:
+    """One recording process, seen from its parent."""
+
+    def __init__(self, settings: CollectSettings, folder: Path) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_work, args=(theirs, settings, folder), daemon=True)
+        resource_tracker.ensure_running()  # else start() would, and unblock SIGINT again
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: Ctrl-C is the parent's business
+        try:
+            self.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        theirs.close()  # so that a dead worker's pipe ends
+        self.first = settings.seed
+        self.seed, self.heard, self.patience = settings.seed, time.monotonic(), STALL_SECONDS + 2.0 * settings.steps
+
+    def give(self, part: _Part | None) -> None:
+        """Sends the next part, or None to end."""
+        if part is not None:
+            self.seed = self.first + part.first
+        try:
+            self.pipe.send(part)
+        except OSError:
+            pass  # it died; the next receive says so
+
+    def receive(self) -> tuple[str, Any]:
+        """The next message: ("episode", seed of the one it begins), ("recorded", 1) or ("part", index).
+
+        Raises:
+            DatasetError: the worker failed or died.
+        """
+        try:
+            kind, value = self.pipe.recv()
+        except (EOFError, OSError):
+            self.process.join(5)
+            raise self.failure(f"the worker died with exit code {self.process.exitcode}") from None
+        if kind == "error":
+            raise self.failure(value)
+        self.heard = time.monotonic()
+        if kind == "episode":
+            self.seed = value
+        return kind, value
+
+    def failure(self, reason: str) -> DatasetError:
+        """The error that names the episode at work."""
+        return DatasetError(f"episode of seed {self.seed}", reason, "finished parts are kept; mend it and call again")
+
+    def stop(self) -> None:
+        """Ends the process, kindly if it is done, and waits for it."""
+        self.pipe.close()
+        self.process.terminate()
+        self.process.join(5)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+
+
+def _record(
+    settings: CollectSettings, missing: list[_Part], folder: Path, workers: int, advance: Callable[[int], None]
+) -> None:
+    """Has the parts recorded; whatever happens, no worker outlives this call."""
+    pending = deque(missing)
+    crew: list[_Worker] = []
+    try:
+        while pending and len(crew) < workers:
+            crew.append(_Worker(settings, folder))
+            crew[-1].give(pending.popleft())
+        busy = list(crew)
+        while busy:
+            ready = connection.wait([worker.pipe for worker in busy], timeout=1.0)
+            for worker in [worker for worker in busy if worker.pipe in ready]:
+                kind, value = worker.receive()
+                if kind == "recorded":
+                    advance(value)
+                elif kind == "part" and pending:
+                    worker.give(pending.popleft())
+                elif kind == "part":
+                    worker.give(None)
+                    busy.remove(worker)
+            for worker in busy:
+                if time.monotonic() - worker.heard > worker.patience:
+                    raise worker.failure(f"no episode finished for {worker.patience:.0f} s")
+        for worker in crew:
+            worker.process.join(10)
+    finally:
+        for worker in crew:
+            worker.stop()
+
+
+# The worker
+
+
+def _work(pipe: connection.Connection, settings: CollectSettings, folder: Path) -> None:
+    """Records parts until None comes, or the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Thread(target=_end_with_parent, daemon=True).start()
+    os.environ.setdefault("LP_NUM_THREADS", "1")  # a software renderer's threads would fight the other workers'
+    env = None
+    try:
+        import gymnasium
+
+        from emu_embodied.envs.tabletop import STATE_NAMES  # and its package registers the worlds
+
+        options = {**settings.env_options, "terminate_on_success": False}
+        env = gymnasium.make(settings.env_id, max_episode_steps=-1, **options)
+        names = {OBS_STATE: ("x", "y"), OBS_ENVIRONMENT_STATE: STATE_NAMES, ACTION: ("dx", "dy")}
+        while (part := pipe.recv()) is not None:
+            _record_part(env, part, settings, names, folder, pipe.send)
+            pipe.send(("part", part.index))
+    except (EOFError, BrokenPipeError):
+        pass  # the parent is gone
+    except Exception as error:
+        pipe.send(("error", f"{type(error).__name__}: {error}"))
+    finally:
+        if env is not None:
+            env.close()
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _record_part(
+    env: Any, part: _Part, settings: CollectSettings, names: Names, folder: Path, tell: Callable[[tuple], None]
+) -> None:
+    """Writes one part; its folder gets its name only when all of it is on the disk."""
+    from emu_embodied.rollouts.episodes import collect_episode
+
+    totals = {"episodes": part.count, "frames": 0, "steps": 0, "moving_steps": 0, "successes": 0}
+
+    def episodes() -> Iterator[Episode]:
+        for seed in range(settings.seed + part.first, settings.seed + part.first + part.count):
+            tell(("episode", seed))
+            episode = collect_episode(env, seed, settings.steps)
+            totals["frames"] += len(episode.pixels)
+            totals["steps"] += len(episode.actions)
+            totals["moving_steps"] += moving_steps(episode.states, names[OBS_ENVIRONMENT_STATE])
+            totals["successes"] += int(episode.successes.any())
+            yield episode
+            tell(("recorded", 1))
+
+    partial = folder / f"{part.name}.{os.getpid()}.partial"
+    write_dataset(partial, episodes(), names, env.unwrapped.metadata["render_fps"])
+    write_notes(partial / STATISTICS, totals)
+    _sync(partial)
+    partial.rename(folder / part.name)
+
+
+def moving_steps(states: np.ndarray, names: tuple[str, ...]) -> int:
+    """How many of the steps between states (T + 1, E), named "object.x" and so on, move a cube by over 0.1 cm."""
+    columns = [i for i, name in enumerate(names) if name.endswith((".x", ".y")) and not name.startswith("pusher.")]
+    positions = states[:, columns].reshape(len(states), -1, 2)
+    return int((np.linalg.norm(np.diff(positions, axis=0), axis=-1) > MOVED_CM).any(-1).sum())
+
+
+# For people
+
+
+@contextmanager
+def _display(total: int, there: int, shown: bool) -> Iterator[Callable[[int], None]]:
+    """Yields a function that counts episodes: a live bar on a terminal, else a line every ten seconds."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    finished: list[float] = []  # when each episode was; the first ones wait for the workers' imports
+
+    def status() -> str:
+        if len(finished) < 2:
+            return ""
+        rate = (len(finished) - 1) / max(finished[-1] - finished[0], 1e-6)
+        return f"{rate:.1f} episodes/s, {(total - there - len(finished)) / rate:.0f} s left"
+
+    if shown and Console().is_terminal:
+        columns = (TextColumn("collect"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[status]}"))
+        with Progress(*columns) as bar:
+            task = bar.add_task("collect", total=total, completed=there, status="")
+
+            def advance(n: int) -> None:
+                finished.extend([time.monotonic()] * n)
+                bar.update(task, advance=n, status=status())
+
+            yield advance
+        return
+    printed = time.monotonic()
+
+    def advance(n: int) -> None:
+        nonlocal printed
+        finished.extend([time.monotonic()] * n)
+        if shown and (finished[-1] - printed > 10 or there + len(finished) == total):
+            printed = finished[-1]
+            print(f"collect: {there + len(finished)}/{total} episodes, {status()}", flush=True)
+
+    yield advance

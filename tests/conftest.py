@@ -1,0 +1,7 @@
+"""Settings that every test shares; they also reach the processes that tests start."""
+
+import os
+
+os.environ.setdefault("MUJOCO_GL", "egl")
+os.environ.setdefault("OMP_NUM_THREADS", "2")  # torch's threads: few, and the same on every machine
+os.environ.setdefault("HF_HUB_OFFLINE", "1")

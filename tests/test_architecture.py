@@ -1,0 +1,195 @@
+"""Who may import whom, read from the source of the whole tree; plus what no module may do."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+OUTER = ("envs", "policies", "rollouts", "configs")  # folders beside emu_embodied/ that are its sub-packages
+# Room -> the rooms it may import, besides itself.
+ALLOWED = {
+    "protocols": {"types"},
+    "decoding": {"protocols", "types", "errors"},
+    "engines": {"step", "protocols", "types", "errors"},
+    "world_model": {"tokenizers", "vocabulary", "decoding", "step", "types", "protocols", "errors"},
+    "policies": {"types", "protocols", "errors"},
+    "envs": {"types", "protocols", "errors"},
+    "rollouts": {"types", "protocols", "metrics", "envs", "policies", "errors", "data"},
+}
+# The doors by which a name becomes a model: they alone import `loading`, inside functions.
+DOORS = ("commands", "envs.registration", "policies.lerobot_plugin", "")
+# Heavy libraries -> the modules that may import them outside functions.
+HEAVY = {
+    "mujoco": ("envs.tabletop",),
+    "lerobot": (),
+    "tensorrt": (),
+    "onnx": (),
+    "onnxruntime": (),
+}
+BARRED = (
+    "pickle",
+    "cloudpickle",
+    "dill",
+    "joblib",
+    "marshal",
+    "shelve",
+    "hydra.utils.instantiate",
+    "hydra.utils.call",
+    "torch.load",
+)
+
+
+def within(name: str, *parents: str) -> bool:
+    return any(name == parent or name.startswith(parent + ".") for parent in parents)
+
+
+def imports(tree: ast.AST, package: str, lazy: bool = False) -> Iterator[tuple[str, bool, int]]:
+    """Every (dotted name, whether inside a function, line) that a module of `package` imports."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, lazy, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            yield from ((f"{base}.{alias.name}", lazy, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
+            if node.args and isinstance(node.args[0], ast.Constant):
+                yield str(node.args[0].value), lazy, node.lineno
+        yield from imports(node, package, lazy or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda))
+
+
+def import_faults(source: str, module: str, package: str) -> Iterator[str]:
+    """What is wrong with the imports of `module`, a dotted name inside emu_embodied ("" is emu_embodied itself)."""
+    room = module.partition(".")[0]
+    for name, lazy, line in imports(ast.parse(source), package):
+        target = name.removeprefix("emu_embodied.") if name.startswith("emu_embodied.") else ""
+        other = target.partition(".")[0]
+        where = f"{module or '__init__'}:{line} imports {name}"
+        if other and room in ALLOWED and other not in ALLOWED[room] | {room, "loading", "load", "__version__"}:
+            yield f"{where}: {room} may import only {sorted(ALLOWED[room])}"
+        if other in OUTER[:3] and room not in (*OUTER, "commands"):
+            yield f"{where}: the core never imports {other}"
+        if other in ("loading", "load"):
+            if not (room == "loading" or any(within(module, door) if door else module == "" for door in DOORS)):
+                yield f"{where}: only {DOORS} may"
+            elif not lazy and room not in ("loading", "commands"):
+                yield f"{where}: only inside a function"
+        for library, homes in HEAVY.items():
+            if within(name, library) and not lazy and not within(module, *homes):
+                yield f"{where}: only inside a function"
+        if room == "training" and within(name, *HEAVY):
+            yield f"{where}: training runs without it"
+
+
+def common_faults(source: str, trusted: bool = False) -> Iterator[str]:
+    """What no file may do, by line; `trusted` (tests) may pickle and may read files that it made itself."""
+    tree = ast.parse(source)
+    for name, _, line in imports(tree, ""):
+        if within(name, *OUTER):
+            yield f"{line} imports {name}: write emu_embodied.{name}, or there are two copies of each class"
+        if within(name, *BARRED) and not trusted:
+            yield f"{line} imports {name}: it can run what a file says"
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call) or trusted:
+            continue
+        call = ast.unparse(node.func)
+        options = {word.arg: ast.unparse(word.value) for word in node.keywords}
+        if call in ("eval", "exec", "builtins.eval", "builtins.exec") or call.endswith("hydra.utils.instantiate"):
+            yield f"{node.lineno} calls {call}"
+        if call == "torch.load" and options.get("weights_only") != "True":
+            yield f"{node.lineno} calls torch.load without weights_only=True"
+        if options.get("allow_pickle", "False") != "False" or options.get("trust_remote_code", "False") != "False":
+            yield f"{node.lineno} lets {call} run what a file says"
+
+
+def modules() -> Iterator[tuple[Path, str, str]]:
+    """Every module's (path, dotted name inside emu_embodied, full name of its package)."""
+    for top in ("emu_embodied", *OUTER):
+        for path in sorted((ROOT / top).rglob("*.py")):
+            parts = path.relative_to(ROOT / "emu_embodied" if top == "emu_embodied" else ROOT).with_suffix("").parts
+            package = ".".join(("emu_embodied", *parts[:-1]))
+            yield path, ".".join(parts[:-1] if parts[-1] == "__init__" else parts), package
+
+
+def test_each_room_imports_only_what_the_design_allows():
+    found = list(modules())
+    assert len(found) > 10
+    faults = [fault for path, module, package in found for fault in import_faults(path.read_text(), module, package)]
+    assert not faults, "\n".join(faults)
+
+
+def test_no_file_runs_what_a_file_says_and_none_imports_a_bare_folder():
+    trees = [(top, top == "tests") for top in ("emu_embodied", *OUTER, "benchmarks", "tests")]
+    files = [(path, trusted) for top, trusted in trees for path in sorted((ROOT / top).rglob("*.py"))]
+    faults = [f"{path.relative_to(ROOT)}:{fault}" for path, t in files for fault in common_faults(path.read_text(), t)]
+    assert not faults, "\n".join(faults)
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("protocols", "from emu_embodied import errors"),
+        ("protocols", "def f():\n    from .errors import InputError"),
+        ("decoding.dida", "from emu_embodied.tokenizers.frames import FrameTokenizer"),
+        ("engines.eager", "import emu_embodied.world_model"),
+        ("world_model", "from emu_embodied.training import loop"),
+        ("policies.cem", "from emu_embodied.world_model import TokenWorldModel"),
+        ("envs.imagined", "def f():\n    from emu_embodied.loading import load"),
+        ("envs.registration", "from emu_embodied.loading import load"),
+        ("rollouts.collect", "from emu_embodied import load"),
+        ("data.lerobot", "import lerobot"),
+        ("data.mixing", "def f():\n    import emu_embodied.envs.tasks"),
+        ("training.loop", "def f():\n    import mujoco"),
+        ("training.loop", "def f():\n    from emu_embodied.envs import tasks"),
+        ("envs.tasks", "import mujoco"),
+        ("engines.trt", "if True:\n    import tensorrt as trt"),
+        ("engines.trt", "importlib.import_module('onnx')"),
+    ],
+)
+def test_a_forbidden_import_is_found(module: str, source: str):
+    assert list(import_faults(source, module, ".".join(["emu_embodied", *module.split(".")[:-1]])))
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("envs.registration", "def f():\n    from emu_embodied.loading import load"),
+        ("envs.tabletop", "import mujoco\nfrom emu_embodied.envs.tasks import Task"),
+        ("data.lerobot", "def f():\n    from lerobot.datasets import LeRobotDataset"),
+        ("commands.plan", "from emu_embodied.rollouts import score\nfrom emu_embodied.loading import load"),
+        ("decoding.dida", "from emu_embodied.decoding.noise import mask\nfrom ..types import FrameTokens"),
+    ],
+)
+def test_an_allowed_import_is_not_a_fault(module: str, source: str):
+    assert not list(import_faults(source, module, ".".join(["emu_embodied", *module.split(".")[:-1]])))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from envs import tabletop",
+        "import pickle",
+        "from torch import load",
+        "torch.load(path)",
+        "torch.load(path, weights_only=False)",
+        "from hydra.utils import instantiate",
+        "hydra.utils.instantiate(config)",
+        "eval('1')",
+        "np.load(path, allow_pickle=True)",
+    ],
+)
+def test_a_forbidden_deed_is_found(source: str):
+    assert list(common_faults(source))
+    assert not list(common_faults("model.eval(); torch.load(path, weights_only=True)"))
+
+
+def test_importing_the_package_and_its_dispatcher_is_quick():
+    code = "import sys, emu_embodied, emu_embodied.commands; print({'torch', 'lerobot', 'mujoco'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "set()"

@@ -1,0 +1,163 @@
+"""The sequence, its mask and the cached steps: no leak, and the steps agree with the training pass."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from emu_embodied.attention import dida_mask, token_plan
+from emu_embodied.decoding import autoregressive, dida
+from emu_embodied.errors import InputError
+from emu_embodied.step import FrameStep
+from emu_embodied.token_model import TokenModel, TokenModelConfig
+from emu_embodied.transformer import TransformerConfig
+from emu_embodied.vocabulary import Vocabulary
+
+VOCABULARY = Vocabulary(text_size=20, codebook_size=32, action_bins=8)
+SIZES = TransformerConfig(VOCABULARY.size, 32, 48, 2, 4, 2, 8)
+CONFIG = TokenModelConfig(VOCABULARY, SIZES, grid=3, action_dim=2, text_length=4, objects=("pusher", "red"))
+
+
+def tiny_model(**changes) -> TokenModel:
+    torch.manual_seed(0)
+    model = TokenModel(replace(CONFIG, **changes)).eval()
+    for parameter in model.parameters():  # zero-initialised parts would hide leaks
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+def batch(model: TokenModel, frames: int = 4, size: int = 2):
+    c, g = model.config, torch.Generator().manual_seed(1)
+    text = torch.randint(0, 20, (size, c.text_length), generator=g)
+    codes = torch.randint(0, 32, (size, frames, c.slots), generator=g)
+    actions = torch.rand(size, frames - 1, 2, generator=g) * 2 - 1
+    hidden = torch.rand(size, frames - 1, c.slots, generator=g) < 0.6
+    return text, codes, actions, codes[:, 1:].clone(), hidden
+
+
+@given(st.integers(0, 5), st.integers(1, 3), st.integers(1, 6), st.integers(2, 5), st.integers(1, 4))
+@settings(max_examples=60, deadline=None)
+def test_the_mask_never_shows_a_frame_its_clean_copy(text, prefix, slots, frames, window):
+    plan = token_plan(text, prefix, slots, frames, True)
+    mask = dida_mask(plan, slots, window)
+    clean = ~plan.noisy
+    for i in range(len(mask)):
+        seen = mask[i]
+        assert seen[i]
+        if not plan.noisy[i]:
+            assert not seen[plan.noisy].any() and not seen[i + 1 :].any()
+        else:
+            t = plan.frame[i]
+            own_slots = clean & (plan.frame == t) & (plan.position >= text + t * (prefix + slots) + prefix)
+            assert not seen[own_slots].any() and not seen[clean & (plan.frame > t)].any()
+            assert seen[plan.noisy].equal((plan.frame == t)[plan.noisy])
+        assert not seen[(plan.frame >= 0) & (plan.frame < plan.frame[i] - window)].any()
+        assert seen[clean & (plan.frame == -1)].sum() == (text if plan.frame[i] >= 0 else i + 1)
+
+
+@pytest.mark.parametrize("shift", [False, True])
+def test_no_gradient_flows_from_a_noisy_frame_to_its_clean_copy(shift):
+    model = tiny_model(next_token_shift=shift)
+    text, codes, actions, noisy, _ = batch(model)
+    everything_hidden = torch.ones_like(noisy, dtype=torch.bool)
+    seen = {}
+    embed = model.embed_codes
+
+    def watched(values):
+        out = embed(values).detach().requires_grad_()
+        seen.setdefault(tuple(values.flatten().tolist()), []).append(out)
+        return out
+
+    model.embed_codes = watched
+    _, predicted = model(text, codes, actions, noisy, everything_hidden)
+    for t in range(1, 4):
+        loss = predicted[:, t - 1].square().sum()
+        model.zero_grad()
+        for u in range(4):
+            grads = [
+                torch.autograd.grad(loss, x, retain_graph=True, allow_unused=True)[0]
+                for x in seen[tuple(codes[:, u].flatten().tolist())]
+            ]
+            touched = any(g is not None and g.abs().sum() > 0 for g in grads)
+            assert touched == (u < t), f"frame {t} and clean frame {u}"
+
+
+@pytest.mark.parametrize("source", [True, False])
+@pytest.mark.parametrize("shift", [False, True])
+def test_cached_steps_agree_with_the_training_pass(source, shift):
+    model = tiny_model(previous_frame_source=source, next_token_shift=shift)
+    text, codes, actions, noisy, hidden = batch(model, frames=5)
+    clean, predicted = model(text, codes, actions, noisy, hidden)
+    causal = model.visual_logits(model.frame_predictions(clean))
+    step = FrameStep(model)
+    with torch.no_grad():
+        cache = step.prefill(text, codes[:, :2], actions[:, :1], ahead=3)
+        for t in range(2, 5):
+            logits, _ = step.denoise(cache, actions[:, t - 1], noisy[:, t - 1], hidden[:, t - 1])
+            torch.testing.assert_close(logits, model.visual_logits(predicted[:, t - 1]), atol=1e-4, rtol=1e-4)
+            if t == 3:  # token by token
+                source_BND, before = step.frame_source(cache, actions[:, t - 1]), None
+                for n in range(model.config.slots + 1):
+                    logits, _ = step.next_token(cache, actions[:, t - 1], n, before, source_BND)
+                    if n < model.config.slots:
+                        torch.testing.assert_close(logits, causal[:, t - 1, n], atol=1e-4, rtol=1e-4)
+                        before = codes[:, t, n]
+                step.finish(cache, codes[:, t])
+            else:
+                step.commit(cache, actions[:, t - 1], codes[:, t])
+
+
+def test_candidates_share_a_prefix():
+    model = tiny_model()
+    text, codes, actions, *_ = batch(model)
+    step = FrameStep(model)
+    with torch.no_grad():
+        shared = step.prefill(text, codes[:, :2], actions[:, :1], ahead=1).expand(3)
+        alone = step.prefill(*(x.repeat_interleave(3, 0) for x in (text, codes[:, :2], actions[:, :1])), ahead=1)
+        for cache in (shared, alone):
+            cache.result = dida.decode_frame(step, cache, actions[:, 1].repeat_interleave(3, 0), passes=2)
+    assert shared.result[0].equal(alone.result[0])
+
+
+@pytest.mark.parametrize("order", ["confidence", "random"])
+@pytest.mark.parametrize("passes", [1, 2, 5, 9])
+def test_every_slot_is_decided_once(passes, order):
+    model = tiny_model()
+    text, codes, actions, *_ = batch(model)
+    step, opened = FrameStep(model), []
+    denoise = step.denoise
+    step.denoise = lambda cache, a, c, h: (opened.append(h.clone()), denoise(cache, a, c, h))[1]
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        cache = step.prefill(text, codes[:, :2], actions[:, :1], ahead=1)
+        drawn, _, entropy = dida.decode_frame(
+            step, cache, actions[:, 1], passes=passes, order=order, temperature=1.0, generator=generator
+        )
+    assert len(opened) == passes and opened[0].all()
+    for before, after in zip(opened, opened[1:], strict=False):
+        assert (after <= before).all() and (after.sum(1) < before.sum(1)).all()
+    assert drawn.shape == (2, 9) and (entropy > 0).all()
+
+
+def test_greedy_autoregression_is_the_causal_half():
+    model = tiny_model()
+    text, codes, actions, *_ = batch(model)
+    step = FrameStep(model)
+    with torch.no_grad():
+        cache = step.prefill(text, codes[:, :2], actions[:, :1], ahead=1)
+        drawn, hidden, _ = autoregressive.decode_frame(step, cache, actions[:, 1])
+        clean, _ = model(text, torch.stack([codes[:, 0], codes[:, 1], drawn], 1), actions[:, :2])
+        expected = model.visual_logits(model.frame_predictions(clean))[:, 1].argmax(-1)
+    assert drawn.equal(expected)
+
+
+@pytest.mark.parametrize("passes", [0, 10, -1])
+def test_passes_outside_the_frame_are_refused(passes):
+    model = tiny_model()
+    text, codes, actions, *_ = batch(model)
+    step = FrameStep(model)
+    cache = step.prefill(text, codes[:, :2], actions[:, :1], ahead=1)
+    with pytest.raises(InputError, match="passes"):
+        dida.decode_frame(step, cache, actions[:, 1], passes=passes)

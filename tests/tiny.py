@@ -1,0 +1,51 @@
+"""A tiny real world model with random weights: for tests of what is built on one."""
+
+from __future__ import annotations
+
+import torch
+
+from emu_embodied.checkpoint import World
+from emu_embodied.envs.tasks import COLOURS, OBJECTS, all_tasks
+from emu_embodied.token_model import TokenModel, TokenModelConfig
+from emu_embodied.tokenizers.frames import FrameTokenizer, FrameTokenizerConfig
+from emu_embodied.tokenizers.text import TextTokenizer
+from emu_embodied.transformer import TransformerConfig
+from emu_embodied.vocabulary import Vocabulary
+from emu_embodied.world_model import TokenWorldModel
+
+WORLD = World(
+    objects={name: (10 * i, 20 * i, 30 * i) for i, name in enumerate(OBJECTS)},
+    position_scale=(16.0, -16.0),
+    env_id="emu_embodied/TabletopPush-v0",
+    action_names=("right", "up"),
+)
+
+
+def tiny_world_model(seed: int = 0, **options) -> TokenWorldModel:
+    """A world model of the table-top: 64 px frames of 4 x 4 tokens, two narrow layers; same seed, same weights.
+
+    Args:
+        seed: of the weights.
+        options: keywords of `TokenWorldModel`.
+    """
+    frames = FrameTokenizerConfig(image_size=64, patch=16, margin=0, levels=(4, 4), width=16, blocks=1)
+    text = TextTokenizer.train(task.text for task in all_tasks(COLOURS))
+    vocabulary = Vocabulary(text.size, frames.codebook_size, action_bins=8)
+    sizes = TransformerConfig(
+        vocabulary.size,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+    )
+    config = TokenModelConfig(vocabulary, sizes, frames.grid, action_dim=2, text_length=16, objects=OBJECTS)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        tokenizer, model = FrameTokenizer(frames), TokenModel(config)
+        for parameter in model.parameters():  # large enough that actions and instructions make a difference
+            torch.nn.init.normal_(parameter, std=0.2)
+        for parameter in tokenizer.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+    return TokenWorldModel(tokenizer, text, model, WORLD, **options)
