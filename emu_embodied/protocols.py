@@ -81,18 +81,28 @@ class Planner(Protocol):
 class StepEngine(Protocol):
     """Executes the model's pure steps; decoding loops are blind to which engine does it. See `emu_embodied.step`."""
 
-    def prefill(self, text_BL: torch.Tensor, codes_BCN: torch.Tensor, actions_BCA: torch.Tensor):
-        """Reads the clean prefix of C frames and the actions between them; returns the cache."""
+    def prefill(self, text_BL: torch.Tensor, codes_BCN: torch.Tensor, actions_BCA: torch.Tensor, ahead: int):
+        """Reads C frames and the actions between them; returns a cache with room for `ahead` more frames."""
         ...
 
     def denoise(self, cache, actions_BA: torch.Tensor, codes_BN: torch.Tensor, hidden_BN: torch.Tensor):
-        """One bidirectional pass over the next frame's noisy slots; returns logits (B, N, V) and the hidden states."""
+        """One bidirectional pass over the next frame's slots; returns logits (B, N, V) and hidden states (B, N, D)."""
         ...
 
-    def next_token(self, cache, actions_BA: torch.Tensor, index: int, codes_B: torch.Tensor | None):
-        """One causal token of the next frame: logits (B, V) of slot `index`; the cache grows by one."""
+    def commit(self, cache, actions_BA: torch.Tensor, codes_BN: torch.Tensor) -> torch.Tensor:
+        """One causal pass over the finished frame, which joins the cache; returns hidden states (B, N, D)."""
         ...
 
-    def commit(self, cache, actions_BA: torch.Tensor, codes_BN: torch.Tensor):
-        """One causal pass over the finished frame; its keys and values join the cache."""
+    def frame_source(self, cache, actions_BA: torch.Tensor) -> torch.Tensor | None:
+        """What the next frame's slots start from, (B, N, D); computed once a frame for `next_token`."""
+        ...
+
+    def next_token(
+        self, cache, actions_BA: torch.Tensor, index: int, codes_B: torch.Tensor | None, source_BND: torch.Tensor | None
+    ):
+        """Reads the token before slot `index`, which joins the cache; returns logits (B, V) and its hidden state (B, D)."""
+        ...
+
+    def finish(self, cache, codes_BN: torch.Tensor) -> None:
+        """Closes a frame that `next_token` has read token by token."""
         ...

@@ -98,8 +98,8 @@ class Rollout:
         codes_BSTN: (B, S, T, N) int64 visual codes.
         rewards_BST: (B, S, T) float32, the reward head's estimate on arrival at each frame.
         success_BST: (B, S, T) float32 in [0, 1], the success head's probability at each frame.
-        positions_BSTOD: (B, S, T, O, 2) float32 in px of a 64 px frame (x right, y down): the position head's estimate
-            per named object, in the model's `objects` order.
+        positions_BSTOD: (B, S, T, O, 2) float32 in world units (table-top: cm, x right, y up), the state head's estimate of
+            each object, in the model's `objects` order.
         presence_BSTO: (B, S, T, O) float32 in [0, 1], the probability that the object is in view.
         entropy_BST: (B, S, T) float32 nats, mean entropy of the tokens when they were chosen.
     """

@@ -35,7 +35,7 @@ class ImaginedVectorEnv(VectorEnv):
         real_env, render_mode, starts, terminate_on_success: see `ImaginedEnv`; one real env gives all starts.
         autoreset_mode: what follows an episode's end: "NextStep", a reset instead of the next step; "SameStep", a reset
             at once, the end being in `info["final_obs"]` and `info["final_info"]`; "Disabled", nothing: call `reset`
-            with a mask.
+            with a mask. These resets have no options: they start in `starts`, or where the real env does.
 
     Raises:
         InputError: arguments, options or actions that do not fit; it names which and what would.

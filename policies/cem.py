@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from emu_embodied.errors import InputError
@@ -53,9 +52,13 @@ class CEMConfig:
         if self.candidates < self.elites:
             raise InputError("candidates", self.candidates, f"give at least as many as elites, {self.elites}")
         if self.execute > self.horizon:
-            raise InputError("execute", self.execute, f"a plan has {self.horizon} steps (horizon): execute at most those")
+            raise InputError(
+                "execute", self.execute, f"a plan has {self.horizon} steps (horizon): execute at most those"
+            )
         if not 0 < self.min_std <= self.initial_std < float("inf"):
-            raise InputError("initial_std", self.initial_std, f"give at least min_std ({self.min_std}), and that above 0")
+            raise InputError(
+                "initial_std", self.initial_std, f"give at least min_std ({self.min_std}), and that above 0"
+            )
         for name in ("momentum", "correlation", "held"):
             value, top = getattr(self, name), 1.0 if name == "held" else 0.999
             if not 0 <= value <= top:

@@ -156,31 +156,33 @@ class SuccessHead:
 
 
 class GoalImage:
-    """Mean squared difference of the last imagined frame and a goal frame, pixels in [0, 1], at several coarsenesses.
+    """Squared difference of the last imagined frame and a goal frame, pixels in [0, 1], at several coarsenesses.
 
-    mean_k sum(w_k * (x_k - g_k)^2) / sum(w_k), where x_k and g_k are averaged over k x k px and w is `foreground` where
-    either frame differs from the goal's median colour and 1 elsewhere. The coarse terms see objects that do not overlap.
+    mean_k k * sum(w_k * (x_k - g_k)^2) / sum(w_g), where x_k, g_k and w_k are averaged over k x k px, k / 4 apart; w is
+    `foreground` where either frame differs from the goal's median colour and 1 elsewhere, w_g the same of the goal alone.
+    The coarse terms see how far apart things are that do not overlap; the factor k makes up for what averaging takes away.
 
     Args:
         goal: (H, W, 3) uint8.
         foreground: weight of pixels that are not background.
-        coarseness: the k, in px, dividing H and W.
+        coarseness: the k, in px, at most the goal's sides.
 
     Raises:
         InputError: a goal of another dtype or shape, when called also of another size than the model's frames.
     """
 
-    def __init__(self, goal: np.ndarray, foreground: float = 8.0, coarseness: Sequence[int] = (1, 4, 16)) -> None:
+    def __init__(self, goal: np.ndarray, foreground: float = 8.0, coarseness: Sequence[int] = (1, 4, 16, 32)) -> None:
         shape = getattr(goal, "shape", ())
         if not isinstance(goal, np.ndarray) or goal.dtype != np.uint8 or len(shape) != 3 or shape[2] != 3:
             found = f"{getattr(goal, 'dtype', type(goal).__name__)} {shape}"
             raise InputError("goal image", found, "give uint8 RGB of shape (H, W, 3)")
         for k in coarseness:
-            if type(k) is not int or k < 1 or shape[0] % k or shape[1] % k:
-                raise InputError("coarseness", k, f"give whole numbers that divide the goal's sides, {shape[:2]}")
+            if type(k) is not int or not 1 <= k <= min(shape[:2]):
+                raise InputError("coarseness", k, f"give whole numbers from 1 to the goal's sides, {shape[:2]}")
+        self.foreground, self.coarseness = foreground, tuple(coarseness)
         self.goal_3HW = torch.from_numpy(goal.astype(np.float32) / 255).permute(2, 0, 1)
         self.background_3HW = self.goal_3HW.flatten(1).median(1).values[:, None, None]
-        self.foreground, self.coarseness = foreground, tuple(coarseness)
+        self.weight_1HW = self._weight(self.goal_3HW)
 
     def __call__(self, model: WorldModel, rollout: Rollout, actions: torch.Tensor) -> torch.Tensor:
         height, width = self.goal_3HW.shape[1:]
@@ -188,15 +190,24 @@ class GoalImage:
             raise InputError("goal image", f"{height} x {width} px", f"give {model.image_size} x {model.image_size} px")
         frames = model.decode(rollout.codes_BSTN[:, :, -1])  # (B, S, H, W, 3)
         pixels_M3HW = torch.from_numpy(frames).flatten(0, 1).permute(0, 3, 1, 2).float() / 255
-        differs_M1HW = (pixels_M3HW - self.background_3HW).abs().amax(1, keepdim=True) > 0.2
-        differs_M1HW |= (self.goal_3HW - self.background_3HW).abs().amax(0) > 0.2
-        weight_M1HW = 1 + (self.foreground - 1) * differs_M1HW.float()
-        total_M = 0.0
+        weight_M1HW = torch.maximum(self._weight(pixels_M3HW), self.weight_1HW)
+        cost_M = pixels_M3HW.new_zeros(len(pixels_M3HW))
         for k in self.coarseness:
-            weight = F.avg_pool2d(weight_M1HW, k)
-            error = F.avg_pool2d(pixels_M3HW - self.goal_3HW, k) ** 2
-            total_M = total_M + (weight * error.mean(1, keepdim=True)).sum((1, 2, 3)) / weight.sum((1, 2, 3))
-        return (total_M / len(self.coarseness)).reshape(frames.shape[:2]).to(rollout.rewards_BST.device)
+            error_M3HW = _blur(pixels_M3HW - self.goal_3HW, k, beyond=True).square()
+            weighted_M = (_blur(weight_M1HW, k) * error_M3HW.mean(1, keepdim=True)).sum((1, 2, 3))
+            cost_M += k * weighted_M / _blur(self.weight_1HW[None], k).sum()
+        return (cost_M / len(self.coarseness)).reshape(frames.shape[:2]).to(rollout.rewards_BST.device)
+
+    def _weight(self, pixels: torch.Tensor) -> torch.Tensor:
+        """`foreground` where pixels (..., 3, H, W) are not background, else 1: (..., 1, H, W)."""
+        differs = (pixels - self.background_3HW).abs().amax(-3, keepdim=True) > 0.2
+        return 1 + (self.foreground - 1) * differs.float()
+
+
+def _blur(images: torch.Tensor, k: int, beyond: bool = False) -> torch.Tensor:
+    """Means over k x k px, k / 4 apart; `beyond` the border there is 0, else the border is left out."""
+    padding = k // 2 if k > 1 else 0
+    return F.avg_pool2d(images, k, stride=max(1, k // 4), padding=padding, count_include_pad=beyond)
 
 
 class TokenGoal:
@@ -215,7 +226,9 @@ class TokenGoal:
     def __call__(self, model: WorldModel, rollout: Rollout, actions: torch.Tensor) -> torch.Tensor:
         last_BSN = rollout.codes_BSTN[:, :, -1]
         if tuple(self.codes_N.shape) != tuple(last_BSN.shape[2:]):
-            raise InputError("goal codes", f"shape {tuple(self.codes_N.shape)}", f"give shape {tuple(last_BSN.shape[2:])}")
+            raise InputError(
+                "goal codes", f"shape {tuple(self.codes_N.shape)}", f"give shape {tuple(last_BSN.shape[2:])}"
+            )
         return (last_BSN != self.codes_N.to(last_BSN.device)).float().mean(-1)
 
 

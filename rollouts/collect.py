@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from multiprocessing import connection, resource_tracker
 from pathlib import Path
-from threading import Thread
+from threading import RLock, Thread
 from typing import Any
 
 import numpy as np
@@ -366,7 +366,9 @@ def _work(pipe: connection.Connection, settings: CollectSettings, folder: Path) 
     env = None
     try:
         import gymnasium
+        from tqdm import tqdm
 
+        tqdm.set_lock(RLock())  # its own is a semaphore, which a worker that is stopped would leak
         from emu_embodied.envs.tabletop import STATE_NAMES  # and its package registers the worlds
 
         options = {**settings.env_options, "terminate_on_success": False}

@@ -36,7 +36,9 @@ class OracleWorldModel:
     def __init__(self, env, seed: int = 0) -> None:
         world = getattr(env, "unwrapped", env)
         if not isinstance(world, TabletopPushEnv):
-            raise InputError("env", type(world).__name__, "true dynamics are known of the table-top only; use agent=model")
+            raise InputError(
+                "env", type(world).__name__, "true dynamics are known of the table-top only; use agent=model"
+            )
         self.env, self.rng = world, np.random.default_rng(seed)
         self.image_size = world.config.image_size
         self.objects = ("pusher", *COLOURS, *([UNSEEN_COLOUR] if world.config.shift == "colour" else []))

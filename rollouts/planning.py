@@ -341,7 +341,9 @@ class Player:
         if self.model is not None:
             size = self.env.observation_space[PIXELS].shape[0]
             if size != self.model.image_size:
-                raise InputError("image_size", size, f"the model sees frames of {self.model.image_size} px: choose that")
+                raise InputError(
+                    "image_size", size, f"the model sees frames of {self.model.image_size} px: choose that"
+                )
 
     def play(self, seed: int) -> EpisodeRun:
         """Plays the episode of one seed."""
@@ -443,7 +445,9 @@ def _open_journal(path: Path, settings: PlanningSettings) -> dict[int, dict[str,
         raise ConfigError("journal", str(path), "it is no planning journal; choose another folder") from None
     for name in now:
         if now[name] != then.get(name):
-            raise ConfigError(name, now[name], f"{path} was begun with {then.get(name)!r}; give the same, or a new folder")
+            raise ConfigError(
+                name, now[name], f"{path} was begun with {then.get(name)!r}; give the same, or a new folder"
+            )
     return by_seed
 
 
@@ -475,7 +479,9 @@ def _in_parallel(make: Callable[[], Player], seeds: Sequence[int], workers: int)
                 except EOFError:
                     players[pipe].join()
                     code = players[pipe].exitcode
-                    raise SimulationError("worker", f"died, exit code {code}", "call with workers=1 to see why") from None
+                    raise SimulationError(
+                        "worker", f"died, exit code {code}", "call with workers=1 to see why"
+                    ) from None
                 if isinstance(answer, Exception):
                     raise answer
                 yield answer

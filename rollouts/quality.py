@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from emu_embodied.data.frame_cache import FrameCache
-from emu_embodied.metrics import colour_centroids
+from emu_embodied.errors import DatasetError
+from emu_embodied.metrics import bootstrap_interval, colour_centroids
+from emu_embodied.rollouts.pictures import strip
+from emu_embodied.types import Observation
 
 MISSING_PX = 64.0  # what a missing object counts
 
@@ -28,6 +33,11 @@ class Truth:
         self.episodes, self.length = len(lengths), int(lengths.min())
         rows = cache.episode_starts[:-1, None] + np.arange(self.length)
         columns = cache.names["state"]
+        for name in self.names:
+            if f"{name}.x" not in columns:
+                raise DatasetError(
+                    "state names", columns, f'there is no "{name}.x": name objects that the dataset labels'
+                )
         xy = np.stack([cache.states[:, [columns.index(f"{n}.x"), columns.index(f"{n}.y")]] for n in self.names], 1)
         self.positions = (32 + 32 * xy / np.array(position_scale))[rows]  # (E, T, O, 2)
         self.present = np.stack([cache.states[:, columns.index(f"{n}.present")] for n in self.names], 1)[rows] > 0
@@ -48,10 +58,9 @@ def position_errors(seen: np.ndarray, found: np.ndarray, true: np.ndarray) -> np
 def tokenizer_quality(tokenizer, truth: Truth, episodes: int = 40) -> dict[str, float]:
     """The round trip: position error of each kind of object, missing ones, PSNR, and codes that flicker in static patches."""
     pixels = truth.pixels[:episodes]
-    flat = torch.from_numpy(pixels.reshape(-1, *pixels.shape[2:]))
-    device = tokenizer.levels.device
-    codes = torch.cat([tokenizer.encode(part.to(device)) for part in flat.split(256)])
-    decoded = torch.cat([tokenizer.decode(part).cpu() for part in codes.split(256)]).numpy().reshape(pixels.shape)
+    codes = tokenizer_codes(tokenizer, pixels)
+    flat = codes.reshape(-1, codes.shape[-1])
+    decoded = torch.cat([tokenizer.decode(part).cpu() for part in flat.split(256)]).numpy().reshape(pixels.shape)
     seen, found = truth.see(decoded)
     errors, present = position_errors(seen, found, truth.positions[:episodes]), truth.present[:episodes]
     patch, grid = tokenizer.config.patch, tokenizer.config.grid
@@ -66,6 +75,7 @@ def tokenizer_quality(tokenizer, truth: Truth, episodes: int = 40) -> dict[str, 
         "invented": float(found[~present].mean()),
         "static_flicker": float((codes[:, 1:] != codes[:, :-1])[change <= 8].mean()),
         "codes_used": float(len(np.unique(codes))),
+        "frames": int(np.prod(pixels.shape[:2])),
         "psnr_db": float(10 * np.log10(255**2 / mse)),
     }
 
@@ -84,12 +94,11 @@ class OpenLoop:
         errors, copy_errors, head_errors: (W, steps, O) px of a 64 px frame.
         found: (W, steps, O) bool; present: (W, O) bool.
         moved: (W, steps, O) px of true motion since the start.
+        true: (W, steps, O, 2) px, the true positions.
         frames: (W, steps, H, W, 3) uint8 dreamt; real: the same of truth.
     """
 
     def __init__(self, model, truth: Truth, starts=(4, 16, 28), steps: int = 8, shuffle: bool = False) -> None:
-        from emu_embodied.types import Observation
-
         where = [(e, t) for e in range(truth.episodes) for t in starts if t + steps < truth.length]
         e, t = np.array(where).T
         ahead = t[:, None] + np.arange(steps)
@@ -107,7 +116,7 @@ class OpenLoop:
         rollout = model.rollout(history, actions[:, None])
         self.frames = model.decode(rollout.codes_BSTN[:, 0])
         self.real = truth.pixels[e[:, None], ahead + 1]
-        true = truth.positions[e[:, None], ahead + 1]
+        self.true = true = truth.positions[e[:, None], ahead + 1]
         start = truth.positions[e, t][:, None]
         self.present = truth.present[e, t]
         seen, self.found = truth.see(self.frames)
@@ -133,3 +142,180 @@ def quick_quality(model, truth: Truth) -> dict[str, float]:
         "copy_median_px_8": float(np.median(loop.copy_errors[:, -1][eight])),
         "missing_or_invented_8": float(wrong.mean()),
     }
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One row of the quality table.
+
+    Attributes:
+        name: what is measured, with its unit.
+        value: the figure; NaN where there was nothing to measure.
+        interval: bootstrap or Wilson 95% interval.
+        n: windows, objects or episodes it rests on.
+        copy_last: the same figure for a model that repeats the last real frame; None where it makes no sense.
+        round_trip: the same figure for the true frames after the tokenizer; None where it makes no sense.
+        must, aim: the bars, as text.
+    """
+
+    name: str
+    value: float
+    interval: tuple[float, float]
+    n: int
+    copy_last: float | None
+    round_trip: float | None
+    must: str
+    aim: str
+
+
+def quality_table(model, truth: Truth, steps: int = 8) -> list[Figure]:
+    """The figures of the held-out episodes: tokenizer, one step, eight steps open loop, and whether actions are followed.
+
+    Args:
+        model: a `TokenWorldModel`.
+        truth: held-out episodes.
+        steps: length of the open loop.
+    """
+    tokenizer = model.tokenizer
+    real, shuffled = OpenLoop(model, truth, steps=steps), OpenLoop(model, truth, steps=steps, shuffle=True)
+    trip = tokenizer_quality(tokenizer, truth, truth.episodes)
+    seen, found = truth.see(model.decode(tokenizer_codes(tokenizer, real.real)))
+    trip_errors = position_errors(seen, found, real.true)
+    cubes = real.present & (np.arange(len(truth.names)) > 0)
+    one, far = cubes & (real.moved[:, 0] >= 1), cubes & (real.moved[:, -1] >= 4)
+    rows = [
+        Figure(
+            "tokenizer: robot position, p95 px",
+            trip["robot_p95_px"],
+            _none(),
+            trip["frames"],
+            None,
+            None,
+            "<= 1.0",
+            "0.5",
+        ),
+        Figure(
+            "tokenizer: object position, p95 px",
+            trip["object_p95_px"],
+            _none(),
+            trip["frames"],
+            None,
+            None,
+            "<= 1.0",
+            "0.5",
+        ),
+        Figure(
+            "tokenizer: codes that change in static patches, %",
+            100 * trip["static_flicker"],
+            _none(),
+            trip["frames"],
+            None,
+            None,
+            "<= 1",
+            "0.2",
+        ),
+    ]
+    ratio = _paired_ratio(real.errors[:, 0][one], real.copy_errors[:, 0][one])
+    floor = float(trip_errors[:, 0][one].mean() / real.copy_errors[:, 0][one].mean())
+    rows.append(
+        Figure(
+            "1 step, cubes that move >= 1 px: error over copy-last's",
+            *ratio,
+            int(one.sum()),
+            1.0,
+            floor,
+            "<= 0.35",
+            "0.15",
+        )
+    )
+    for name, errors in (("by eye", real.errors), ("by the position head", real.head_errors)):
+        e = errors[:, -1][far]
+        rows.append(
+            Figure(
+                f"{steps} steps, cubes that move >= 4 px: median error {name}, px",
+                float(np.median(e)),
+                bootstrap_interval(e),
+                int(far.sum()),
+                float(np.median(real.copy_errors[:, -1][far])),
+                float(np.median(trip_errors[:, -1][far])),
+                "<= 2.5",
+                "1.0",
+            )
+        )
+    wrong = (real.found[:, -1, 1:] != real.present[:, 1:]).any(-1)
+    count = (real.found[:, -1, 1:] != real.present[:, 1:]).sum() / max(1, real.present[:, 1:].sum())
+    trip_wrong = (found[:, -1, 1:] != real.present[:, 1:]).sum() / max(1, real.present[:, 1:].sum())
+    rows.append(
+        Figure(f"missing or invented cubes at step {steps}, % of cubes", 100 * float(count),
+               tuple(100 * x for x in bootstrap_interval(wrong.astype(float), np.mean)), int(real.present[:, 1:].sum()), 0.0,
+               100 * float(trip_wrong), "<= 2", "0.2")
+    )  # fmt: skip
+    robot = _paired_ratio(shuffled.errors[:, 0, 0], real.errors[:, 0, 0])
+    moved = _paired_ratio(shuffled.errors[:, 0][one], real.errors[:, 0][one])
+    rows.append(
+        Figure("1 step, shuffled over true actions: robot error", *robot, len(real.errors), 1.0, None, ">= 6", "15")
+    )
+    rows.append(
+        Figure("1 step, shuffled over true actions: moved-cube error", *moved, int(one.sum()), 1.0, None, ">= 2", "4")
+    )
+    return rows
+
+
+def tokenizer_codes(tokenizer, frames: np.ndarray) -> torch.Tensor:
+    """Codes (..., N) of frames (..., H, W, 3) uint8."""
+    flat = torch.from_numpy(np.ascontiguousarray(frames.reshape(-1, *frames.shape[-3:])))
+    device = tokenizer.levels.device
+    codes = torch.cat([tokenizer.encode(part.to(device)) for part in flat.split(256)])
+    return codes.reshape(*frames.shape[:-3], -1)
+
+
+def _paired_ratio(top: np.ndarray, bottom: np.ndarray) -> tuple[float, tuple[float, float]]:
+    """Ratio of means of paired values, and its bootstrap interval."""
+    if len(top) == 0:
+        return float("nan"), _none()
+    pairs = np.stack([top, bottom], -1)
+    return float(top.mean() / bottom.mean()), bootstrap_interval(pairs, lambda p: p[:, 0].mean() / p[:, 1].mean())
+
+
+def _none() -> tuple[float, float]:
+    return float("nan"), float("nan")
+
+
+def as_cells(figure: Figure) -> tuple[str, ...]:
+    """A figure as the cells of a table's row."""
+
+    def number(x: float | None) -> str:
+        return "-" if x is None or x != x else f"{x:.3g}"
+
+    low, high = figure.interval
+    interval = "-" if low != low else f"{low:.3g} to {high:.3g}"
+    middle = (number(figure.value), interval, str(figure.n), number(figure.copy_last), number(figure.round_trip))
+    return (figure.name, *middle, figure.must, figure.aim)
+
+
+def as_markdown(figures: list[Figure]) -> str:
+    """The quality table as Markdown."""
+    head = ("figure", "value", "95% interval", "n", "copy-last", "round trip", "must", "aim")
+    lines = [head, ("---",) * len(head), *map(as_cells, figures)]
+    return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
+
+
+def picture_worst(model, truth: Truth, count: int, folder: Path, steps: int = 8) -> int:
+    """Strips real | imagined | difference of the windows whose objects are furthest off at the last step.
+
+    Returns:
+        The number of PNG files written to `folder` as worst-01.png, ...
+    """
+    if not count:
+        return 0
+    loop = OpenLoop(model, truth, steps=steps)
+    worst = np.where(loop.present, loop.errors[:, -1], 0).max(-1).argsort()[::-1][:count]
+    for rank, window in enumerate(worst, 1):
+        error = loop.errors[window, -1][loop.present[window]].max()
+        strip(
+            loop.real[window],
+            loop.frames[window],
+            folder / f"worst-{rank:02d}.png",
+            f"{error:.1f} px off at step {steps}",
+        )
+    return len(worst)

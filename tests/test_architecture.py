@@ -17,10 +17,10 @@ ALLOWED = {
     "protocols": {"types"},
     "decoding": {"protocols", "types", "errors"},
     "engines": {"step", "protocols", "types", "errors"},
-    "world_model": {"tokenizers", "vocabulary", "decoding", "step", "types", "protocols", "errors"},
+    "world_model": {"tokenizers", "token_model", "vocabulary", "decoding", "step", "types", "protocols", "errors"},
     "policies": {"types", "protocols", "errors"},
     "envs": {"types", "protocols", "errors"},
-    "rollouts": {"types", "protocols", "metrics", "envs", "policies", "errors", "data"},
+    "rollouts": {"types", "protocols", "metrics", "envs", "policies", "errors", "data", "storage"},
 }
 # The doors by which a name becomes a model: they alone import `loading`, inside functions.
 DOORS = ("commands", "envs.registration", "policies.lerobot_plugin", "")

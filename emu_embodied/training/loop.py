@@ -80,7 +80,7 @@ def train_stage(
 
     device = next(module.parameters()).device
     writer, began, first = SummaryWriter(folder / "tensorboard"), time.monotonic(), step
-    sums: dict[str, float] = {}
+    sums: dict[str, tuple[float, int]] = {}
     module.train()
     try:
         while step < config.steps:
@@ -95,10 +95,10 @@ def train_stage(
             step += 1
             _update_average(average, module, min(config.average, step / (step + 10)))
             for key, value in {"loss": loss.item(), **figures}.items():
-                sums[key] = sums.get(key, 0.0) + value
+                total, count = sums.get(key, (0.0, 0))
+                sums[key] = (total + value, count + 1)
             if step % config.log_every == 0 or step == config.steps:
-                count = (step - 1) % config.log_every + 1
-                means = {key: value / count for key, value in sums.items()}
+                means = {key: total / count for key, (total, count) in sums.items()}
                 speed = (step - first) / (time.monotonic() - began)
                 _log(writer, name, step, config, means, speed, report)
                 sums = {}

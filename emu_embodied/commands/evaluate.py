@@ -1,0 +1,103 @@
+"""Measures how right a world model is, on held-out episodes: tokenizer, open loop, actions followed, planning success.
+
+Every figure stands beside its 95% interval, what repeating the last frame scores, and what the tokenizer alone loses.
+"""
+
+from __future__ import annotations
+
+import functools
+import platform
+import time
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from emu_embodied.errors import ConfigError
+
+PACKAGES = ("emu-embodied", "torch", "mujoco", "gymnasium", "numpy")
+
+
+def run(config: DictConfig) -> None:
+    """Prints the table, and writes it as JSON and Markdown with pictures of the worst windows.
+
+    Raises:
+        ConfigError: a number below its least.
+        CheckpointError: the checkpoint is missing or damaged.
+    """
+    from emu_embodied.loading import load
+    from emu_embodied.rollouts import quality
+    from emu_embodied.rollouts.episodes import record_frames
+    from emu_embodied.storage import write_json
+
+    for name, least in (("episodes", 1), ("steps", 10), ("planning", 0), ("workers", 1), ("horizon", 1), ("worst", 0)):
+        if config[name] < least:
+            raise ConfigError(name, config[name], f"give a whole number of at least {least}")
+    model = load(config.checkpoint, passes=config.passes)
+    options, began = OmegaConf.to_container(config.env.options), time.monotonic()
+    print(f"evaluate: {config.episodes} held-out episodes", flush=True)
+    cache = record_frames(config.env.id, options, range(config.seed, config.seed + config.episodes), config.steps)
+    truth = quality.Truth(cache, model.world.objects, model.world.position_scale)
+    figures = quality.quality_table(model, truth, config.horizon)
+    if config.planning:
+        figures += _planning(config, options)
+    folder = Path(config.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    result = {
+        "checkpoint": str(config.checkpoint),
+        "figures": [asdict(figure) for figure in figures],
+        "settings": OmegaConf.to_container(config),
+        "seeds": {"held_out": [config.seed, config.seed + config.episodes], "planning": config.planning_seed},
+        "seconds": round(time.monotonic() - began, 1),
+        "versions": {name: metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},
+    }
+    write_json(folder / "result.json", result)
+    (folder / "table.md").write_text(quality.as_markdown(figures))
+    _print(figures)
+    pictures = quality.picture_worst(model, truth, config.worst, folder, config.horizon)
+    print(f"evaluate: {folder / 'result.json'}, {folder / 'table.md'}" + (f", {pictures} pictures" if pictures else ""))
+
+
+def _planning(config: DictConfig, options: dict) -> list:
+    """Planning success of the model, of the same planner in the true simulator, and of random actions."""
+    from emu_embodied.loading import load
+    from emu_embodied.policies.cem import CEMConfig
+    from emu_embodied.rollouts import planning
+    from emu_embodied.rollouts.quality import Figure
+
+    seeds = range(config.planning_seed, config.planning_seed + config.planning)
+    make_model = functools.partial(load, config.checkpoint, passes=config.passes, device="cpu")
+    rows = {}
+    for agent in ("random", "oracle", "model"):
+        label = f"{config.checkpoint} passes={config.passes}" if agent == "model" else ""
+        settings = planning.PlanningSettings(config.env.id, options, agent, "positions", CEMConfig(), model=label)
+        played = planning.evaluate_planning(settings, seeds, make_model if agent == "model" else None, config.workers)
+        rows[agent] = planning.summarise(played)
+        print(f"evaluate: planning, {agent}: {rows[agent]['rate']:.0%} of {config.planning}", flush=True)
+    oracle, bars = rows["oracle"]["rate"], {"random": ("<= 10", "0"), "oracle": (">= 90", "100"), "model": ("", "97")}
+    bars["model"] = (f">= {75 * oracle:.0f} (75% of the simulator's)", "97")
+    return [
+        Figure(
+            f"planning success, {name}, %",
+            100 * rows[agent]["rate"],
+            tuple(100 * x for x in rows[agent]["wilson_95"]),
+            config.planning,
+            None,
+            None,
+            *bars[agent],
+        )
+        for agent, name in (("random", "random actions"), ("oracle", "true simulator"), ("model", "this model"))
+    ]
+
+
+def _print(figures: list) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from emu_embodied.rollouts.quality import as_cells
+
+    table = Table("figure", "value", "95% interval", "n", "copy-last", "round trip", "must", "aim")
+    for figure in figures:
+        table.add_row(*as_cells(figure))
+    Console().print(table)

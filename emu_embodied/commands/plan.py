@@ -1,0 +1,139 @@
+"""Plans in a world model's imagination, acts in the simulator, and reports successes with pictures and videos.
+
+The model is asked what would happen; the simulator decides what did. `agent=oracle` gives the same planner the true
+simulator to imagine in, `agent=random` and `agent=expert` are the controls. An evaluation that was stopped goes on with
+`resume=FOLDER` and the same settings.
+"""
+
+from __future__ import annotations
+
+import functools
+import platform
+import time
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from emu_embodied.errors import ConfigError
+
+PACKAGES = ("emu-embodied", "torch", "mujoco", "gymnasium", "numpy")
+
+
+def run(config: DictConfig) -> None:
+    """Plays the episodes, prints a line for each, and writes what came out to a new folder.
+
+    Raises:
+        ConfigError: an unknown agent or goal, or a number below its least.
+        InputError: a budget that does not fit together, or a model of another frame size than the env.
+        CheckpointError: the checkpoint is missing or damaged.
+    """
+    from emu_embodied.rollouts import planning
+    from emu_embodied.storage import write_json
+
+    settings, make_model = _settings(config), _model_maker(config)
+    planning.Player(settings, make_model)  # whatever is wrong shows here, before anything is written
+    seeds = list(range(config.seed, config.seed + config.episodes))
+    folder = _folder(config)
+    console = Console(soft_wrap=True, highlight=False)
+    show = functools.partial(_show, console, folder, seeds[: config.videos])
+    try:
+        rows = planning.evaluate_planning(
+            settings, seeds, make_model, config.workers, folder / "episodes.jsonl", on_episode=show
+        )
+    except KeyboardInterrupt:
+        console.print(f"plan: the finished episodes are in {folder}; go on with resume={folder}", markup=False)
+        raise
+    summary = planning.summarise(rows)
+    result = {
+        **summary,
+        "success": {str(row["seed"]): row["success"] for row in rows},
+        "seeds": seeds,
+        "settings": asdict(settings) | {"passes": config.passes, "workers": config.workers},
+        "versions": {name: metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "episodes": rows,
+    }
+    write_json(folder / "result.json", result)
+    _report(console, folder, summary)
+
+
+def _settings(config: DictConfig):
+    from emu_embodied.policies.cem import CEMConfig
+    from emu_embodied.rollouts.planning import PlanningSettings
+
+    for name, least in (("episodes", 1), ("steps", 1), ("workers", 1), ("seed", 0), ("videos", 0), ("passes", 1)):
+        if config[name] < least:
+            raise ConfigError(name, config[name], f"give a whole number of at least {least}")
+    budget = {name: config[name] for name in ("horizon", "candidates", "iterations", "elites", "execute")}
+    return PlanningSettings(
+        config.env.id,
+        OmegaConf.to_container(config.env.options),
+        config.agent,
+        config.goal,
+        CEMConfig(**budget),
+        config.steps,
+        f"{config.checkpoint} passes={config.passes}" if config.agent == "model" else "",
+    )
+
+
+def _model_maker(config: DictConfig):
+    """What loads the model, in this process or in a worker's."""
+    from emu_embodied.loading import load
+
+    return functools.partial(load, config.checkpoint, passes=config.passes)
+
+
+def _folder(config: DictConfig) -> Path:
+    """The folder to write to: the one to go on with, or a new one named by the time.
+
+    Raises:
+        ConfigError: there is nothing to go on with, or the folder cannot be made.
+    """
+    if config.resume is not None:
+        folder = Path(str(config.resume))
+        if not (folder / "episodes.jsonl").is_file():
+            raise ConfigError("resume", str(folder), "it has no episodes.jsonl; give a folder that `plan` made")
+        return folder
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    for n in range(1, 1000):
+        folder = Path(config.out) / (stamp if n == 1 else f"{stamp}-{n}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            if not Path(config.out).is_dir():
+                raise ConfigError("out", config.out, "it is a file; choose a folder") from None
+        except OSError as error:
+            raise ConfigError("out", config.out, f"{error.strerror}; choose a folder that can be written") from None
+    raise ConfigError("out", config.out, "a thousand runs began in this second; choose another folder")
+
+
+def _show(console: Console, folder: Path, pictured: list[int], run) -> None:
+    """Prints an episode's line, and makes its picture and video if it is among the first."""
+    from emu_embodied.rollouts.pictures import strip, video
+
+    row, seconds = run.row(), sum(run.plan_seconds) / max(1, len(run.plan_seconds))
+    ending = f"done in {row['steps']} steps" if run.success else f"not done, {row['end_cm']:.1f} cm left"
+    cost = f"  {len(run.plan_seconds)} plans of {seconds:.2f} s" if run.plan_seconds else ""
+    console.print(f'seed {run.seed}: "{run.instruction}" {ending}{cost}', style="green" if run.success else "red")
+    if run.seed in pictured:
+        strip(run.frames, run.imagined, folder / f"episode-{run.seed}.png", run.instruction)
+        video(run.frames, run.imagined, folder / f"episode-{run.seed}.mp4", run.instruction)
+
+
+def _report(console: Console, folder: Path, summary: dict) -> None:
+    low, high = summary["wilson_95"]
+    console.print(
+        f"success {summary['rate']:.0%}, {summary['successes']} of {summary['n']} (95% interval {low:.0%} to {high:.0%})"
+    )
+    if summary["seconds_per_plan_median"] is not None:
+        console.print(
+            f"{summary['seconds_per_plan_median']:.2f} s a plan, {summary['frames_per_plan']:.0f} predicted frames each, "
+            f"{summary['predicted_frames_per_second']:.0f} frames a second"
+        )
+    for name, suffix in (("picture", "png"), ("video", "mp4")):
+        for path in sorted(folder.glob(f"episode-*.{suffix}"))[:1]:
+            console.print(f"{name}: {path}", markup=False)
+    console.print(f"result: {folder / 'result.json'}", markup=False)

@@ -1,0 +1,178 @@
+"""Costs against their formulas, on futures made by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from emu_embodied.errors import InputError
+from emu_embodied.policies import costs
+from emu_embodied.protocols import Cost
+from emu_embodied.types import Rollout
+
+SIZE = 64
+
+
+class Canvas:
+    """The least of a world model that costs use: codes are a square's column, which decode draws."""
+
+    image_size = SIZE
+
+    def decode(self, codes: torch.Tensor) -> np.ndarray:
+        frames = np.full((*codes.shape[:-1], SIZE, SIZE, 3), 200, np.uint8)
+        for place in np.ndindex(codes.shape[:-1]):
+            x = int(codes[place][0])
+            frames[place][28:36, x : x + 8] = (220, 30, 30)
+        return frames
+
+
+def rollout(batch: int = 1, candidates: int = 1, steps: int = 3, objects: int = 2, **given) -> Rollout:
+    """A future of zeros, with the fields given by name."""
+    lead = (batch, candidates, steps)
+    fields = {
+        "codes_BSTN": torch.zeros(*lead, 1, dtype=torch.int64),
+        "rewards_BST": torch.zeros(lead),
+        "success_BST": torch.zeros(lead),
+        "positions_BSTOD": torch.zeros(*lead, objects, 2),
+        "presence_BSTO": torch.ones(*lead, objects),
+        "entropy_BST": torch.zeros(lead),
+    }
+    return Rollout(**fields | given)
+
+
+def score(cost, future: Rollout, actions: torch.Tensor | None = None) -> torch.Tensor:
+    actions = torch.zeros(*future.rewards_BST.shape, 2) if actions is None else actions
+    assert isinstance(cost, Cost)
+    result = cost(Canvas(), future, actions)
+    assert result.shape == future.rewards_BST.shape[:2] and result.dtype == torch.float32
+    return result
+
+
+def x_of(object: int):
+    """Distance: how far right of 0 an object is."""
+    return lambda positions: positions[..., object, 0].clamp(min=0)
+
+
+def test_object_positions_weighs_the_end_against_the_way():
+    positions = torch.zeros(1, 2, 3, 2, 2)
+    positions[0, 0, :, 1, 0] = torch.tensor([6.0, 4.0, 2.0])
+    positions[0, 1, :, 1, 0] = torch.tensor([2.0, 4.0, 6.0])  # it was 2 once: that counts
+    future = rollout(candidates=2, positions_BSTOD=positions)
+    torch.testing.assert_close(score(costs.ObjectPositions(x_of(1)), future), torch.tensor([[3.0, 2.0]]))
+    torch.testing.assert_close(score(costs.ObjectPositions(x_of(1), end=1.0), future), torch.tensor([[2.0, 2.0]]))
+
+
+def behind(left: float = 1.0) -> costs.BehindObject:
+    def distance(positions):
+        return torch.full(positions.shape[:-2], left)
+
+    def target(positions):
+        return positions[..., 1, :] + torch.tensor([3.0, 0.0])  # push to the right: stand on the left
+
+    return costs.BehindObject(distance, target, robot=0, object=1, radius=4.0)
+
+
+@pytest.mark.parametrize(
+    ("robot", "walk"),
+    [
+        ((-4, 0), 0.0),
+        ((-7, 0), 3.0),
+        ((4, 0), 4 * math.pi),  # in front of it: half around
+        ((0, 4), 2 * math.pi),
+        ((-4, 3), 3.0),
+        ((5, 0), 3 + 4 * (math.pi - math.acos(0.8))),
+        ((-1, 0), 3.0),  # too near: out first
+    ],
+)
+def test_behind_object_is_the_walk_around_it(robot: tuple[float, float], walk: float):
+    positions = torch.zeros(1, 1, 2, 2, 2)
+    positions[0, 0, :, 1] = torch.tensor([2.0, 1.0])
+    positions[0, 0, -1, 0] = positions[0, 0, -1, 1] + torch.tensor(robot, dtype=torch.float32)
+    future = rollout(steps=2, positions_BSTOD=positions)
+    torch.testing.assert_close(score(behind(), future), torch.tensor([[walk]]), atol=2e-3, rtol=0)
+    assert score(behind(left=0.0), future) == 0  # nothing to do: stand anywhere
+
+
+@given(
+    st.floats(-12, 12), st.floats(-12, 12), st.floats(0, 2 * math.pi), st.floats(-0.01, 0.01), st.floats(-0.01, 0.01)
+)
+def test_the_walk_is_no_shorter_than_the_straight_line_and_has_no_jumps(x, y, angle, dx, dy):
+    direction = torch.tensor([math.cos(angle), math.sin(angle)], dtype=torch.float64)
+    start = torch.tensor([x, y], dtype=torch.float64)
+    walk = float(costs.walk_around(start, direction, 4.0))
+    assert walk >= float((start - 4 * direction).norm()) - 1e-5 or start.norm() < 4
+    if start.norm() > 1:
+        step = torch.tensor([dx, dy], dtype=torch.float64)
+        assert abs(float(costs.walk_around(start + step, direction, 4.0)) - walk) <= 5 * float(step.norm()) + 1e-5
+
+
+def test_object_lost_is_the_share_of_absence():
+    presence = torch.tensor([[1.0, 1.0], [1.0, 0.5], [1.0, 0.0]])[None, None]
+    assert score(costs.ObjectLost(1), rollout(presence_BSTO=presence)) == 0.5
+    assert score(costs.ObjectLost(0), rollout(presence_BSTO=presence)) == 0
+
+
+def test_reward_head_is_the_negative_discounted_mean():
+    future = rollout(rewards_BST=torch.tensor([[[1.0, 2.0, 4.0]]]))
+    torch.testing.assert_close(score(costs.RewardHead(0.5), future), torch.tensor([[-1.0]]))
+    torch.testing.assert_close(score(costs.RewardHead(), future), torch.tensor([[-7 / 3]]))
+
+
+def test_success_head_is_the_time_without_success():
+    future = rollout(candidates=3, success_BST=torch.tensor([[[0, 0, 0], [0, 0, 1.0], [0.5, 1, 0]]]))
+    torch.testing.assert_close(score(costs.SuccessHead(), future), torch.tensor([[1.0, 2 / 3, 1 / 6]]))
+
+
+def test_goal_image_sees_a_thing_come_nearer_before_it_overlaps():
+    goal = Canvas().decode(torch.tensor([40]))
+    codes = torch.zeros(1, 4, 2, 1, dtype=torch.int64)
+    codes[0, :, -1, 0] = torch.tensor([40, 36, 24, 4])
+    found = score(costs.GoalImage(goal), rollout(candidates=4, steps=2, codes_BSTN=codes))[0]
+    assert found[0] == 0 and found[0] < found[1] < found[2] < found[3] < 1
+
+
+@pytest.mark.parametrize(
+    "goal", [np.zeros((64, 64), np.uint8), np.zeros((64, 64, 3), np.float32), torch.zeros(64, 64, 3), None]
+)
+def test_a_goal_that_is_no_image_is_refused(goal):
+    with pytest.raises(InputError, match="goal image: .*give uint8 RGB of shape"):
+        costs.GoalImage(goal)
+
+
+def test_a_goal_image_of_another_size_is_refused():
+    goal = costs.GoalImage(np.zeros((96, 96, 3), np.uint8))
+    with pytest.raises(InputError, match="goal image: 96 x 96 px; give 64 x 64 px"):
+        score(goal, rollout())
+    with pytest.raises(InputError, match="coarseness: 97"):
+        costs.GoalImage(np.zeros((96, 96, 3), np.uint8), coarseness=(97,))
+
+
+def test_token_goal_is_the_share_of_other_codes():
+    codes = torch.tensor([[[[9, 9, 9, 9], [1, 2, 3, 4]], [[1, 2, 3, 4], [1, 2, 0, 0]]]])
+    found = score(costs.TokenGoal(torch.tensor([1, 2, 3, 4])), rollout(candidates=2, steps=2, codes_BSTN=codes))
+    torch.testing.assert_close(found, torch.tensor([[0.0, 0.5]]))
+    with pytest.raises(InputError, match=r"goal codes: shape \(3,\); give shape \(4,\)"):
+        score(costs.TokenGoal(torch.zeros(3)), rollout(candidates=2, steps=2, codes_BSTN=codes))
+
+
+def test_action_effort_is_the_mean_square():
+    actions = torch.tensor([[[[1.0, 0.0], [0.0, 0.0], [0.0, -1.0]]]])
+    torch.testing.assert_close(score(costs.ActionEffort(), rollout(), actions), torch.tensor([[1 / 3]]))
+
+
+def test_a_weighted_sum_is_one():
+    future = rollout(rewards_BST=torch.ones(1, 1, 3))
+    actions = torch.ones(1, 1, 3, 2)
+    both = costs.WeightedSum([(2.0, costs.RewardHead()), (0.5, costs.ActionEffort())])
+    assert score(both, future, actions) == -1.5
+
+
+@pytest.mark.parametrize("terms", [[], [(float("nan"), costs.RewardHead())], [("1", costs.RewardHead())]])
+def test_a_sum_of_nothing_or_of_no_weights_is_refused(terms):
+    with pytest.raises(InputError):
+        costs.WeightedSum(terms)

@@ -1,0 +1,178 @@
+"""The recipe end to end at tiny size: resuming is bit-identical, checkpoints load, damage and wrong settings are refused."""
+
+import hashlib
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from emu_embodied.checkpoint import World, load_checkpoint
+from emu_embodied.commands._config import compose_config
+from emu_embodied.commands.train import make_recipe
+from emu_embodied.data.frame_cache import FrameCache, save_frame_cache
+from emu_embodied.errors import CheckpointError, DatasetError
+from emu_embodied.loading import load
+from emu_embodied.storage import load_folder
+from emu_embodied.training.loop import LoopConfig, train_stage
+from emu_embodied.training.recipe import train_checkpoint
+from emu_embodied.training.windows import WindowSampler
+
+OBJECTS = {
+    "pusher": (26, 26, 31),
+    "red": (219, 41, 33),
+    "green": (41, 166, 66),
+    "blue": (38, 84, 219),
+    "yellow": (242, 196, 31),
+}
+WORLD = World(OBJECTS, (16.0, -16.0), "emu_embodied/TabletopPush-v0", ("x", "y"))
+
+
+def frames(episodes: int = 8, length: int = 12) -> FrameCache:
+    """A red square that a black one carries around, drawn in numpy."""
+    rng = np.random.default_rng(0)
+    pixels = np.full((episodes * length, 64, 64, 3), 222, np.uint8)
+    states = np.zeros((episodes, length, 5, 4), np.float32)
+    actions = rng.uniform(-1, 1, (episodes, length, 2)).astype(np.float32)
+    actions[:, -1] = 0
+    for e in range(episodes):
+        place = rng.uniform(-8, 8, 2)
+        for t in range(length):
+            states[e, t, :2] = [[*place, 0, 1], [*(place * 0.5), 0, 1]]
+            place = np.clip(place + 2.5 * actions[e, t], -11, 11)
+    for image, ((ax, ay, *_), (bx, by, *_), *_) in zip(pixels, states.reshape(-1, 5, 4), strict=True):
+        for x, y, colour in ((bx, by, OBJECTS["red"]), (ax, ay, OBJECTS["pusher"])):
+            column, row = int(32 + 2 * x), int(32 - 2 * y)
+            image[row - 4 : row + 4, column - 4 : column + 4] = colour
+    names = [f"{n}.{p}" for n in OBJECTS for p in ("x", "y", "yaw", "present")]
+    return FrameCache(
+        pixels,
+        states[..., 0, :2].reshape(-1, 2).copy(),
+        states.reshape(episodes * length, 20),
+        actions.reshape(-1, 2),
+        rng.uniform(-1, 0, episodes * length).astype(np.float32),
+        rng.random(episodes * length) < 0.1,
+        np.arange(episodes + 1) * length,
+        tuple(f"push the red cube to the {w}" for w in ("left", "right", "top", "bottom") * (episodes // 4)),
+        {"state": names, "action": ["x", "y"], "agent_pos": ["x", "y"]},
+        4,
+    )
+
+
+def tiny_recipe():
+    return make_recipe(
+        compose_config("train", ["preset=tiny", "recipe.tokenizer_loop.steps=8", "recipe.trajectory_loop.steps=10"])
+    )
+
+
+def digest(folder: Path) -> dict[str, str]:
+    tensors, _ = load_folder(folder)
+    return {
+        f"{name}.{key}": hashlib.sha256(value.contiguous().numpy().tobytes()).hexdigest()
+        for name, entry in tensors.items()
+        for key, value in entry.items()
+    }
+
+
+def stop_after(stage: str, step: int):
+    def report(line: str) -> None:
+        if line.startswith(f"{stage} {step}/"):
+            raise KeyboardInterrupt
+
+    return report
+
+
+def test_interrupted_training_continues_bit_for_bit(tmp_path):
+    cache, recipe, cpu = frames(), tiny_recipe(), torch.device("cpu")
+    whole = train_checkpoint(cache, recipe, WORLD, tmp_path / "whole", cpu, report=lambda line: None)
+    pieces = tmp_path / "pieces"
+    for stage, step in (("tokenizer", 5), ("trajectory", 5)):
+        with pytest.raises(KeyboardInterrupt):
+            train_checkpoint(cache, recipe, WORLD, pieces, cpu, report=stop_after(stage, step))
+        assert not (pieces / "checkpoint").exists()
+    again = train_checkpoint(cache, recipe, WORLD, pieces, cpu, report=lambda line: None)
+    assert digest(again) == digest(whole)
+    assert digest(pieces / "trajectory") == digest(tmp_path / "whole" / "trajectory")
+    tokenizer, text, model, world, config = load_checkpoint(again)
+    assert world.objects.keys() == OBJECTS.keys() and config["training"]["episodes"] == 8
+    assert load(again).objects == tuple(OBJECTS)
+
+
+def test_killed_training_continues_bit_for_bit(tmp_path):
+    """kill -9 from outside, at whatever moment, then the same command: the same weights as without the kill."""
+    save_frame_cache(tmp_path / "frames", frames())
+    command = [
+        sys.executable,
+        "-m",
+        "emu_embodied",
+        "train",
+        "preset=tiny",
+        f"frames={tmp_path / 'frames'}",
+        "threads=1",
+    ]
+
+    def train(out: str) -> subprocess.Popen:
+        return subprocess.Popen([*command, f"out={tmp_path / out}"], stdout=subprocess.PIPE, text=True)
+
+    assert train("whole").wait() == 0
+    killed = train("killed")
+    for line in killed.stdout:
+        if line.startswith("trajectory 10/"):
+            killed.send_signal(signal.SIGKILL)
+            break
+    assert killed.wait() == -signal.SIGKILL
+    assert train("killed").wait() == 0
+    assert digest(tmp_path / "killed" / "checkpoint") == digest(tmp_path / "whole" / "checkpoint")
+
+
+def test_other_settings_are_not_mixed_into_a_run(tmp_path):
+    cache, recipe = frames(), tiny_recipe()
+    with pytest.raises(KeyboardInterrupt):
+        train_checkpoint(cache, recipe, WORLD, tmp_path, torch.device("cpu"), report=stop_after("tokenizer", 5))
+    other = replace(recipe, tokenizer_loop=replace(recipe.tokenizer_loop, learning_rate=0.5))
+    with pytest.raises(CheckpointError, match="learning_rate"):
+        train_checkpoint(cache, other, WORLD, tmp_path, torch.device("cpu"))
+
+
+def test_too_few_episodes_are_refused(tmp_path):
+    with pytest.raises(DatasetError, match="episodes"):
+        train_checkpoint(frames(4), tiny_recipe(), WORLD, tmp_path, torch.device("cpu"))
+
+
+def test_a_stage_learns_and_its_average_is_returned(tmp_path):
+    torch.manual_seed(0)
+    module, x = torch.nn.Linear(3, 1), torch.randn(64, 3)
+    y = x @ torch.tensor([[1.0], [2.0], [-1.0]])
+    config = LoopConfig(steps=200, learning_rate=0.1, warmup=1, average=0.9, log_every=100)
+
+    def loss(module, step):
+        return (module(x) - y).square().mean(), {}
+
+    trained = train_stage("toy", module, loss, config, tmp_path, report=lambda line: None)
+    assert trained is not module and (trained(x) - y).square().mean() < 0.01
+
+
+def test_windows_follow_the_episodes():
+    cache = frames()
+    codes = torch.arange(len(cache))[:, None].expand(-1, 4)
+    text = torch.zeros(cache.episodes, 5, dtype=torch.int64)
+    sampler = WindowSampler(cache, codes, text, tuple(OBJECTS), seed=3)
+    for step in range(30):
+        batch = sampler.batch(step, 16, 4)
+        frame = batch.codes_BFN[..., 0]
+        assert (frame[:, 0] // 12 == frame[:, -1] // 12).all()  # one episode
+        gaps = frame.diff(dim=1)
+        assert ((gaps == 1) | ((gaps == 0) & (frame[:, :-1] % 12 == 0))).all()  # in order, or the first frame repeated
+        for b, t in (gaps == 1).nonzero().tolist():
+            here = int(frame[b, t])
+            assert np.allclose(batch.actions_BFA[b, t], cache.actions[here])
+            assert batch.reward_BF[b, t] == cache.rewards[here] and batch.known_BF[b, t] == 1
+            assert np.allclose(batch.positions_BFO2[b, t, 0], cache.states[here + 1, :2])
+        repeated = gaps == 0
+        assert (batch.actions_BFA[repeated] == 0).all() and (batch.known_BF[repeated] == 0).all()
+        again = sampler.batch(step, 16, 4)
+        assert all(torch.equal(getattr(batch, k), getattr(again, k)) for k in vars(batch))
