@@ -170,7 +170,7 @@ class TokenWorldModel:
         """Checks actions once, at the boundary, and moves them to the device."""
         try:
             tensor = torch.as_tensor(actions)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, RuntimeError):
             raise InputError("actions", actions, "give an array of float32") from None
         named = tuple("any" if n is None else n for n in shape)
         wrong = tensor.ndim != len(shape) or any(n not in (None, m) for n, m in zip(shape, tensor.shape, strict=False))

@@ -329,6 +329,7 @@ class Player:
         make_model: loads the world model; called for agent "model" only.
 
     Raises:
+        ConfigError: agent "model" without a model.
         InputError: env options out of range, or a model that sees frames of another size than the env shows.
     """
 
@@ -337,7 +338,9 @@ class Player:
 
         self.settings = settings
         self.env = gymnasium.make(settings.env_id, max_episode_steps=settings.max_steps, **settings.env_options)
-        self.model = make_model() if settings.agent == "model" and make_model else None
+        if settings.agent == "model" and make_model is None:
+            raise ConfigError("agent", "model", "give make_model too, which loads one")
+        self.model = make_model() if settings.agent == "model" else None
         if self.model is not None:
             size = self.env.observation_space[PIXELS].shape[0]
             if size != self.model.image_size:
@@ -364,6 +367,7 @@ def evaluate_planning(
     workers: int = 1,
     journal: Path | None = None,
     on_episode: Callable[[EpisodeRun], None] | None = None,
+    player: Player | None = None,
 ) -> list[dict[str, Any]]:
     """Plays one episode per seed.
 
@@ -374,6 +378,7 @@ def evaluate_planning(
         workers: processes; 1 plays in this one.
         journal: a JSON-lines file that gets each episode's row as it is finished; rows that it holds are not played again.
         on_episode: called in this process with each episode that was played, in the order they finish.
+        player: one of the same settings that is there already; it plays where one process is enough.
 
     Returns:
         The episodes' rows (`EpisodeRun.row`), in the order of the seeds.
@@ -387,8 +392,9 @@ def evaluate_planning(
     rows = _open_journal(journal, settings) if journal else {}
     missing = [seed for seed in seeds if seed not in rows]
     make = functools.partial(Player, settings, make_model)
-    runs = map(make().play, missing) if min(workers, len(missing)) <= 1 else _in_parallel(make, missing, workers)
-    for run in runs if missing else ():
+    workers = min(workers, len(missing))
+    runs = _in_parallel(make, missing, workers) if workers > 1 else _in_turn(player or make, missing)
+    for run in runs:
         rows[run.seed] = run.row()
         if journal:
             _append(journal, rows[run.seed])
@@ -459,6 +465,12 @@ def _append(path: Path, row: dict[str, Any]) -> None:
 
 
 # Processes
+
+
+def _in_turn(make: Player | Callable[[], Player], seeds: Sequence[int]) -> Iterator[EpisodeRun]:
+    """Plays in this process; the env and the model are made with the first episode."""
+    if seeds:
+        yield from map((make if isinstance(make, Player) else make()).play, seeds)
 
 
 def _in_parallel(make: Callable[[], Player], seeds: Sequence[int], workers: int) -> Iterator[EpisodeRun]:

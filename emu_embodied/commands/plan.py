@@ -34,14 +34,14 @@ def run(config: DictConfig) -> None:
     from emu_embodied.storage import write_json
 
     settings, make_model = _settings(config), _model_maker(config)
-    planning.Player(settings, make_model)  # whatever is wrong shows here, before anything is written
+    player = planning.Player(settings, make_model)  # whatever is wrong shows here, before anything is written
     seeds = list(range(config.seed, config.seed + config.episodes))
     folder = _folder(config)
     console = Console(soft_wrap=True, highlight=False)
     show = functools.partial(_show, console, folder, seeds[: config.videos])
     try:
         rows = planning.evaluate_planning(
-            settings, seeds, make_model, config.workers, folder / "episodes.jsonl", on_episode=show
+            settings, seeds, make_model, config.workers, folder / "episodes.jsonl", show, player
         )
     except KeyboardInterrupt:
         console.print(f"plan: the finished episodes are in {folder}; go on with resume={folder}", markup=False)

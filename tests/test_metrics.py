@@ -1,0 +1,131 @@
+"""Positions by eye, intervals, and the quality table on models whose quality is known."""
+
+import numpy as np
+import pytest
+from tiny import tiny_world_model
+
+from emu_embodied.checkpoint import World
+from emu_embodied.data.frame_cache import FrameCache
+from emu_embodied.errors import DatasetError
+from emu_embodied.metrics import bootstrap_interval, colour_centroids, wilson_interval
+from emu_embodied.rollouts import quality
+
+WORLD = World(
+    objects={
+        "pusher": (26, 26, 31),
+        "red": (219, 41, 33),
+        "green": (41, 166, 66),
+        "blue": (38, 84, 219),
+        "yellow": (242, 196, 31),
+        "purple": (148, 51, 189),
+    },
+    position_scale=(16.0, -16.0),
+    env_id="",
+)
+PALETTE = np.array([(26, 26, 31), (219, 41, 33), (41, 166, 66)])
+
+
+@pytest.mark.parametrize("size", [64, 96, 128])
+def test_centroids_are_found_at_every_size(size):
+    frame = np.full((size, size, 3), 222, np.uint8)
+    scale = size // 32
+    frame[4 * scale : 8 * scale, 10 * scale : 14 * scale] = PALETTE[1]
+    positions, areas = colour_centroids(frame, PALETTE)
+    assert positions[1] == pytest.approx([24, 12], abs=0.05) and areas[1] == pytest.approx(64, abs=1)
+    assert np.isnan(positions[[0, 2]]).all() and (areas[[0, 2]] < 4).all()
+
+
+def test_intervals_are_the_known_ones():
+    assert wilson_interval(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-3)
+    assert wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=1e-3)
+    low, high = bootstrap_interval(np.random.default_rng(0).normal(3, 1, 400), np.mean)
+    assert low < 3.05 and high > 2.95 and high - low == pytest.approx(0.196, abs=0.03)
+    assert np.isnan(bootstrap_interval(np.array([]))).all()
+
+
+def held_out(episodes: int = 6, length: int = 14) -> FrameCache:
+    """A red square that drifts 1 px a step to the right, and a black one that stands."""
+    names = [f"{n}.{p}" for n in WORLD.objects for p in ("x", "y", "yaw", "present")]
+    frames = episodes * length
+    pixels = np.full((frames, 64, 64, 3), 222, np.uint8)
+    states = np.zeros((frames, len(WORLD.objects), 4), np.float32)
+    for f in range(frames):
+        t = f % length
+        for i, (column, row, rgb) in enumerate(
+            [(10, 50, WORLD.objects["pusher"]), (20 + t, 20 + f // length, WORLD.objects["red"])]
+        ):
+            pixels[f, row - 4 : row + 4, column - 4 : column + 4] = rgb
+            states[f, i] = ((column - 32) / 2, (32 - row) / 2, 0, 1)
+    rest = np.zeros((frames, 2), np.float32)
+    return FrameCache(
+        pixels,
+        states[:, 0, :2],
+        states.reshape(frames, -1),
+        rest,
+        rest[:, 0],
+        rest[:, 0] > 0,
+        np.arange(episodes + 1) * length,
+        ("push the red cube to the left",) * episodes,
+        {"state": names, "action": ["x", "y"], "agent_pos": ["x", "y"]},
+        4,
+    )
+
+
+class Replayer:
+    """A world model that knows the truth: its "codes" are row numbers of a list of frames. `lag` frames behind it is wrong."""
+
+    world = WORLD
+
+    def __init__(self, truth: quality.Truth, lag: int) -> None:
+        self.truth, self.lag, self.frames = truth, lag, truth.pixels.reshape(-1, 64, 64, 3)
+
+    def encode(self, observations):
+        return [int((self.frames == o.pixels).all((1, 2, 3)).argmax()) for o in observations]
+
+    def observe(self, history, actions, observations):
+        return self.encode(observations)
+
+    def rollout(self, history, actions):
+        import torch
+
+        rows = np.array(history)[:, None, None, None] + np.arange(1, actions.shape[2] + 1)[:, None]
+        positions = self.truth.positions.reshape(-1, *self.truth.positions.shape[2:])[rows[..., 0]]
+        cm = torch.tensor((positions - 32) / 32 * np.array(WORLD.position_scale))
+        return type("R", (), {"codes_BSTN": torch.tensor(np.maximum(rows - self.lag, 0)), "positions_BSTOD": cm})
+
+    def decode(self, codes):
+        return self.frames[codes[..., 0].numpy()]
+
+
+@pytest.mark.parametrize("lag", [0, 2])
+def test_open_loop_errors_are_those_of_a_known_model(lag):
+    truth = quality.Truth(held_out(), WORLD.objects, WORLD.position_scale)
+    loop = quality.OpenLoop(Replayer(truth, lag), truth, starts=(3,), steps=8)
+    assert loop.present[:, :2].all() and not loop.present[:, 2:].any()
+    assert loop.errors[:, :, 1] == pytest.approx(lag, abs=0.1)  # the red square is `lag` px behind
+    assert loop.errors[:, :, 0] == pytest.approx(0, abs=0.1)
+    assert loop.copy_errors[:, -1, 1] == pytest.approx(8, abs=1e-3)
+    assert loop.head_errors[..., :2] == pytest.approx(0, abs=1e-3)
+    assert loop.found[..., :2].all() and not loop.found[..., 2:].any()
+
+
+def test_a_vanished_object_counts_sixty_four_pixels():
+    errors = quality.position_errors(np.zeros((2, 2)), np.array([True, False]), np.array([[3.0, 4.0], [0, 0]]))
+    assert errors.tolist() == [5.0, 64.0]
+
+
+def test_the_table_of_an_untrained_model_says_so(tmp_path):
+    truth = quality.Truth(held_out(), WORLD.objects, WORLD.position_scale)
+    model = tiny_world_model()
+    rows = quality.quality_table(model, truth, steps=4)
+    table = quality.as_markdown(rows)
+    assert len(table.splitlines()) == len(rows) + 2 and all(len(quality.as_cells(r)) == 8 for r in rows)
+    one_step = next(r for r in rows if r.name.startswith("1 step, cubes"))
+    assert one_step.value > 1 and one_step.copy_last == 1.0 and one_step.n > 0  # worse than copying
+    assert quality.picture_worst(model, truth, 2, tmp_path, steps=4) == 2
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["worst-01.png", "worst-02.png"]
+
+
+def test_objects_without_labels_are_refused():
+    with pytest.raises(DatasetError, match="teapot"):
+        quality.Truth(held_out(), {"teapot": (1, 2, 3)}, (16, -16))
