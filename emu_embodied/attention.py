@@ -102,18 +102,18 @@ class KVCache:
         return other
 
     def attend(self, layer: int, k: torch.Tensor, v: torch.Tensor, keep: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values in sight plus the new ones; `keep` also writes the new ones (call `advance` after the last layer)."""
+        """Keys and values in sight plus the new ones; `keep` also writes the new ones (then call `advance`, once a pass)."""
         if keep:
             end = self.length + k.shape[2]
             if end > self.capacity:
                 raise IndexError(f"cache of {self.capacity} tokens is full: {end} asked for")
             self.keys[layer][:, :, self.length : end] = k
             self.values[layer][:, :, self.length : end] = v
-        parts = (
-            [slice(0, self.length)]
-            if self.visible_from <= self.pinned
-            else [slice(0, self.pinned), slice(self.visible_from, self.length)]
-        )
+            if self.visible_from <= self.pinned:
+                return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+        parts = [slice(0, self.length)]
+        if self.visible_from > self.pinned:
+            parts = [slice(0, self.pinned), slice(self.visible_from, self.length)]
         return (
             torch.cat([*(self.keys[layer][:, :, p] for p in parts), k], 2),
             torch.cat([*(self.values[layer][:, :, p] for p in parts), v], 2),

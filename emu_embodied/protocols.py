@@ -89,8 +89,8 @@ class StepEngine(Protocol):
         """One bidirectional pass over the next frame's slots; returns logits (B, N, V) and hidden states (B, N, D)."""
         ...
 
-    def commit(self, cache, actions_BA: torch.Tensor, codes_BN: torch.Tensor) -> torch.Tensor:
-        """One causal pass over the finished frame, which joins the cache; returns hidden states (B, N, D)."""
+    def commit(self, cache, actions_BA: torch.Tensor, codes_BN: torch.Tensor) -> None:
+        """One causal pass over the finished frame, which joins the cache."""
         ...
 
     def frame_source(self, cache, actions_BA: torch.Tensor) -> torch.Tensor | None:

@@ -19,12 +19,14 @@ class StepCache:
         text_BL: (B, L) instruction ids.
         previous_BN: (B, N) codes of the last clean frame.
         frames: clean frames read.
+        source: the last action asked about and what the next frame's slots start from under it, computed once a frame.
     """
 
     kv: KVCache
     text_BL: torch.Tensor
     previous_BN: torch.Tensor
     frames: int
+    source: tuple[torch.Tensor, torch.Tensor | None] | None = None
 
     def expand(self, copies: int) -> StepCache:
         """The same past for `copies` candidates of each world."""
@@ -33,6 +35,7 @@ class StepCache:
             kv=self.kv.expand(copies),
             text_BL=self.text_BL.repeat_interleave(copies, 0),
             previous_BN=self.previous_BN.repeat_interleave(copies, 0),
+            source=None,
         )
 
 
@@ -63,7 +66,7 @@ class FrameStep:
             source = m.frame_source(codes_BCN[:, t - 1], action) if t else None
             parts.append(m.embed_clean(action, codes_BCN[:, t], source))
         positions, mask = m.layout(frames, False)
-        m.transformer.hidden(torch.cat(parts, 1), positions, mask, cache, keep=True)
+        m.transformer.remember(torch.cat(parts, 1), positions, mask, cache)
         return self._slide(StepCache(cache, text_BL, codes_BCN[:, -1], frames))
 
     def denoise(
@@ -81,7 +84,7 @@ class FrameStep:
             logits (B, N, codebook_size) and hidden states (B, N, D).
         """
         m, c = self.model, self.config
-        source = m.frame_source(cache.previous_BN, actions_BA)
+        source = self.frame_source(cache, actions_BA)
         prefix = m.embed_prefix(actions_BA, len(codes_BN))
         if source is not None:
             prefix = torch.cat([prefix[:, :-1], prefix[:, -1:] + source[:, :1]], 1)
@@ -92,16 +95,12 @@ class FrameStep:
         slots = hidden[:, c.prefix - 1 : -1] if c.next_token_shift else hidden[:, c.prefix :]
         return m.visual_logits(slots), slots
 
-    def commit(self, cache: StepCache, actions_BA: torch.Tensor, codes_BN: torch.Tensor) -> torch.Tensor:
-        """One causal pass over the finished frame; it joins the cache. Returns its slots' hidden states (B, N, D)."""
-        m, c = self.model, self.config
-        x = m.embed_clean(actions_BA, codes_BN, m.frame_source(cache.previous_BN, actions_BA))
-        hidden = m.transformer.hidden(
-            x, self._positions(cache, c.frame_tokens), self._mask(cache, noisy=False), cache.kv, keep=True
-        )
-        cache.previous_BN, cache.frames = codes_BN, cache.frames + 1
-        self._slide(cache)
-        return hidden[:, c.prefix :]
+    def commit(self, cache: StepCache, actions_BA: torch.Tensor, codes_BN: torch.Tensor) -> None:
+        """One causal pass over the finished frame (B, N); its keys and values join the cache."""
+        x = self.model.embed_clean(actions_BA, codes_BN, self.frame_source(cache, actions_BA))
+        positions, mask = self._positions(cache, self.config.frame_tokens), self._mask(cache, noisy=False)
+        self.model.transformer.remember(x, positions, mask, cache.kv)
+        self.finish(cache, codes_BN)
 
     def next_token(
         self,
@@ -127,12 +126,14 @@ class FrameStep:
         return m.visual_logits(hidden), hidden
 
     def frame_source(self, cache: StepCache, actions_BA: torch.Tensor) -> torch.Tensor | None:
-        """What the next frame's slots start from, for `next_token`."""
-        return self.model.frame_source(cache.previous_BN, actions_BA)
+        """What the next frame's slots start from, (B, N, D); the same action tensor is not computed twice."""
+        if cache.source is None or cache.source[0] is not actions_BA:
+            cache.source = (actions_BA, self.model.frame_source(cache.previous_BN, actions_BA))
+        return cache.source[1]
 
     def finish(self, cache: StepCache, codes_BN: torch.Tensor) -> None:
-        """Closes a frame that `next_token` has read token by token."""
-        cache.previous_BN, cache.frames = codes_BN, cache.frames + 1
+        """Closes a frame whose tokens are all in the cache."""
+        cache.previous_BN, cache.frames, cache.source = codes_BN, cache.frames + 1, None
         self._slide(cache)
 
     def _positions(self, cache: StepCache, count: int) -> torch.Tensor:

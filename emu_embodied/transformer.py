@@ -63,15 +63,20 @@ class Attention(nn.Module):
     def forward(self, x, cos, sin, mask, cache: KVCache | None, layer: int, keep: bool) -> torch.Tensor:
         batch, length, _ = x.shape
         q = self.q_norm(self.q_proj(x).view(batch, length, -1, self.config.head_dim)).transpose(1, 2)
-        k = self.k_norm(self.k_proj(x).view(batch, length, -1, self.config.head_dim)).transpose(1, 2)
-        v = self.v_proj(x).view(batch, length, -1, self.config.head_dim).transpose(1, 2)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        k, v = self.keys_values(x, cos, sin)
         if cache is not None:
             k, v = cache.attend(layer, k, v, keep)
         groups = self.config.num_attention_heads // self.config.num_key_value_heads
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        out = F.scaled_dot_product_attention(rotate(q, cos, sin), k, v, attn_mask=mask)
         return self.o_proj(out.transpose(1, 2).reshape(batch, length, -1))
+
+    def keys_values(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rotated keys and values (B, key-value heads, L, head_dim) of x (B, L, D)."""
+        batch, length, _ = x.shape
+        k = self.k_norm(self.k_proj(x).view(batch, length, -1, self.config.head_dim)).transpose(1, 2)
+        v = self.v_proj(x).view(batch, length, -1, self.config.head_dim).transpose(1, 2)
+        return rotate(k, cos, sin), v
 
 
 class MLP(nn.Module):
@@ -155,14 +160,26 @@ class Transformer(nn.Module):
             cache: keys and values seen before these tokens.
             keep: write these tokens' keys and values to the cache.
         """
-        cos, sin = rotary_tables(positions, self.config.head_dim, self.config.rope_theta)
-        if positions.ndim == 2:
-            cos, sin = cos[:, None], sin[:, None]
+        cos, sin = self._tables(positions)
         for index, layer in enumerate(self.model.layers):
             x = layer(x, cos, sin, mask, cache, index, keep)
         if cache is not None and keep:
             cache.advance(positions.shape[-1])
         return self.model.norm(x)
+
+    def remember(self, x: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None, cache: KVCache) -> None:
+        """Writes the keys and values of embedded tokens to the cache, as `hidden` would, and computes nothing beyond them."""
+        cos, sin = self._tables(positions)
+        *most, last = self.model.layers
+        for index, layer in enumerate(most):
+            x = layer(x, cos, sin, mask, cache, index, True)
+        k, v = last.self_attn.keys_values(last.input_layernorm(x), cos, sin)
+        cache.attend(len(most), k, v, True)
+        cache.advance(positions.shape[-1])
+
+    def _tables(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        cos, sin = rotary_tables(positions, self.config.head_dim, self.config.rope_theta)
+        return (cos[:, None], sin[:, None]) if positions.ndim == 2 else (cos, sin)
 
     def new_cache(self, batch: int, capacity: int, pinned: int = 0) -> KVCache:
         """An empty cache for `capacity` tokens, of which the first `pinned` stay in every window's sight."""

@@ -43,8 +43,8 @@ def decode_frame(
             break
         if not torch.isfinite(logits).all():
             raise InputError("logits", "NaN or inf", "check the actions and the checkpoint")
-        codes.append(sample(logits, temperature, generator)[0])
         log_probs = logits.float().log_softmax(-1)
+        codes.append(sample(log_probs, temperature, generator)[0])
         entropy.append(-(log_probs.exp() * log_probs).sum(-1))
     codes_BN = torch.stack(codes, 1)
     engine.finish(cache, codes_BN)

@@ -11,13 +11,12 @@ from emu_embodied.protocols import StepEngine
 
 
 def sample(
-    logits: torch.Tensor, temperature: float, generator: torch.Generator | None
+    log_probs: torch.Tensor, temperature: float, generator: torch.Generator | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draws codes (...) from logits (..., V) by Gumbel noise (argmax at temperature 0), with their log-probabilities."""
-    log_probs = logits.float().log_softmax(-1)
+    """Draws codes (...) from log-probabilities (..., V) by Gumbel noise (argmax at temperature 0), and gives theirs."""
     scores = log_probs
     if temperature > 0:
-        uniform = torch.rand(logits.shape, generator=generator, device=logits.device).clamp_(1e-9, 1 - 1e-9)
+        uniform = torch.rand(log_probs.shape, generator=generator, device=log_probs.device).clamp_(1e-9, 1 - 1e-9)
         scores = log_probs / temperature - torch.log(-torch.log(uniform))
     codes = scores.argmax(-1)
     return codes, log_probs.gather(-1, codes[..., None])[..., 0]
@@ -64,9 +63,9 @@ def decode_frame(
         logits, hidden = engine.denoise(cache, actions_BA, codes_BN, open_BN)
         if not torch.isfinite(logits).all():
             raise InputError("logits", "NaN or inf", "check the actions and the checkpoint")
-        drawn, confidence = sample(logits, temperature, generator)
-        codes_BN = torch.where(open_BN, drawn, codes_BN)
         log_probs = logits.float().log_softmax(-1)
+        drawn, confidence = sample(log_probs, temperature, generator)
+        codes_BN = torch.where(open_BN, drawn, codes_BN)
         entropy_BN = torch.where(open_BN, -(log_probs.exp() * log_probs).sum(-1), entropy_BN)
         scheduled = math.floor(slots * math.cos(math.pi / 2 * k / passes))
         keep_open = max(passes - k, min(scheduled, slots - k))  # every pass decides at least one slot
