@@ -91,3 +91,13 @@ def load_checkpoint(path: Path) -> tuple[FrameTokenizer, TextTokenizer, TokenMod
             str(path), str(error).splitlines()[0], "it was written by another version: train it again"
         ) from None
     return tokenizer.eval(), text, model.eval(), world, config
+
+
+def add_card(path: Path, card: str, metrics: dict) -> None:
+    """Puts a model card (`README.md`) and its figures (`metrics.json`) into a checkpoint's folder, with their sums.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged, or the disk is full.
+    """
+    tensors, documents = load_folder(path)
+    save_folder(path, tensors, {**documents, "metrics": metrics, "README.md": card})

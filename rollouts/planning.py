@@ -214,7 +214,7 @@ class _Recorder:
             getattr(spec, "kind", ""),
             self.success,
             np.array(self.distances, np.float32),
-            np.stack(self.actions),
+            np.reshape(self.actions, (-1, *self.env.action_space.shape)).astype(np.float32),
             frames,
             dreamt[: len(frames)],
             **more,
@@ -230,9 +230,9 @@ class _Recorder:
 def run_episode(
     env: gymnasium.Env,
     model: WorldModel,
-    planner: Planner,
-    cost_builder: CostBuilder,
-    seed: int,
+    planner: Planner | None = None,
+    cost_builder: CostBuilder | None = None,
+    seed: int = 0,
     execute: int = 2,
     max_steps: int = MAX_STEPS,
 ) -> EpisodeRun:
@@ -241,8 +241,8 @@ def run_episode(
     Args:
         env: the real environment; reset here.
         model: where plans are imagined; its histories hold real observations only.
-        planner: `reset` here; its warm start should shift by `execute`.
-        cost_builder: (env, model) -> the episode's cost; called once, after the reset.
+        planner: `reset` here; its warm start should shift by `execute`. None is CEM as configured by default.
+        cost_builder: (env, model) -> the episode's cost; called once, after the reset. None is `build_cost("positions", ...)`.
         seed: of the env's reset.
         execute: steps of each plan that are carried out.
         max_steps: model steps after which the episode has failed.
@@ -252,8 +252,9 @@ def run_episode(
         SimulationError: the physics left the numbers.
     """
     recorder = _Recorder(env, seed, max_steps)
+    planner = planner or CEM(seed=seed)
     planner.reset()
-    cost = cost_builder(env, model)
+    cost = cost_builder(env, model) if cost_builder else build_cost("positions", env, model)
     history = model.encode([recorder.observation])
     imagined, plans = [*model.decode(history.codes_BCN[0, -1:])], []
     while not recorder.over:
@@ -329,15 +330,21 @@ class Player:
         make_model: loads the world model; called for agent "model" only.
 
     Raises:
-        ConfigError: agent "model" without a model.
-        InputError: env options out of range, or a model that sees frames of another size than the env shows.
+        ConfigError: an unknown env, or agent "model" without a model.
+        InputError: env options out of range, an env without the table-top's tasks, or a model that sees frames of
+            another size than the env shows.
     """
 
     def __init__(self, settings: PlanningSettings, make_model: Callable[[], WorldModel] | None) -> None:
         import emu_embodied.envs  # noqa: F401  registers them
 
         self.settings = settings
-        self.env = gymnasium.make(settings.env_id, max_episode_steps=settings.max_steps, **settings.env_options)
+        try:
+            self.env = gymnasium.make(settings.env_id, max_episode_steps=settings.max_steps, **settings.env_options)
+        except gymnasium.error.Error as error:
+            raise ConfigError("env_id", settings.env_id, str(error).partition("\n")[0]) from None
+        if not hasattr(self.env.unwrapped, "task_spec"):
+            raise InputError("env_id", settings.env_id, "planning needs the table-top's tasks")
         if settings.agent == "model" and make_model is None:
             raise ConfigError("agent", "model", "give make_model too, which loads one")
         self.model = make_model() if settings.agent == "model" else None
@@ -519,7 +526,7 @@ def _play_in_worker(make: Callable[[], Player], pipe: connection.Connection) -> 
             pipe.send(player.play(seed))
     except EmuEmbodiedError as error:
         pipe.send(error)
-    except EOFError:  # the parent is gone
+    except (EOFError, BrokenPipeError):  # the parent is gone
         pass
     except Exception:
         traceback.print_exc()

@@ -150,8 +150,8 @@ class Figure:
 
     Attributes:
         name: what is measured, with its unit.
-        value: the figure; NaN where there was nothing to measure.
-        interval: bootstrap or Wilson 95% interval.
+        value: the figure; None where there was nothing to measure.
+        interval: bootstrap or Wilson 95% interval; None where there is none.
         n: windows, objects or episodes it rests on.
         copy_last: the same figure for a model that repeats the last real frame; None where it makes no sense.
         round_trip: the same figure for the true frames after the tokenizer; None where it makes no sense.
@@ -159,8 +159,8 @@ class Figure:
     """
 
     name: str
-    value: float
-    interval: tuple[float, float]
+    value: float | None
+    interval: tuple[float, float] | None
     n: int
     copy_last: float | None
     round_trip: float | None
@@ -187,7 +187,7 @@ def quality_table(model, truth: Truth, steps: int = 8) -> list[Figure]:
         Figure(
             "tokenizer: robot position, p95 px",
             trip["robot_p95_px"],
-            _none(),
+            None,
             trip["frames"],
             None,
             None,
@@ -197,7 +197,7 @@ def quality_table(model, truth: Truth, steps: int = 8) -> list[Figure]:
         Figure(
             "tokenizer: object position, p95 px",
             trip["object_p95_px"],
-            _none(),
+            None,
             trip["frames"],
             None,
             None,
@@ -207,7 +207,7 @@ def quality_table(model, truth: Truth, steps: int = 8) -> list[Figure]:
         Figure(
             "tokenizer: codes that change in static patches, %",
             100 * trip["static_flicker"],
-            _none(),
+            None,
             trip["frames"],
             None,
             None,
@@ -242,14 +242,12 @@ def quality_table(model, truth: Truth, steps: int = 8) -> list[Figure]:
                 "1.0",
             )
         )
-    wrong = (real.found[:, -1, 1:] != real.present[:, 1:]).any(-1)
-    count = (real.found[:, -1, 1:] != real.present[:, 1:]).sum() / max(1, real.present[:, 1:].sum())
-    trip_wrong = (found[:, -1, 1:] != real.present[:, 1:]).sum() / max(1, real.present[:, 1:].sum())
-    rows.append(
-        Figure(f"missing or invented cubes at step {steps}, % of cubes", 100 * float(count),
-               tuple(100 * x for x in bootstrap_interval(wrong.astype(float), np.mean)), int(real.present[:, 1:].sum()), 0.0,
-               100 * float(trip_wrong), "<= 2", "0.2")
-    )  # fmt: skip
+    there = real.present[:, 1:].sum(-1)
+    wrong, trip_wrong = ((x[:, -1, 1:] != real.present[:, 1:]).sum(-1) for x in (real.found, found))
+    share, interval = _paired_ratio(100.0 * wrong, there)
+    lost = f"missing or invented cubes at step {steps}, % of cubes"
+    trip_share = float(100 * trip_wrong.sum() / max(1, there.sum()))
+    rows.append(Figure(lost, share, interval, int(there.sum()), 0.0, trip_share, "<= 2", "0.2"))
     robot = _paired_ratio(shuffled.errors[:, 0, 0], real.errors[:, 0, 0])
     moved = _paired_ratio(shuffled.errors[:, 0][one], real.errors[:, 0][one])
     rows.append(
@@ -269,26 +267,21 @@ def tokenizer_codes(tokenizer, frames: np.ndarray) -> torch.Tensor:
     return codes.reshape(*frames.shape[:-3], -1)
 
 
-def _paired_ratio(top: np.ndarray, bottom: np.ndarray) -> tuple[float, tuple[float, float]]:
+def _paired_ratio(top: np.ndarray, bottom: np.ndarray) -> tuple[float | None, tuple[float, float] | None]:
     """Ratio of means of paired values, and its bootstrap interval."""
     if len(top) == 0:
-        return float("nan"), _none()
+        return None, None
     pairs = np.stack([top, bottom], -1)
     return float(top.mean() / bottom.mean()), bootstrap_interval(pairs, lambda p: p[:, 0].mean() / p[:, 1].mean())
-
-
-def _none() -> tuple[float, float]:
-    return float("nan"), float("nan")
 
 
 def as_cells(figure: Figure) -> tuple[str, ...]:
     """A figure as the cells of a table's row."""
 
     def number(x: float | None) -> str:
-        return "-" if x is None or x != x else f"{x:.3g}"
+        return "-" if x is None else f"{x:.3g}"
 
-    low, high = figure.interval
-    interval = "-" if low != low else f"{low:.3g} to {high:.3g}"
+    interval = "-" if figure.interval is None else "{:.3g} to {:.3g}".format(*figure.interval)
     middle = (number(figure.value), interval, str(figure.n), number(figure.copy_last), number(figure.round_trip))
     return (figure.name, *middle, figure.must, figure.aim)
 

@@ -247,7 +247,16 @@ def test_a_model_of_another_frame_size_is_refused():
         planning.Player(settings(agent="model", env_options={"image_size": 96}), tiny_world_model)
 
 
+def test_a_model_that_is_not_given_is_asked_for():
+    with pytest.raises(ConfigError, match="agent: model; give make_model"):
+        planning.evaluate_planning(settings(agent="model"), [1])
+
+
 def test_a_world_without_tasks_is_refused():
+    with pytest.raises(InputError, match="env_id: CartPole-v1; planning needs"):
+        planning.Player(settings(env_id="CartPole-v1"), None)
+    with pytest.raises(ConfigError, match="env_id: Nothing-v0"):
+        planning.Player(settings(env_id="Nothing-v0"), None)
     with pytest.raises(InputError, match="env: CartPoleEnv; planning needs"):
         planning.build_cost("reward", gymnasium.make("CartPole-v1"), tiny_world_model())
     with pytest.raises(ConfigError, match="goal: fame"):
