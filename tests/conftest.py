@@ -1,7 +1,9 @@
 """Settings that every test shares; they also reach the processes that tests start."""
 
 import os
+import signal
 
 os.environ.setdefault("MUJOCO_GL", "egl")
 os.environ.setdefault("OMP_NUM_THREADS", "2")  # torch's threads: few, and the same on every machine
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs with it ignored
