@@ -46,7 +46,8 @@ def wilson_interval(successes: int, n: int, z: float = 1.96) -> tuple[float, flo
         return 0.0, 1.0
     p = successes / n
     middle, spread = p + z * z / (2 * n), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return float((middle - spread) / (1 + z * z / n)), float((middle + spread) / (1 + z * z / n))
+    low, high = (middle - spread) / (1 + z * z / n), (middle + spread) / (1 + z * z / n)
+    return max(0.0, float(low)), min(1.0, float(high))
 
 
 def bootstrap_interval(

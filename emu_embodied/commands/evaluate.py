@@ -129,4 +129,5 @@ def _print(figures: list) -> None:
     table = Table("figure", "value", "95% interval", "n", "copy-last", "round trip", "must", "aim")
     for figure in figures:
         table.add_row(*as_cells(figure))
-    Console().print(table)
+    console = Console()
+    Console(width=None if console.is_terminal else 160).print(table)
