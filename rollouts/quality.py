@@ -183,37 +183,14 @@ def quality_table(model, truth: Truth, steps: int = 8) -> list[Figure]:
     trip_errors = position_errors(seen, found, real.true)
     cubes = real.present & (np.arange(len(truth.names)) > 0)
     one, far = cubes & (real.moved[:, 0] >= 1), cubes & (real.moved[:, -1] >= 4)
+    of_tokenizer = (
+        ("robot position, p95 px", trip["robot_p95_px"], "<= 1.0", "0.5"),
+        ("object position, p95 px", trip["object_p95_px"], "<= 1.0", "0.5"),
+        ("codes that change in static patches, %", 100 * trip["static_flicker"], "<= 1", "0.2"),
+    )
     rows = [
-        Figure(
-            "tokenizer: robot position, p95 px",
-            trip["robot_p95_px"],
-            None,
-            trip["frames"],
-            None,
-            None,
-            "<= 1.0",
-            "0.5",
-        ),
-        Figure(
-            "tokenizer: object position, p95 px",
-            trip["object_p95_px"],
-            None,
-            trip["frames"],
-            None,
-            None,
-            "<= 1.0",
-            "0.5",
-        ),
-        Figure(
-            "tokenizer: codes that change in static patches, %",
-            100 * trip["static_flicker"],
-            None,
-            trip["frames"],
-            None,
-            None,
-            "<= 1",
-            "0.2",
-        ),
+        Figure(f"tokenizer: {name}", value, None, trip["frames"], None, None, must, aim)
+        for name, value, must, aim in of_tokenizer
     ]
     ratio = _paired_ratio(real.errors[:, 0][one], real.copy_errors[:, 0][one])
     floor = float(trip_errors[:, 0][one].mean() / real.copy_errors[:, 0][one].mean())
