@@ -1,7 +1,7 @@
 """Frames to visual codes and back: a convolutional autoencoder with finite scalar quantisation. Knows nothing of actions.
 
 FSQ is from "Finite Scalar Quantization: VQ-VAE Made Simple" (arXiv 2309.15505); the BatchNorm before its bound keeps the
-codes in use. The encoder sees each patch with a few pixels around it and nothing else, so what stands still keeps its codes.
+codes in use. The encoder sees a patch and `margin` pixels around it and nothing else, so what stands still keeps its codes.
 """
 
 from __future__ import annotations
