@@ -37,23 +37,26 @@ class TokenPlan:
     noisy: torch.Tensor
 
 
-def token_plan(text: int, prefix: int, slots: int, frames: int, noisy: bool) -> TokenPlan:
-    """Plans `text | frame 0 | frame 1 | ...`, then the noisy copies of frames 1.. where asked for.
+def token_plan(text: int, prefix: int, slots: int, frames: int, noisy_from: int | None, cut: bool = False) -> TokenPlan:
+    """Plans `text | frame 0 | frame 1 | ...`, then the noisy copies of frames `noisy_from`.. where asked for.
 
     Args:
         text: text tokens at the start.
         prefix: tokens before a frame's slots (its action and the image-start token).
         slots: visual tokens a frame.
         frames: clean frames.
-        noisy: append the noisy copies of frames 1 to `frames` - 1.
+        noisy_from: first frame with a noisy copy; None for the clean half alone.
+        cut: leave out the last clean frame's slots, which no noisy copy sees.
     """
     size = prefix + slots
     frame = [-1] * text + [t for t in range(frames) for _ in range(size)]
+    if cut:
+        del frame[-slots:]
     position = list(range(len(frame)))
-    if noisy:
-        frame += [t for t in range(1, frames) for _ in range(slots)]
-        position += [text + t * size + prefix + n for t in range(1, frames) for n in range(slots)]
-    clean_length = text + frames * size
+    clean_length = len(frame)
+    if noisy_from is not None:
+        frame += [t for t in range(noisy_from, frames) for _ in range(slots)]
+        position += [text + t * size + prefix + n for t in range(noisy_from, frames) for n in range(slots)]
     return TokenPlan(torch.tensor(position), torch.tensor(frame), torch.arange(len(frame)) >= clean_length)
 
 

@@ -59,13 +59,15 @@ class FrameStep:
         """Reads text (B, L), C frames (B, C, N) and the actions between them (B, C - 1, A); leaves room for `ahead` frames."""
         m, c = self.model, self.config
         batch, frames, _ = codes_BCN.shape
-        cache = m.transformer.new_cache(batch, c.text_length + (frames + ahead) * c.frame_tokens, c.text_length)
+        read = frames if c.context_frames else 0
+        room = frames + ahead if c.context_frames else 1
+        cache = m.transformer.new_cache(batch, c.text_length + room * c.frame_tokens, c.text_length)
         parts = [m.embed_text(text_BL)]
-        for t in range(frames):
+        for t in range(read):
             action = actions_BCA[:, t - 1] if t else None
             source = m.frame_source(codes_BCN[:, t - 1], action) if t else None
             parts.append(m.embed_clean(action, codes_BCN[:, t], source))
-        positions, mask = m.layout(frames, False)
+        positions, mask = m.layout(read, None)
         m.transformer.remember(torch.cat(parts, 1), positions, mask, cache)
         return self._slide(StepCache(cache, text_BL, codes_BCN[:, -1], frames))
 
@@ -96,7 +98,9 @@ class FrameStep:
         return m.visual_logits(slots), slots
 
     def commit(self, cache: StepCache, actions_BA: torch.Tensor, codes_BN: torch.Tensor) -> None:
-        """One causal pass over the finished frame (B, N); its keys and values join the cache."""
+        """One causal pass over the finished frame (B, N); its keys and values join the cache, where the next frame sees them."""
+        if not self.config.context_frames:
+            return self.finish(cache, codes_BN)
         x = self.model.embed_clean(actions_BA, codes_BN, self.frame_source(cache, actions_BA))
         positions, mask = self._positions(cache, self.config.frame_tokens), self._mask(cache, noisy=False)
         self.model.transformer.remember(x, positions, mask, cache.kv)
@@ -141,6 +145,9 @@ class FrameStep:
 
     def _slide(self, cache: StepCache) -> StepCache:
         """Puts frames older than the context out of sight."""
+        if not self.config.context_frames:
+            cache.kv.length = cache.kv.pinned
+            return cache
         old = max(0, cache.frames - self.config.context_frames)
         cache.kv.visible_from = self.config.text_length + old * self.config.frame_tokens
         return cache

@@ -7,6 +7,7 @@ tokens, predicted all at once from the clean past and from each other.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -30,7 +31,8 @@ class TokenModelConfig:
         grid: visual tokens per side of a frame.
         action_dim: A, values of an action.
         text_length: L, ids of the padded instruction.
-        context_frames: C, frames in sight of the next one.
+        context_frames: C, frames whose keys are in sight of the next one; with 0 it knows the last frame from the
+            previous-frame source alone, which makes a frame half as dear where the world hides nothing.
         previous_frame_source: feed the next frame's slots from a 3x3 convolution of the previous frame and the action;
             off, the model is plain Emu3.5 with a noisy half.
         next_token_shift: noisy slot i is predicted by the hidden state before it, as when an autoregressive checkpoint is
@@ -63,6 +65,21 @@ class TokenModelConfig:
     @property
     def frame_tokens(self) -> int:
         return self.prefix + self.slots
+
+
+@dataclass(frozen=True)
+class FrameStates:
+    """Hidden states of a packed batch; frames 1.. are those that something is predicted of.
+
+    Attributes:
+        text_BLD: (B, L, D).
+        clean_BFTD: (B, F - 1, 1 + A + 1 + N, D), the token before each of frames 1.. and its own; None where left out.
+        noisy_BFND: (B, F - 1, N, D), the states that predict the noisy copies' slots; None where there are none.
+    """
+
+    text_BLD: torch.Tensor
+    clean_BFTD: torch.Tensor | None
+    noisy_BFND: torch.Tensor | None
 
 
 @dataclass(frozen=True)
@@ -153,6 +170,30 @@ class TokenModel(nn.Module):
         self.source = PreviousFrameSource(config) if config.previous_frame_source else None
         self.heads = StateHeads(config)
 
+    @torch.no_grad()
+    def place_codes(self, places_VK: torch.Tensor, spread: float = 2.0, own: float = 0.6) -> None:
+        """Starts the visual codes' embeddings, in and out, as smooth functions of their places in the tokenizer's latent.
+
+        Codes of similar patches are then similar before training has seen them (random Fourier features, Rahimi and Recht,
+        NeurIPS 2007).
+
+        Args:
+            places_VK: (codebook_size, K) in [-1, 1].
+            spread: of the frequencies; the larger, the faster similarity falls with distance.
+            own: share of each embedding's size that is its own.
+        """
+        d, rows = self.noised.shape[0], self.config.vocabulary.visual
+        for table in (self.transformer.model.embed_tokens.weight, self.transformer.lm_head.weight):
+            frequencies = spread * torch.randn(places_VK.shape[1], d).to(places_VK)
+            phases = 2 * math.pi * torch.rand(d).to(places_VK)
+            smooth = 2**0.5 * torch.cos(places_VK @ frequencies + phases)
+            table[rows] = 0.02 * ((1 - own**2) ** 0.5 * smooth + own * torch.randn_like(smooth))
+
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """The matrices and kernels between hidden states: what the Muon optimiser is for."""
+        source = [] if self.source is None else [self.source.first.weight, self.source.second.weight]
+        return [*source, *(p for p in self.transformer.model.layers.parameters() if p.ndim == 2)]
+
     # pieces of the sequence
 
     def embed_text(self, text_BL: torch.Tensor) -> torch.Tensor:
@@ -212,12 +253,12 @@ class TokenModel(nn.Module):
     def _masks(self) -> dict:
         return {}
 
-    def layout(self, frames: int, noisy: bool):
-        """Rotary positions (L,) and mask (L, L) of a packed sequence; computed once."""
-        key = (frames, noisy, self.noised.device)
+    def layout(self, frames: int, noisy_from: int | None, cut: bool = False):
+        """Rotary positions (L,) and mask (L, L) of a packed sequence (see `token_plan`); computed once."""
+        key = (frames, noisy_from, cut, self.noised.device)
         if key not in self._masks:
             c = self.config
-            plan = token_plan(c.text_length, c.prefix, c.slots, frames, noisy)
+            plan = token_plan(c.text_length, c.prefix, c.slots, frames, noisy_from, cut)
             mask = dida_mask(plan, c.slots, c.context_frames)
             self._masks[key] = (plan.position.to(self.noised.device), mask.to(self.noised.device))
         return self._masks[key]
@@ -232,7 +273,8 @@ class TokenModel(nn.Module):
         noisy_BFN: torch.Tensor | None = None,
         hidden_BFN: torch.Tensor | None = None,
         shift_B: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        causal: bool = True,
+    ) -> FrameStates:
         """Hidden states of a packed batch.
 
         Args:
@@ -242,37 +284,56 @@ class TokenModel(nn.Module):
             noisy_BFN, hidden_BFN: (B, F - 1, N) noisy copies of frames 1.. and which of their tokens are hidden; None for
                 the causal half alone.
             shift_B: (B,) tokens by which the frames stand further from the text, so that long rollouts are familiar.
-
-        Returns:
-            clean (B, L + F (A + 1 + N), D), and noisy (B, F - 1, N, D) or None.
+            causal: False leaves out what only the causal half needs.
         """
+        batch, frames, slots = codes_BFN.shape
+        sources = [self.frame_source(codes_BFN[:, t], actions_BFA[:, t]) for t in range(frames - 1)]
+        if self.config.context_frames:
+            return self._pack(text_BL, codes_BFN, actions_BFA, [None, *sources], noisy_BFN, hidden_BFN, shift_B, causal)
+        # No frame sees another: every transition is a sequence of its own.
+        flat = self._pack(
+            text_BL.repeat_interleave(frames - 1, 0),
+            codes_BFN[:, 1:].reshape(-1, 1, slots),
+            actions_BFA.flatten(0, 1)[:, None],
+            [torch.stack(sources, 1).flatten(0, 1)],
+            None if noisy_BFN is None else noisy_BFN.reshape(-1, 1, slots),
+            None if hidden_BFN is None else hidden_BFN.reshape(-1, 1, slots),
+            None,
+            causal,
+        )
+        return FrameStates(
+            flat.text_BLD.unflatten(0, (batch, -1))[:, 0],
+            None if flat.clean_BFTD is None else flat.clean_BFTD.squeeze(1).unflatten(0, (batch, -1)),
+            None if flat.noisy_BFND is None else flat.noisy_BFND.squeeze(1).unflatten(0, (batch, -1)),
+        )
+
+    def _pack(self, text_BL, codes_BFN, actions_BFA, sources, noisy_BFN, hidden_BFN, shift_B, causal) -> FrameStates:
+        """One pass over `text | frames | noisy copies`; where no frame came first, `actions_BFA` has one for every frame."""
         c, frames = self.config, codes_BFN.shape[1]
-        sources = [None] + [self.frame_source(codes_BFN[:, t - 1], actions_BFA[:, t - 1]) for t in range(1, frames)]
+        first = frames - actions_BFA.shape[1]  # first frame with an action, and with a noisy copy
         parts = [self.embed_text(text_BL)]
         for t in range(frames):
-            parts.append(self.embed_clean(actions_BFA[:, t - 1] if t else None, codes_BFN[:, t], sources[t]))
-        clean_length = c.text_length + frames * c.frame_tokens
+            parts.append(self.embed_clean(actions_BFA[:, t - first] if t >= first else None, codes_BFN[:, t], sources[t]))
+        if not causal:
+            parts[-1] = parts[-1][:, : c.prefix]
+        clean_length = sum(part.shape[1] for part in parts)
         if noisy_BFN is not None:
-            for t in range(1, frames):
-                parts.append(self.embed_noisy(noisy_BFN[:, t - 1], hidden_BFN[:, t - 1], sources[t]))
-        positions, mask = self.layout(frames, noisy_BFN is not None)
+            for t in range(first, frames):
+                parts.append(self.embed_noisy(noisy_BFN[:, t - first], hidden_BFN[:, t - first], sources[t]))
+        positions, mask = self.layout(frames, None if noisy_BFN is None else first, not causal)
         if shift_B is not None:
             positions = positions + shift_B[:, None] * (positions >= c.text_length)
         hidden = self.transformer.hidden(torch.cat(parts, 1), positions, mask)
-        if noisy_BFN is None:
-            return hidden, None
-        noisy = hidden[:, clean_length:].unflatten(1, (frames - 1, c.slots))
-        if c.next_token_shift:
-            noisy = self.shift_slots(hidden[:, :clean_length], noisy)
-        return hidden[:, :clean_length], noisy
+        ends = [c.text_length + t * c.frame_tokens for t in range(first, frames)]
+        clean = torch.stack([hidden[:, e - 1 : e + c.frame_tokens] for e in ends], 1) if causal else None
+        noisy = None
+        if noisy_BFN is not None:
+            noisy = hidden[:, clean_length:].unflatten(1, (frames - first, c.slots))
+            if c.next_token_shift:  # slot 0 is read at the image start, slot i at noisy slot i - 1
+                starts = torch.stack([hidden[:, e + c.prefix - 1 : e + c.prefix] for e in ends], 1)
+                noisy = torch.cat([starts, noisy[:, :, :-1]], 2)
+        return FrameStates(hidden[:, : c.text_length], clean, noisy)
 
-    def frame_predictions(self, clean_BLD: torch.Tensor) -> torch.Tensor:
-        """The hidden states that predict frames 1..'s slots: (B, F - 1, N, D)."""
-        c = self.config
-        frames = clean_BLD[:, c.text_length :].unflatten(1, (-1, c.frame_tokens))
-        return frames[:, 1:, c.prefix - 1 : -1]
-
-    def shift_slots(self, clean_BLD: torch.Tensor, noisy_BFND: torch.Tensor) -> torch.Tensor:
-        """Under the next-token shift: slot 0 is read at the image start, slot i at noisy slot i - 1."""
-        starts = self.frame_predictions(clean_BLD)[:, :, :1]
-        return torch.cat([starts, noisy_BFND[:, :, :-1]], 2)
+    def frame_predictions(self, clean_BFTD: torch.Tensor) -> torch.Tensor:
+        """The hidden states of the causal half that predict the slots of frames 1..: (B, F - 1, N, D)."""
+        return clean_BFTD[:, :, self.config.prefix : -1]

@@ -58,7 +58,7 @@ class TokenWorldModel:
         self.decoding, self.passes, self.temperature, self.chunk = decoding, passes, temperature, chunk
         self.image_size = tokenizer.config.image_size
         self.action_dim, self.agent_dim = model.config.action_dim, 2
-        self.objects, self.context_frames = model.config.objects, model.config.context_frames
+        self.objects, self.context_frames = model.config.objects, max(1, model.config.context_frames)
         self.tokens_per_frame = model.config.slots
         self.device = model.noised.device
         self.seed(seed)

@@ -206,6 +206,7 @@ class TabletopPushEnv(gymnasium.Env):
             _close_at_exit().add(self)
             for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
                 self._renderers[size].scene.flags[flag] = False
+        mujoco.mj_kinematics(self.model, self.data)  # mj_step leaves the bodies' poses one substep behind their joints
         self._renderers[size].update_scene(self.data, "top")
         return self._renderers[size].render()
 

@@ -24,6 +24,7 @@ class FrameTokenizerConfig:
         margin: pixels around its patch that the encoder also sees.
         levels: FSQ levels per latent channel; their product is the codebook size.
         width: channels of encoder and decoder.
+        encoder_layers: further 1x1 layers of the encoder, which sort what a patch may show into codes.
         blocks: residual 3x3 blocks of the decoder at token resolution.
     """
 
@@ -32,6 +33,7 @@ class FrameTokenizerConfig:
     margin: int = 2
     levels: tuple[int, ...] = (8, 8, 8)
     width: int = 128
+    encoder_layers: int = 0
     blocks: int = 3
 
     @property
@@ -72,6 +74,7 @@ class FrameTokenizer(nn.Module):
         self.encoder = nn.Sequential(
             nn.Conv2d(3, 2 * w, config.patch + 2 * m, stride=config.patch, padding=m, padding_mode="replicate"),
             nn.GELU(),
+            *(layer for _ in range(config.encoder_layers) for layer in (nn.Conv2d(2 * w, 2 * w, 1), nn.GELU())),
             nn.Conv2d(2 * w, w, 1),
             nn.GELU(),
             nn.Conv2d(w, dims, 1),
@@ -91,6 +94,11 @@ class FrameTokenizer(nn.Module):
         self.register_buffer("levels", levels, persistent=False)
         self.register_buffer("basis", torch.cumprod(torch.cat([levels.new_ones(1), levels[:-1]]), 0), persistent=False)
 
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """The kernels between hidden states: what the Muon optimiser is for."""
+        inside = [*self.encoder[1:-2], *self.blocks, *self.decoder_out[:-2]]
+        return [p for module in inside for p in module.parameters() if p.ndim == 4]
+
     # training path
 
     def bound(self, z: torch.Tensor) -> torch.Tensor:
@@ -108,6 +116,11 @@ class FrameTokenizer(nn.Module):
         """Decodes level indices (B, D, h, w) to (B, 3, H, W) in about [-1, 1]."""
         x = q / (self.levels - 1).view(1, -1, 1, 1) * 2 - 1
         return self.decoder_out(self.blocks(self.decoder_in(x)))
+
+    def places(self) -> torch.Tensor:
+        """Where each code lies in the latent grid: (codebook_size, D) float32 in [-1, 1]."""
+        codes = torch.arange(self.config.codebook_size, device=self.levels.device)[:, None]
+        return (codes // self.basis % self.levels) / (self.levels - 1) * 2 - 1
 
     # inference path
 

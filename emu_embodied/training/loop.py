@@ -17,6 +17,7 @@ from torch import nn
 
 from emu_embodied.errors import CheckpointError
 from emu_embodied.storage import load_folder, save_folder
+from emu_embodied.training.muon import Muon
 
 LossFunction = Callable[[nn.Module, int], tuple[torch.Tensor, dict[str, float]]]
 Evaluator = Callable[[nn.Module], dict[str, float]]
@@ -30,7 +31,8 @@ class LoopConfig:
         steps: optimiser steps of the stage.
         learning_rate: peak; linear warm-up, then half-cosine to zero.
         warmup: steps of warm-up.
-        weight_decay: of AdamW, on matrices only.
+        optimiser: "adamw", or "muon" for the module's `hidden_matrices()` and AdamW for embeddings, heads and vectors.
+        weight_decay: on matrices only.
         clip: largest gradient norm.
         average: decay of the exponential moving average of the weights, which is what is evaluated and kept.
         evaluate_every, save_every, log_every: steps between.
@@ -39,6 +41,7 @@ class LoopConfig:
     steps: int
     learning_rate: float = 2e-3
     warmup: int = 100
+    optimiser: str = "adamw"
     weight_decay: float = 0.01
     clip: float = 1.0
     average: float = 0.998
@@ -70,10 +73,10 @@ def train_stage(
         CheckpointError: the state in `folder` is damaged or of other settings.
         KeyboardInterrupt: passed on after the state is saved.
     """
-    optimiser = _optimiser(module, config)
+    optimisers = _optimisers(module, config)
     average = copy.deepcopy(module).eval()
     state_folder = folder / name
-    step = _restore(state_folder, module, average, optimiser, config)
+    step = _restore(state_folder, module, average, optimisers, config)
     if step >= config.steps:
         return average
     from torch.utils.tensorboard import SummaryWriter
@@ -84,14 +87,15 @@ def train_stage(
     module.train()
     try:
         while step < config.steps:
-            for group in optimiser.param_groups:
+            for group in (group for optimiser in optimisers for group in optimiser.param_groups):
                 group["lr"] = _learning_rate(config, step)
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
                 loss, figures = loss_function(module, step)
-            optimiser.zero_grad(set_to_none=True)
+            module.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(module.parameters(), config.clip)
-            optimiser.step()
+            for optimiser in optimisers:
+                optimiser.step()
             step += 1
             _update_average(average, module, min(config.average, step / (step + 10)))
             for key, value in {"loss": loss.item(), **figures}.items():
@@ -105,9 +109,9 @@ def train_stage(
             if evaluate and (step % config.evaluate_every == 0 or step == config.steps):
                 _log(writer, f"{name}/held-out", step, config, evaluate(average), None, report)
             if step % config.save_every == 0 or step == config.steps:
-                _save(state_folder, module, average, optimiser, config, step)
+                _save(state_folder, module, average, optimisers, config, step)
     except KeyboardInterrupt:
-        _save(state_folder, module, average, optimiser, config, step)
+        _save(state_folder, module, average, optimisers, config, step)
         report(f"{name}: stopped at step {step} of {config.steps}; the same command continues")
         raise
     finally:
@@ -120,13 +124,19 @@ def _learning_rate(config: LoopConfig, step: int) -> float:
     return config.learning_rate * warm * (0.5 + 0.5 * math.cos(math.pi * step / config.steps))
 
 
-def _optimiser(module: nn.Module, config: LoopConfig) -> torch.optim.AdamW:
+def _optimisers(module: nn.Module, config: LoopConfig) -> list[torch.optim.Optimizer]:
     parameters = [p for p in module.parameters() if p.requires_grad]
+    inner = {id(p) for p in module.hidden_matrices()} if config.optimiser == "muon" else set()
+    rest = [p for p in parameters if id(p) not in inner]
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
+    optimisers = [torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)]
+    if inner:
+        matrices = [p for p in parameters if id(p) in inner]
+        optimisers.append(Muon(matrices, lr=config.learning_rate, weight_decay=config.weight_decay))
+    return optimisers
 
 
 @torch.no_grad()
@@ -143,20 +153,21 @@ def _log(writer, name, step, config, figures: dict[str, float], speed: float | N
     report(f"{name} {step}/{config.steps}: " + ", ".join(f"{k} {v:.4g}" for k, v in figures.items()) + rest)
 
 
-def _save(folder: Path, module, average, optimiser, config: LoopConfig, step: int) -> None:
+def _save(folder: Path, module, average, optimisers, config: LoopConfig, step: int) -> None:
     moments = {}
-    for index, state in optimiser.state_dict()["state"].items():
-        moments |= {f"{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
+    for which, optimiser in enumerate(optimisers):
+        for index, state in optimiser.state_dict()["state"].items():
+            moments |= {f"{which}.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
     tensors = {"module": module.state_dict(), "average": average.state_dict(), "optimiser": moments}
     save_folder(folder, tensors, {"progress": {"step": step, "loop": asdict(config)}})
 
 
-def _restore(folder: Path, module, average, optimiser, config: LoopConfig) -> int:
+def _restore(folder: Path, module, average, optimisers, config: LoopConfig) -> int:
     if not folder.exists() and not (folder.parent / f".{folder.name}.previous").exists():
         return 0
     tensors, documents = load_folder(folder)
     saved, wanted = documents["progress"]["loop"], asdict(config)
-    for key in ("steps", "learning_rate", "warmup", "weight_decay", "clip", "average"):
+    for key in ("steps", "learning_rate", "optimiser", "warmup", "weight_decay", "clip", "average"):
         if saved.get(key) != wanted[key]:
             raise CheckpointError(
                 f"{folder}: {key}",
@@ -170,9 +181,10 @@ def _restore(folder: Path, module, average, optimiser, config: LoopConfig) -> in
         raise CheckpointError(
             str(folder), str(error).splitlines()[0], "it is of another model: use another run folder"
         ) from None
-    state: dict[int, dict[str, torch.Tensor]] = {}
+    states: list[dict[int, dict[str, torch.Tensor]]] = [{} for _ in optimisers]
     for key, value in tensors["optimiser"].items():
-        index, field = key.split(".", 1)
-        state.setdefault(int(index), {})[field] = value
-    optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
+        which, index, field = key.split(".", 2)
+        states[int(which)].setdefault(int(index), {})[field] = value
+    for optimiser, state in zip(optimisers, states, strict=True):
+        optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
     return documents["progress"]["step"]

@@ -12,14 +12,17 @@ import torch.nn.functional as F
 from emu_embodied.data.frame_cache import FrameCache
 from emu_embodied.decoding import dida
 from emu_embodied.step import FrameStep
-from emu_embodied.token_model import TokenModel
+from emu_embodied.token_model import FrameStates, TokenModel
 from emu_embodied.tokenizers.actions import bin_actions
 from emu_embodied.tokenizers.frames import FrameTokenizer, reconstruction_loss, to_float
 from emu_embodied.training.windows import WindowBatch, WindowSampler
 
 
 class TokenizerObjective:
-    """Reconstruction of random frames, with what moves and what is foreground weighted up.
+    """Reconstruction of frames, with what moves and what is foreground weighted up.
+
+    Half of the frames are drawn evenly, half in proportion to the pixels that moved since the frame before: objects that
+    touch and push each other are rare, and a patch that shows several of them is the hardest to encode.
 
     Args:
         cache: the dataset.
@@ -32,16 +35,27 @@ class TokenizerObjective:
         self.previous = np.maximum(
             np.arange(len(cache)) - 1, np.repeat(cache.episode_starts[:-1], np.diff(cache.episode_starts))
         )
+        moved = [_moved_pixels(cache.pixels, self.previous, part) for part in np.array_split(np.arange(len(cache)), 64)]
+        self.busy = np.cumsum(np.concatenate(moved), dtype=np.float64)
         some = np.random.default_rng(seed).choice(len(cache), min(2000, len(cache)), replace=False)
         self.mean = to_float(self.pixels[np.sort(some)]).mean(0)
 
     def __call__(self, module: FrameTokenizer, step: int) -> tuple[torch.Tensor, dict[str, float]]:
         device = module.levels.device
-        frames = np.sort(np.random.default_rng([self.seed, step]).integers(0, len(self.pixels), self.batch))
+        rng, half = np.random.default_rng([self.seed, step]), self.batch // 2
+        busy = np.searchsorted(self.busy, rng.uniform(0, self.busy[-1], half), side="right")
+        even = rng.integers(0, len(self.pixels), self.batch - half)
+        frames = np.sort(np.concatenate([np.minimum(busy, len(self.pixels) - 1), even]))
         now = to_float(self.pixels[frames].to(device))
         before = to_float(self.pixels[self.previous[frames]].to(device))
         output, _ = module(now)
         return reconstruction_loss(output, now, before, self.mean.to(device)), {}
+
+
+def _moved_pixels(pixels: np.ndarray, previous: np.ndarray, frames: np.ndarray) -> np.ndarray:
+    """How many pixels of each of `frames` differ visibly from the frame before."""
+    change = np.abs(pixels[frames].astype(np.int16) - pixels[previous[frames]]).max(-1) > 16
+    return change.sum((1, 2))
 
 
 @dataclass(frozen=True)
@@ -51,8 +65,9 @@ class TrajectoryConfig:
     Attributes:
         batch: windows a step.
         frames: frames of a window in the autoregressive and joint phases.
-        rollout_frames: frames of a window in the rollout phase; all but the first two and the last are the model's own.
+        rollout_frames: frames of a window in the rollout phase; all but the context's first and the last are the model's own.
         autoregressive_until, joint_until: the phases' ends as shares of the stage; the rollout phase follows.
+        causal_share: share of the steps after the autoregressive phase that also train the causal half.
         fully_hidden: share of noisy frames with every token hidden, which is what makes one pass strong.
         corruption: share of context tokens replaced at random, in half of the samples.
         changed: weight of tokens that differ from the previous frame's.
@@ -67,6 +82,7 @@ class TrajectoryConfig:
     rollout_frames: int = 5
     autoregressive_until: float = 0.08
     joint_until: float = 0.75
+    causal_share: float = 1.0
     fully_hidden: float = 0.5
     corruption: float = 0.1
     changed: float = 6.0
@@ -97,7 +113,8 @@ class TrajectoryObjective:
         c, device = self.config, module.noised.device
         generator = torch.Generator().manual_seed(self.sampler.seed * 1_000_003 + step)
         share = step / self.steps
-        rollout = share >= c.joint_until
+        rollout, noisy = share >= c.joint_until, share >= c.autoregressive_until
+        causal = not noisy or torch.rand((), generator=generator).item() < c.causal_share
         batch = self.sampler.batch(step, c.batch, c.rollout_frames if rollout else c.frames).to(device)
         context = _corrupt(batch.codes_BFN, c.corruption, module.config.vocabulary.codebook_size, generator)
         if rollout:
@@ -106,9 +123,9 @@ class TrajectoryObjective:
             torch.randint(0, c.shift_frames + 1, (c.batch,), generator=generator).to(device)
             * module.config.frame_tokens
         )
-        noisy, hidden = (None, None) if share < c.autoregressive_until else self._noise(batch, context, generator)
-        clean_out, noisy_out = module(batch.text_BL, context, batch.actions_BFA, noisy, hidden, shift)
-        return self._loss(module, batch, clean_out, noisy_out, hidden, rollout)
+        copies, hidden = self._noise(batch, context, generator) if noisy else (None, None)
+        states = module(batch.text_BL, context, batch.actions_BFA, copies, hidden, shift, causal)
+        return self._loss(module, batch, states, hidden, rollout)
 
     def _noise(
         self, batch: WindowBatch, context: torch.Tensor, generator: torch.Generator
@@ -120,27 +137,27 @@ class TrajectoryObjective:
         hidden = torch.rand(targets.shape, generator=generator) < ratio[..., None]
         return targets, hidden.to(context.device)
 
-    def _loss(self, module: TokenModel, batch: WindowBatch, clean_out, noisy_out, hidden, rollout: bool):
+    def _loss(self, module: TokenModel, batch: WindowBatch, states: FrameStates, hidden, rollout: bool):
         c, targets = self.config, batch.codes_BFN[:, 1:]
         weight = 1 + (c.changed - 1) * (targets != batch.codes_BFN[:, :-1]).float()
-        causal_weight = weight
-        if rollout:  # the model's own frames have no true next token; the last frame and the first are real
-            causal_weight = (
-                weight * torch.tensor([1.0] + [0.0] * (targets.shape[1] - 2) + [1.0], device=weight.device)[:, None]
-            )
-        causal = _token_loss(module, module.frame_predictions(clean_out), targets, causal_weight)
-        language = self._language_loss(module, batch, clean_out)
-        loss, figures = c.causal * causal + c.language * language, {"causal": causal.item()}
-        if noisy_out is not None:
-            noisy = _token_loss(module, noisy_out, targets, weight * hidden)
-            loss = loss + noisy
-            figures["noisy"] = noisy.item()
-        frames = clean_out[:, module.config.text_length :].unflatten(1, (-1, module.config.frame_tokens))
-        slots = frames[:, 1:, module.config.prefix :]
-        for name, states in (("clean", None if rollout else slots), ("noisy", noisy_out)):
-            if states is not None:
-                state, error = self._state_loss(module, batch, states)
-                loss, figures[f"position_{name}"] = loss + state, error
+        loss, figures, heads = 0.0, {}, {}
+        if states.noisy_BFND is not None:
+            noisy = _token_loss(module, states.noisy_BFND, targets, weight * hidden)
+            loss, figures["noisy"] = noisy, noisy.item()
+            heads["noisy"] = states.noisy_BFND
+        if states.clean_BFTD is not None:
+            causal_weight = weight
+            if rollout:  # the model's own frames have no true next token; the last frame and the first are real
+                own = torch.tensor([1.0] + [0.0] * (targets.shape[1] - 2) + [1.0], device=weight.device)
+                causal_weight = weight * own[:, None]
+            else:
+                heads["clean"] = states.clean_BFTD[:, :, 1 + module.config.prefix :]
+            causal = _token_loss(module, module.frame_predictions(states.clean_BFTD), targets, causal_weight)
+            loss = loss + c.causal * causal + c.language * self._language_loss(module, batch, states)
+            figures["causal"] = causal.item()
+        for name, slots in heads.items():
+            state, figures[f"position_{name}"] = self._state_loss(module, batch, slots)
+            loss = loss + state
         return loss, figures
 
     def _state_loss(self, module: TokenModel, batch: WindowBatch, states: torch.Tensor) -> tuple[torch.Tensor, float]:
@@ -158,18 +175,13 @@ class TrajectoryObjective:
         total = c.reward * reward + c.success * success + c.position * (position + 0.3 * presence)
         return total, (error.sum() / present.sum().clamp(min=1)).item()
 
-    def _language_loss(self, module: TokenModel, batch: WindowBatch, clean_out: torch.Tensor) -> torch.Tensor:
+    def _language_loss(self, module: TokenModel, batch: WindowBatch, states: FrameStates) -> torch.Tensor:
         """Next-token loss of the text and of the action tokens."""
-        v, c = module.config.vocabulary, module.config
-        head = module.transformer.lm_head
-        text_targets = batch.text_BL[:, 1:]
-        text = F.cross_entropy(
-            head(clean_out[:, : c.text_length - 1]).transpose(1, 2).float(), text_targets, ignore_index=v.pad
-        )
-        frames = clean_out[:, c.text_length :].unflatten(1, (-1, c.frame_tokens))
-        before = torch.cat([frames[:, :-1, -1:], frames[:, 1:, : c.action_dim - 1]], 2)
+        v, head = module.config.vocabulary, module.transformer.lm_head
+        text_logits = head(states.text_BLD[:, :-1]).transpose(1, 2).float()
+        text = F.cross_entropy(text_logits, batch.text_BL[:, 1:], ignore_index=v.pad)
         actions = bin_actions(batch.actions_BFA, v.action_bins)
-        logits = F.linear(before, head.weight[v.action]).float()
+        logits = F.linear(states.clean_BFTD[:, :, : module.config.action_dim], head.weight[v.action]).float()
         return text + F.cross_entropy(logits.flatten(0, 2), actions.flatten())
 
 
@@ -191,11 +203,11 @@ def _corrupt(codes: torch.Tensor, share: float, codebook: int, generator: torch.
 
 @torch.no_grad()
 def _own_rollout(module: TokenModel, batch: WindowBatch, context: torch.Tensor) -> torch.Tensor:
-    """Replaces frames 2 .. F - 2 by what the model dreams from the first two, one greedy pass a frame."""
-    step, frames = FrameStep(module), context.shape[1]
-    cache = step.prefill(batch.text_BL, context[:, :2], batch.actions_BFA[:, :1], ahead=frames)
-    dreamt = [context[:, 0], context[:, 1]]
-    for t in range(2, frames - 1):
+    """Replaces all frames but the first C and the last by what the model dreams from the first, one greedy pass a frame."""
+    step, frames, known = FrameStep(module), context.shape[1], max(1, module.config.context_frames)
+    cache = step.prefill(batch.text_BL, context[:, :known], batch.actions_BFA[:, : known - 1], ahead=frames)
+    dreamt = list(context[:, :known].unbind(1))
+    for t in range(known, frames - 1):
         action = batch.actions_BFA[:, t - 1]
         codes, _, _ = dida.decode_frame(step, cache, action)
         step.commit(cache, action, codes)

@@ -100,6 +100,7 @@ def train_checkpoint(
         report=report,
     )
     model = TokenModel(model_config(recipe, world, text, train_cache)).to(device)
+    model.place_codes(tokenizer.places())
     sampler = WindowSampler(
         train_cache,
         encode_frames(tokenizer, train_cache, report),
