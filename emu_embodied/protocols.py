@@ -89,6 +89,10 @@ class StepEngine(Protocol):
         """One bidirectional pass over the next frame's slots; returns logits (B, N, V) and hidden states (B, N, D)."""
         ...
 
+    def verify(self, cache, actions_BA: torch.Tensor, codes_BN: torch.Tensor):
+        """One causal pass over a drafted frame, not kept; returns logits (B, N, V) and the slots' hidden states (B, N, D)."""
+        ...
+
     def commit(self, cache, actions_BA: torch.Tensor, codes_BN: torch.Tensor) -> None:
         """One causal pass over the finished frame, which joins the cache."""
         ...

@@ -1,4 +1,4 @@
-"""The model's pure inference steps over a key-value cache: prefill, next_token, denoise, commit. Knows no decoding loop."""
+"""The model's pure inference steps over a key-value cache: prefill, next_token, denoise, verify, commit. Knows no loop."""
 
 from __future__ import annotations
 
@@ -98,13 +98,28 @@ class FrameStep:
         return m.visual_logits(slots), slots
 
     def commit(self, cache: StepCache, actions_BA: torch.Tensor, codes_BN: torch.Tensor) -> None:
-        """One causal pass over the finished frame (B, N); its keys and values join the cache, where the next frame sees them."""
+        """One causal pass over the finished frame (B, N); its keys and values join the cache."""
         if not self.config.context_frames:
             return self.finish(cache, codes_BN)
         x = self.model.embed_clean(actions_BA, codes_BN, self.frame_source(cache, actions_BA))
         positions, mask = self._positions(cache, self.config.frame_tokens), self._mask(cache, noisy=False)
         self.model.transformer.remember(x, positions, mask, cache.kv)
         self.finish(cache, codes_BN)
+
+    def verify(
+        self, cache: StepCache, actions_BA: torch.Tensor, codes_BN: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """One causal pass over a drafted frame (B, N), of which nothing is kept.
+
+        Returns:
+            logits (B, N, codebook_size) of every slot given the slots before it, and the slots' own hidden states (B, N, D).
+        """
+        m, c = self.model, self.config
+        x = m.embed_clean(actions_BA, codes_BN, self.frame_source(cache, actions_BA))
+        hidden = m.transformer.hidden(
+            x, self._positions(cache, c.frame_tokens), self._mask(cache, noisy=False), cache.kv
+        )
+        return m.visual_logits(hidden[:, c.prefix - 1 : -1]), hidden[:, c.prefix :]
 
     def next_token(
         self,

@@ -178,11 +178,13 @@ class TokenModel(nn.Module):
         NeurIPS 2007).
 
         Args:
-            places_VK: (codebook_size, K) in [-1, 1].
-            spread: of the frequencies; the larger, the faster similarity falls with distance.
+            places_VK: (codebook_size, K), in any unit.
+            spread: of the frequencies, over half of the latent's range; the larger, the faster similarity falls with distance.
             own: share of each embedding's size that is its own.
         """
         d, rows = self.noised.shape[0], self.config.vocabulary.visual
+        low, high = places_VK.min(0).values, places_VK.max(0).values
+        places_VK = (places_VK - low) / (high - low) * 2 - 1
         for table in (self.transformer.model.embed_tokens.weight, self.transformer.lm_head.weight):
             frequencies = spread * torch.randn(places_VK.shape[1], d).to(places_VK)
             phases = 2 * math.pi * torch.rand(d).to(places_VK)
@@ -313,7 +315,9 @@ class TokenModel(nn.Module):
         first = frames - actions_BFA.shape[1]  # first frame with an action, and with a noisy copy
         parts = [self.embed_text(text_BL)]
         for t in range(frames):
-            parts.append(self.embed_clean(actions_BFA[:, t - first] if t >= first else None, codes_BFN[:, t], sources[t]))
+            parts.append(
+                self.embed_clean(actions_BFA[:, t - first] if t >= first else None, codes_BFN[:, t], sources[t])
+            )
         if not causal:
             parts[-1] = parts[-1][:, : c.prefix]
         clean_length = sum(part.shape[1] for part in parts)

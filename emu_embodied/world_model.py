@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from emu_embodied.decoding import autoregressive, dida
+from emu_embodied.decoding import autoregressive, dida, exact
 from emu_embodied.errors import InputError
 from emu_embodied.step import FrameStep, StepCache
 from emu_embodied.token_model import StateEstimate, TokenModel
@@ -15,7 +15,7 @@ from emu_embodied.tokenizers.frames import FrameTokenizer
 from emu_embodied.tokenizers.text import TextTokenizer
 from emu_embodied.types import History, Observation, Rollout
 
-DECODINGS = ("dida", "autoregressive")
+DECODINGS = ("dida", "exact", "autoregressive")
 
 
 class TokenWorldModel:
@@ -24,7 +24,8 @@ class TokenWorldModel:
     Args:
         tokenizer, text, model: the trained parts, in eval mode and on one device.
         world: names and scales (`checkpoint.World`).
-        decoding: "dida" (a frame in `passes` parallel passes and a commit) or "autoregressive" (token by token).
+        decoding: "dida" (a frame in `passes` parallel passes and a commit), "autoregressive" (token by token), or "exact"
+            (drafted in parallel, verified by the causal half: what token by token gives, in fewer passes).
         passes: K of DiDA, 1 to N.
         temperature: 0 takes the likeliest codes.
         seed: of the sampling noise; see `seed`.
@@ -133,19 +134,14 @@ class TokenWorldModel:
         rows: list[tuple[torch.Tensor, ...]] = []
         for t in range(steps):
             action = actions_BTA[:, t]
+            noise = {"temperature": self.temperature, "generator": self.generator}
             if self.decoding == "autoregressive":
-                codes, hidden, entropy = autoregressive.decode_frame(
-                    self.engine, cache, action, temperature=self.temperature, generator=self.generator
-                )
+                codes, hidden, entropy = autoregressive.decode_frame(self.engine, cache, action, **noise)
             else:
-                codes, hidden, entropy = dida.decode_frame(
-                    self.engine,
-                    cache,
-                    action,
-                    passes=self.passes,
-                    temperature=self.temperature,
-                    generator=self.generator,
-                )
+                if self.decoding == "exact":
+                    codes, hidden, entropy = exact.decode_frame(self.engine, cache, action, **noise)
+                else:
+                    codes, hidden, entropy = dida.decode_frame(self.engine, cache, action, passes=self.passes, **noise)
                 if t < steps - 1:
                     self.engine.commit(cache, action, codes)
             state: StateEstimate = self.model.estimate(hidden, text_BL)

@@ -70,9 +70,7 @@ def flip(path: Path, at: int) -> None:
 
 def same(one: FrameCache, other: FrameCache) -> bool:
     pairs = [(getattr(one, field.name), getattr(other, field.name)) for field in fields(FrameCache)]
-    return all(
-        np.array_equal(a, b) and a.dtype == b.dtype if isinstance(a, np.ndarray) else a == b for a, b in pairs
-    )
+    return all(np.array_equal(a, b) and a.dtype == b.dtype if isinstance(a, np.ndarray) else a == b for a, b in pairs)
 
 
 def small_cache() -> FrameCache:

@@ -94,7 +94,9 @@ def assert_same(found, wanted) -> None:
         assert_same(list(found), list(wanted))
     elif isinstance(wanted, np.ndarray):
         assert found.dtype == wanted.dtype and found.shape == wanted.shape
-        np.testing.assert_allclose(found.astype(float), wanted.astype(float), atol=1 if wanted.dtype == np.uint8 else 1e-4)
+        np.testing.assert_allclose(
+            found.astype(float), wanted.astype(float), atol=1 if wanted.dtype == np.uint8 else 1e-4
+        )
     else:
         assert found == (pytest.approx(wanted, abs=1e-4) if isinstance(wanted, float) else wanted)
 
@@ -158,7 +160,9 @@ def test_a_dream_needs_a_reset_first(model, real, vector):
 def test_info_says_what_the_model_believes(model, real):
     env = ImaginedEnv(model, real)
     _, info = env.reset(seed=4)
-    assert info == {IS_SUCCESS: False, TASK: env.task} and env.task == env.task_description == real.reset(seed=4)[1][TASK]
+    assert (
+        info == {IS_SUCCESS: False, TASK: env.task} and env.task == env.task_description == real.reset(seed=4)[1][TASK]
+    )
     observation, reward, terminated, truncated, info = env.step(actions(1)[0])
     assert type(reward) is float and type(terminated) is bool and truncated is False
     assert info[IS_SUCCESS] == (info["success_probability"] > 0.5) == terminated
@@ -226,7 +230,9 @@ def test_each_dream_of_a_vector_may_start_elsewhere(model, real, data):
     tasks = [data.instructions[i] for i in (1, 0, 1)]
     batch = {PIXELS: data.pixels[rows], AGENT_POS: data.agent_pos[rows]}
     each = [{PIXELS: data.pixels[row], AGENT_POS: data.agent_pos[row]} for row in rows]
-    wanted = [single.reset(options={"observation": one, "instruction": task}) for one, task in zip(each, tasks, strict=True)]
+    wanted = [
+        single.reset(options={"observation": one, "instruction": task}) for one, task in zip(each, tasks, strict=True)
+    ]
     for options in (
         {"observation": batch, "instruction": tasks},
         {"observation": each, "instruction": tasks},
@@ -473,7 +479,6 @@ def test_a_copied_dream_goes_on_alike(model, start, copied):
         other = copied(env)
         for action in actions(3, *shape):
             assert_same(other.step(action), env.step(action))
-
 
 
 @pytest.mark.skipif(not (CHECKPOINT / "manifest.json").is_file(), reason="nano-tabletop is not trained yet")

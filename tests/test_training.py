@@ -178,12 +178,17 @@ def test_windows_prefer_contacts_in_which_much_moves():
     cache = frames(4, 12)
     columns = cache.names["state"]
     moving = cache.states.reshape(4, 12, -1)
-    for name, start, until in (("red", 3, 7), ("green", 5, 7)):  # red is pushed on arrival at frames 3..6, green at 5 and 6
+    for name, start, until in (
+        ("red", 3, 7),
+        ("green", 5, 7),
+    ):  # red is pushed on arrival at frames 3..6, green at 5 and 6
         x = columns.index(f"{name}.x")
         moving[..., x] = np.cumsum((np.arange(12) >= start) & (np.arange(12) < until))
         moving[..., x + 1] = 0
     sampler = WindowSampler(
         cache, torch.zeros(48, 64, dtype=torch.int16), torch.zeros(4, 16, dtype=torch.long), tuple(OBJECTS), seed=0
     )
-    near = {int(f) % 12: w for f, w in zip(sampler.contact_frames, np.diff(sampler.contact_weight, prepend=0), strict=True)}
+    near = {
+        int(f) % 12: w for f, w in zip(sampler.contact_frames, np.diff(sampler.contact_weight, prepend=0), strict=True)
+    }
     assert near == {1: 1, 2: 1, 3: 4, 4: 4, 5: 4, 6: 4}

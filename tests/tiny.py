@@ -45,6 +45,8 @@ def tiny_world_model(seed: int = 0, **options) -> TokenWorldModel:
         torch.manual_seed(seed)
         tokenizer, model = FrameTokenizer(frames), TokenModel(config)
         for parameter in (*tokenizer.parameters(), *model.parameters()):
-            if parameter.ndim > 1:  # large enough that actions and instructions make a difference; norms stay as they are
+            if (
+                parameter.ndim > 1
+            ):  # large enough that actions and instructions make a difference; norms stay as they are
                 torch.nn.init.normal_(parameter, std=0.3)
     return TokenWorldModel(tokenizer, text, model, WORLD, **options)

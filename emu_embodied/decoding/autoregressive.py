@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from emu_embodied.decoding.dida import sample
-from emu_embodied.errors import InputError
+from emu_embodied.decoding.dida import check_logits, sample
 from emu_embodied.protocols import StepEngine
 
 
@@ -41,8 +40,7 @@ def decode_frame(
             hidden.append(state)
         if index == slots:
             break
-        if not torch.isfinite(logits).all():
-            raise InputError("logits", "NaN or inf", "check the actions and the checkpoint")
+        check_logits(logits)
         log_probs = logits.float().log_softmax(-1)
         codes.append(sample(log_probs, temperature, generator)[0])
         entropy.append(-(log_probs.exp() * log_probs).sum(-1))

@@ -22,6 +22,12 @@ def sample(
     return codes, log_probs.gather(-1, codes[..., None])[..., 0]
 
 
+def check_logits(logits: torch.Tensor) -> None:
+    """Raises InputError where logits are not finite."""
+    if not torch.isfinite(logits).all():
+        raise InputError("logits", "NaN or inf", "check the actions and the checkpoint")
+
+
 def decode_frame(
     engine: StepEngine,
     cache,
@@ -61,8 +67,7 @@ def decode_frame(
     entropy_BN = torch.zeros(codes_BN.shape, device=codes_BN.device)
     for k in range(1, passes + 1):
         logits, hidden = engine.denoise(cache, actions_BA, codes_BN, open_BN)
-        if not torch.isfinite(logits).all():
-            raise InputError("logits", "NaN or inf", "check the actions and the checkpoint")
+        check_logits(logits)
         log_probs = logits.float().log_softmax(-1)
         drawn, confidence = sample(log_probs, temperature, generator)
         codes_BN = torch.where(open_BN, drawn, codes_BN)

@@ -118,9 +118,9 @@ class FrameTokenizer(nn.Module):
         return self.decoder_out(self.blocks(self.decoder_in(x)))
 
     def places(self) -> torch.Tensor:
-        """Where each code lies in the latent grid: (codebook_size, D) float32 in [-1, 1]."""
+        """Where each code lies in the latent grid: (codebook_size, D) float32, level indices."""
         codes = torch.arange(self.config.codebook_size, device=self.levels.device)[:, None]
-        return (codes // self.basis % self.levels) / (self.levels - 1) * 2 - 1
+        return (codes // self.basis % self.levels).float()
 
     # inference path
 

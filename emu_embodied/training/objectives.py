@@ -71,6 +71,8 @@ class TrajectoryConfig:
         fully_hidden: share of noisy frames with every token hidden, which is what makes one pass strong.
         corruption: share of context tokens replaced at random, in half of the samples.
         changed: weight of tokens that differ from the previous frame's.
+        soften: width, in levels of the tokenizer's latent, of the bell over which a target code is spread. Codes of nearly the
+            same patch then share votes instead of splitting them, and being off by a little costs little. 0 for hard targets.
         causal: weight of the next-token loss beside the noisy one.
         position, reward, success: weights of the state heads' losses.
         language: weight of the next-token loss on text and action tokens.
@@ -86,6 +88,7 @@ class TrajectoryConfig:
     fully_hidden: float = 0.5
     corruption: float = 0.1
     changed: float = 6.0
+    soften: float = 0.0
     causal: float = 0.5
     position: float = 0.3
     reward: float = 0.1
@@ -104,10 +107,15 @@ class TrajectoryObjective:
         sampler: source of windows.
         config: phases and weights.
         steps: length of the stage.
+        places_VK: (codebook_size, K) where the codes lie in the tokenizer's latent, in levels.
     """
 
-    def __init__(self, sampler: WindowSampler, config: TrajectoryConfig, steps: int) -> None:
+    def __init__(self, sampler: WindowSampler, config: TrajectoryConfig, steps: int, places_VK: torch.Tensor) -> None:
         self.sampler, self.config, self.steps = sampler, config, steps
+        self.soft_VV = None
+        if config.soften:
+            apart_VV = (places_VK[:, None] - places_VK[None]).square().sum(-1)
+            self.soft_VV = (-apart_VV / (2 * config.soften**2)).softmax(-1)
 
     def __call__(self, module: TokenModel, step: int) -> tuple[torch.Tensor, dict[str, float]]:
         c, device = self.config, module.noised.device
@@ -142,7 +150,7 @@ class TrajectoryObjective:
         weight = 1 + (c.changed - 1) * (targets != batch.codes_BFN[:, :-1]).float()
         loss, figures, heads = 0.0, {}, {}
         if states.noisy_BFND is not None:
-            noisy = _token_loss(module, states.noisy_BFND, targets, weight * hidden)
+            noisy = self._token_loss(module, states.noisy_BFND, targets, weight * hidden)
             loss, figures["noisy"] = noisy, noisy.item()
             heads["noisy"] = states.noisy_BFND
         if states.clean_BFTD is not None:
@@ -152,13 +160,21 @@ class TrajectoryObjective:
                 causal_weight = weight * own[:, None]
             else:
                 heads["clean"] = states.clean_BFTD[:, :, 1 + module.config.prefix :]
-            causal = _token_loss(module, module.frame_predictions(states.clean_BFTD), targets, causal_weight)
+            predicted = module.frame_predictions(states.clean_BFTD)
+            causal = self._token_loss(module, predicted, targets, causal_weight)
             loss = loss + c.causal * causal + c.language * self._language_loss(module, batch, states)
             figures["causal"] = causal.item()
         for name, slots in heads.items():
             state, figures[f"position_{name}"] = self._state_loss(module, batch, slots)
             loss = loss + state
         return loss, figures
+
+    def _token_loss(self, module: TokenModel, states: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor):
+        """Weighted cross-entropy of visual codes, over the slots that count; of soft targets where asked for."""
+        logits, flat = module.visual_logits(states).float().flatten(0, -2), targets.flatten()
+        wanted = flat if self.soft_VV is None else self.soft_VV[flat]
+        losses = F.cross_entropy(logits, wanted, reduction="none").view_as(targets)
+        return (losses * weight).sum() / weight.sum().clamp(min=1)
 
     def _state_loss(self, module: TokenModel, batch: WindowBatch, states: torch.Tensor) -> tuple[torch.Tensor, float]:
         """Loss of the heads on hidden states (B, F - 1, N, D), and the mean position error in px of a 64 px frame."""
@@ -183,13 +199,6 @@ class TrajectoryObjective:
         actions = bin_actions(batch.actions_BFA, v.action_bins)
         logits = F.linear(states.clean_BFTD[:, :, : module.config.action_dim], head.weight[v.action]).float()
         return text + F.cross_entropy(logits.flatten(0, 2), actions.flatten())
-
-
-def _token_loss(module: TokenModel, states: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Weighted cross-entropy of visual codes, over the slots that count."""
-    logits = module.visual_logits(states).float()
-    losses = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none").view_as(targets)
-    return (losses * weight).sum() / weight.sum().clamp(min=1)
 
 
 def _corrupt(codes: torch.Tensor, share: float, codebook: int, generator: torch.Generator) -> torch.Tensor:

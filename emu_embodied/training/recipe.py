@@ -111,7 +111,7 @@ def train_checkpoint(
     model = train_stage(
         "trajectory",
         model,
-        TrajectoryObjective(sampler, recipe.trajectory, recipe.trajectory_loop.steps),
+        TrajectoryObjective(sampler, recipe.trajectory, recipe.trajectory_loop.steps, tokenizer.places()),
         recipe.trajectory_loop,
         folder,
         evaluate=(lambda average: evaluate_model(tokenizer, text, average)) if evaluate_model else None,
