@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from emu_embodied.decoding import autoregressive, dida
+from emu_embodied.decoding.config import DecodingConfig
 from emu_embodied.step import FrameStep
 from emu_embodied.storage import write_json
 from emu_embodied.token_model import TokenModel, TokenModelConfig
@@ -66,7 +67,7 @@ def measure(model: TokenModel, batch: int, budget: float) -> dict[str, dict[str,
     def parallel(passes: int) -> Callable[[], None]:
         def decode() -> None:
             rewind()
-            drawn, _, _ = dida.decode_frame(step, cache, action, passes=passes)
+            drawn, _, _ = dida.decode_frame(step, cache, action, DecodingConfig(passes=passes))
             step.commit(cache, action, drawn)
 
         return decode

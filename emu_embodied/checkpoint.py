@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -91,6 +92,14 @@ def load_checkpoint(path: Path) -> tuple[FrameTokenizer, TextTokenizer, TokenMod
             str(path), str(error).splitlines()[0], "it was written by another version: train it again"
         ) from None
     return tokenizer.eval(), text, model.eval(), world, config
+
+
+def fingerprint(path: Path) -> str:
+    """Twelve hex digits that name a checkpoint's weights."""
+    digest = hashlib.sha256()
+    for file in sorted(path.glob("*.safetensors")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def add_card(path: Path, card: str, metrics: dict) -> None:

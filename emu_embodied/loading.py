@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from emu_embodied.checkpoint import load_checkpoint
-from emu_embodied.errors import CheckpointError
+from emu_embodied.decoding.config import DecodingConfig
+from emu_embodied.errors import CheckpointError, InputError
 from emu_embodied.world_model import TokenWorldModel
 
 SHIPPED = Path(__file__).resolve().parent / "checkpoints"
@@ -30,31 +33,26 @@ def load(
     name_or_path: str | Path = "nano-tabletop",
     *,
     device: str | torch.device | None = None,
-    decoding: str = "dida",
-    passes: int = 1,
-    temperature: float = 0.0,
     seed: int = 0,
+    **decoding: Any,
 ) -> TokenWorldModel:
     """Loads a world model.
 
     Args:
         name_or_path: a shipped name ("nano-tabletop") or a checkpoint's folder.
         device: where to run; by default CUDA where there is one, else the CPU.
-        decoding, passes, temperature, seed: see `TokenWorldModel`.
+        seed: of the sampling noise.
+        decoding: options of `decoding.config.DecodingConfig`: `decoding="exact"`, `passes=4`, `temperature=1.0`, ...
 
     Raises:
         CheckpointError: missing, damaged, or of another format.
         InputError: a decoding option out of range.
     """
+    known = [option.name for option in fields(DecodingConfig)]
+    for name in decoding:
+        if name not in known:
+            raise InputError("option", name, f"choose among {known}")
+    how = DecodingConfig(**decoding)
     tokenizer, text, model, world, _ = load_checkpoint(checkpoint_path(name_or_path))
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return TokenWorldModel(
-        tokenizer.to(place),
-        text,
-        model.to(place),
-        world,
-        decoding=decoding,
-        passes=passes,
-        temperature=temperature,
-        seed=seed,
-    )
+    return TokenWorldModel(tokenizer.to(place), text, model.to(place), world, decoding=how, seed=seed)

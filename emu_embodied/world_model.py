@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from emu_embodied.decoding import autoregressive, dida, exact
+from emu_embodied.decoding.config import DecodingConfig
 from emu_embodied.errors import InputError
 from emu_embodied.step import FrameStep, StepCache
 from emu_embodied.token_model import StateEstimate, TokenModel
@@ -15,7 +16,7 @@ from emu_embodied.tokenizers.frames import FrameTokenizer
 from emu_embodied.tokenizers.text import TextTokenizer
 from emu_embodied.types import History, Observation, Rollout
 
-DECODINGS = ("dida", "exact", "autoregressive")
+_DECODE = {"dida": dida.decode_frame, "exact": exact.decode_frame, "autoregressive": autoregressive.decode_frame}
 
 
 class TokenWorldModel:
@@ -24,15 +25,12 @@ class TokenWorldModel:
     Args:
         tokenizer, text, model: the trained parts, in eval mode and on one device.
         world: names and scales (`checkpoint.World`).
-        decoding: "dida" (a frame in `passes` parallel passes and a commit), "autoregressive" (token by token), or "exact"
-            (drafted in parallel, verified by the causal half: what token by token gives, in fewer passes).
-        passes: K of DiDA, 1 to N.
-        temperature: 0 takes the likeliest codes.
+        decoding: how frames are decoded.
         seed: of the sampling noise; see `seed`.
         chunk: most dreams (B x S) that are imagined at once; more are done in turn, which keeps memory and caches small.
 
     Raises:
-        InputError: `decoding` or `passes` out of range.
+        InputError: more passes than a frame has tokens.
     """
 
     def __init__(
@@ -42,21 +40,18 @@ class TokenWorldModel:
         model: TokenModel,
         world,
         *,
-        decoding: str = "dida",
-        passes: int = 1,
-        temperature: float = 0.0,
+        decoding: DecodingConfig | None = None,
         seed: int = 0,
         chunk: int = 64,
     ) -> None:
-        if decoding not in DECODINGS:
-            raise InputError("decoding", decoding, f"choose one of {DECODINGS}")
-        if not 1 <= passes <= model.config.slots:
-            raise InputError("passes", passes, f"choose K from 1 to {model.config.slots}, the tokens of a frame")
-        if not temperature >= 0:
-            raise InputError("temperature", temperature, "give 0 (greedy) or more")
+        decoding = decoding or DecodingConfig()
+        if decoding.passes > model.config.slots:
+            raise InputError(
+                "passes", decoding.passes, f"choose K from 1 to {model.config.slots}, the tokens of a frame"
+            )
         self.tokenizer, self.text, self.model, self.world = tokenizer.eval(), text, model.eval(), world
         self.engine = FrameStep(model)
-        self.decoding, self.passes, self.temperature, self.chunk = decoding, passes, temperature, chunk
+        self.decoding, self.chunk = decoding, chunk
         self.image_size = tokenizer.config.image_size
         self.action_dim, self.agent_dim = model.config.action_dim, 2
         self.objects, self.context_frames = model.config.objects, max(1, model.config.context_frames)
@@ -130,20 +125,13 @@ class TokenWorldModel:
 
     def _dream(self, cache: StepCache, actions_BTA: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Codes, rewards, success, positions, presence and entropy of each step, (B, T, ...)."""
-        steps, text_BL = actions_BTA.shape[1], cache.text_BL
+        steps, text_BL, how = actions_BTA.shape[1], cache.text_BL, self.decoding.decoding
         rows: list[tuple[torch.Tensor, ...]] = []
         for t in range(steps):
             action = actions_BTA[:, t]
-            noise = {"temperature": self.temperature, "generator": self.generator}
-            if self.decoding == "autoregressive":
-                codes, hidden, entropy = autoregressive.decode_frame(self.engine, cache, action, **noise)
-            else:
-                if self.decoding == "exact":
-                    codes, hidden, entropy = exact.decode_frame(self.engine, cache, action, **noise)
-                else:
-                    codes, hidden, entropy = dida.decode_frame(self.engine, cache, action, passes=self.passes, **noise)
-                if t < steps - 1:
-                    self.engine.commit(cache, action, codes)
+            codes, hidden, entropy = _DECODE[how](self.engine, cache, action, self.decoding, self.generator)
+            if how != "autoregressive" and t < steps - 1:
+                self.engine.commit(cache, action, codes)
             state: StateEstimate = self.model.estimate(hidden, text_BL)
             rows.append(
                 (codes, state.reward, state.success.sigmoid(), state.positions, state.presence.sigmoid(), entropy)

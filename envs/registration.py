@@ -6,7 +6,8 @@ from typing import Any
 
 from gymnasium.envs.registration import register, registry
 
-LOADING = ("device", "decoding", "passes", "temperature")  # keywords of `emu_embodied.loading.load`
+# keywords of `emu_embodied.loading.load`
+LOADING = ("device", "decoding", "passes", "order", "schedule", "remask", "temperature", "top_k", "top_p")
 
 
 def imagined(checkpoint: str = "nano-tabletop", world_model: Any = None, **options: Any):
@@ -15,7 +16,7 @@ def imagined(checkpoint: str = "nano-tabletop", world_model: Any = None, **optio
     Args:
         checkpoint: a world model's name or folder.
         world_model: a loaded one instead.
-        options: "device", "decoding", "passes" and "temperature" go to `loading.load`; the others are `ImaginedEnv`'s.
+        options: `LOADING`'s go to `loading.load`; the others are `ImaginedEnv`'s.
     """
     from emu_embodied.envs.imagined import ImaginedEnv
 

@@ -465,7 +465,7 @@ def test_a_checkpoint_is_loaded_by_its_folder(model, real, tmp_path):
     by_name = {"checkpoint": str(tmp_path / "tiny"), "decoding": "dida", "device": "cpu", "real_env": real}
     assert_same(dream(gymnasium.make(ID, **by_name), seed=3), dream(ImaginedEnv(model, real), seed=3))
     vector = gymnasium.make_vec(ID, 2, passes=3, **by_name)
-    assert vector.world_model.passes == 3
+    assert vector.world_model.decoding.passes == 3
     with pytest.raises(CheckpointError, match="nobody"):
         gymnasium.make(ID, checkpoint="nobody")
 

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emu_embodied.attention import dida_mask, token_plan
-from emu_embodied.decoding import autoregressive, dida, exact
+from emu_embodied.decoding import autoregressive, dida, exact, sampling
+from emu_embodied.decoding.config import ORDERS, SCHEDULES, DecodingConfig
 from emu_embodied.errors import InputError
 from emu_embodied.step import FrameStep
 from emu_embodied.token_model import TokenModel, TokenModelConfig
@@ -113,28 +114,86 @@ def test_candidates_share_a_prefix():
         shared = step.prefill(text, codes[:, :2], actions[:, :1], ahead=1).expand(3)
         alone = step.prefill(*(x.repeat_interleave(3, 0) for x in (text, codes[:, :2], actions[:, :1])), ahead=1)
         for cache in (shared, alone):
-            cache.result = dida.decode_frame(step, cache, actions[:, 1].repeat_interleave(3, 0), passes=2)
+            cache.result = dida.decode_frame(
+                step, cache, actions[:, 1].repeat_interleave(3, 0), DecodingConfig(passes=2)
+            )
     assert shared.result[0].equal(alone.result[0])
 
 
-@pytest.mark.parametrize("order", ["confidence", "random"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("passes", [1, 2, 5, 9])
-def test_every_slot_is_decided_once(passes, order):
+def test_every_slot_is_decided_once(passes, order, schedule):
     model = tiny_model()
     text, codes, actions, *_ = batch(model)
     step, opened = FrameStep(model), []
     denoise = step.denoise
     step.denoise = lambda cache, a, c, h: (opened.append(h.clone()), denoise(cache, a, c, h))[1]
-    generator = torch.Generator().manual_seed(0)
+    config = DecodingConfig(passes=passes, order=order, schedule=schedule, temperature=1.0)
     with torch.no_grad():
         cache = step.prefill(text, codes[:, :2], actions[:, :1], ahead=1)
-        drawn, _, entropy = dida.decode_frame(
-            step, cache, actions[:, 1], passes=passes, order=order, temperature=1.0, generator=generator
-        )
+        drawn, _, entropy = dida.decode_frame(step, cache, actions[:, 1], config, torch.Generator().manual_seed(0))
     assert len(opened) == passes and opened[0].all()
     for before, after in zip(opened, opened[1:], strict=False):
         assert (after <= before).all() and (after.sum(1) < before.sum(1)).all()
     assert drawn.shape == (2, 9) and (entropy > 0).all()
+
+
+def test_the_antidiagonal_order_decides_whole_diagonals():
+    model = tiny_model()
+    text, codes, actions, *_ = batch(model)
+    step, opened = FrameStep(model), []
+    denoise = step.denoise
+    step.denoise = lambda cache, a, c, h: (opened.append(h[0].clone()), denoise(cache, a, c, h))[1]
+    with torch.no_grad():
+        cache = step.prefill(text, codes[:, :2], actions[:, :1], ahead=1)
+        dida.decode_frame(step, cache, actions[:, 1], DecodingConfig(passes=5, order="antidiagonal"))
+    diagonal = torch.tensor([row + column for row in range(3) for column in range(3)])
+    for k, still_open in enumerate(opened):
+        assert still_open.equal(diagonal >= k)
+
+
+@given(st.integers(1, 9))
+def test_fixed_orders_visit_every_slot_and_halton_spreads(side):
+    for order in ("halton", "antidiagonal"):
+        assert sorted(dida.fixed_order(order, side**2)) == list(range(side**2))
+    ranks = torch.tensor(dida.fixed_order("halton", 64)).view(8, 8)
+    first = ranks < 16  # a quarter of the slots: each quadrant has its share
+    assert all(2 <= first[r : r + 4, c : c + 4].sum() <= 6 for r in (0, 4) for c in (0, 4))
+
+
+def test_remasking_may_open_a_slot_again_but_decides_all_in_the_end():
+    model = tiny_model()
+    text, codes, actions, *_ = batch(model)
+    step, opened = FrameStep(model), []
+    denoise = step.denoise
+    step.denoise = lambda cache, a, c, h: (opened.append(h.clone()), denoise(cache, a, c, h))[1]
+    with torch.no_grad():
+        cache = step.prefill(text, codes[:, :2], actions[:, :1], ahead=1)
+        config = DecodingConfig(passes=8, remask=True, temperature=2.0)
+        dida.decode_frame(step, cache, actions[:, 1], config, torch.Generator().manual_seed(3))
+    again = [(after & ~before).any() for before, after in zip(opened, opened[1:], strict=False)]
+    counts = [o.sum(1).tolist() for o in opened]
+    assert any(again) and all(len(set(c)) == 1 for c in counts) and counts == sorted(counts, reverse=True)
+
+
+@given(st.integers(0, 999), st.integers(0, 12), st.floats(0.05, 1.0), st.floats(0.2, 3.0))
+@settings(max_examples=60, deadline=None)
+def test_top_k_and_top_p_keep_the_likeliest(seed, top_k, top_p, temperature):
+    logits = 3 * torch.randn(5, 10, generator=torch.Generator().manual_seed(seed))
+    config = DecodingConfig(temperature=temperature, top_k=top_k, top_p=top_p)
+    kept = sampling.log_probs(logits, config)
+    full = (logits / temperature).softmax(-1)
+    assert torch.allclose(kept.exp().sum(-1), torch.ones(5), atol=1e-4)
+    inside = kept.isfinite()
+    assert inside.gather(-1, logits.argmax(-1, keepdim=True)).all()
+    assert (full.masked_fill(~inside, 2).amin(-1) >= full.masked_fill(inside, -1).amax(-1)).all()
+    if top_k:
+        assert (inside.sum(-1) <= top_k).all()
+    elif top_p < 1:
+        assert (full.masked_fill(~inside, 0).sum(-1) >= top_p - 1e-5).all()
+    codes, log_prob = sampling.draw(kept, config, torch.Generator().manual_seed(seed))
+    assert log_prob.isfinite().all() and inside.gather(-1, codes[:, None]).all()
 
 
 def test_greedy_autoregression_is_the_causal_half():
@@ -149,14 +208,23 @@ def test_greedy_autoregression_is_the_causal_half():
     assert drawn.equal(expected)
 
 
-@pytest.mark.parametrize("passes", [0, 10, -1])
+@pytest.mark.parametrize(
+    "option",
+    [{"passes": 0}, {"passes": 1.5}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.1}, {"order": "up"}, {"schedule": "x"}],
+)
+def test_options_out_of_range_are_refused(option):
+    with pytest.raises(InputError, match=next(iter(option))):
+        DecodingConfig(**option)
+
+
+@pytest.mark.parametrize("passes", [10])
 def test_passes_outside_the_frame_are_refused(passes):
     model = tiny_model()
     text, codes, actions, *_ = batch(model)
     step = FrameStep(model)
     cache = step.prefill(text, codes[:, :2], actions[:, :1], ahead=1)
     with pytest.raises(InputError, match="passes"):
-        dida.decode_frame(step, cache, actions[:, 1], passes=passes)
+        dida.decode_frame(step, cache, actions[:, 1], DecodingConfig(passes=passes))
 
 
 def test_codes_that_lie_near_each_other_start_alike():
@@ -200,7 +268,7 @@ def test_exact_sampling_has_the_autoregressive_distribution():
         true = (logits / temperature).log_softmax(-1).gather(-1, frames[..., None])[..., 0].sum(1).exp()
         generator = torch.Generator().manual_seed(0)
         drawn, _, _ = exact.decode_frame(
-            step, cache.expand(n), actions.expand(n, 2), temperature=temperature, generator=generator
+            step, cache.expand(n), actions.expand(n, 2), DecodingConfig("exact", temperature=temperature), generator
         )
     assert abs(true.sum() - 1) < 1e-4
     counts = torch.bincount((drawn * torch.tensor([27, 9, 3, 1])).sum(1), minlength=81).double()

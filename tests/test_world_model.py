@@ -9,7 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny_world_model
 
+from emu_embodied.decoding.config import DecodingConfig
+from emu_embodied.envs.registration import LOADING
 from emu_embodied.errors import InputError
+from emu_embodied.loading import load
 from emu_embodied.protocols import WorldModel
 from emu_embodied.types import Observation
 
@@ -28,7 +31,9 @@ def same(a, b, atol=1e-4):
         torch.testing.assert_close(x, y, atol=atol, rtol=0, msg=lambda m, n=field.name: f"{n}: {m}")
 
 
-@pytest.mark.parametrize("options", [{}, {"passes": 4}, {"decoding": "autoregressive"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"passes": 4}, {"decoding": "autoregressive"}, {"decoding": "exact"}, {"context": 0}]
+)
 def test_a_rollout_is_the_same_alone_in_a_batch_and_in_chunks(options):
     model = tiny_world_model(**options)
     assert isinstance(model, WorldModel)
@@ -115,6 +120,12 @@ def test_bad_pixels_are_refused(pixels):
 def test_bad_options_are_refused(options):
     with pytest.raises(InputError, match=next(iter(options))):
         tiny_world_model(**options)
+
+
+def test_gymnasium_knows_the_loaders_options():
+    assert set(LOADING) == {"device", *(field.name for field in fields(DecodingConfig))}
+    with pytest.raises(InputError, match="option: pases"):
+        load(pases=2)
 
 
 def test_no_observations_and_long_instructions_are_refused():

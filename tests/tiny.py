@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from emu_embodied.checkpoint import World
+from emu_embodied.decoding.config import DecodingConfig
 from emu_embodied.envs.tasks import COLOURS, OBJECTS, all_tasks
 from emu_embodied.token_model import TokenModel, TokenModelConfig
 from emu_embodied.tokenizers.frames import FrameTokenizer, FrameTokenizerConfig
@@ -21,12 +22,13 @@ WORLD = World(
 )
 
 
-def tiny_world_model(seed: int = 0, **options) -> TokenWorldModel:
+def tiny_world_model(seed: int = 0, context: int = 2, **options) -> TokenWorldModel:
     """A world model of the table-top: 64 px frames of 4 x 4 tokens, two narrow layers; same seed, same weights.
 
     Args:
         seed: of the weights.
-        options: keywords of `TokenWorldModel`.
+        context: frames of context.
+        options: of `DecodingConfig`.
     """
     frames = FrameTokenizerConfig(image_size=64, patch=16, margin=0, levels=(4, 4), width=16, blocks=1)
     text = TextTokenizer.train(task.text for task in all_tasks(COLOURS))
@@ -40,7 +42,9 @@ def tiny_world_model(seed: int = 0, **options) -> TokenWorldModel:
         num_key_value_heads=1,
         head_dim=16,
     )
-    config = TokenModelConfig(vocabulary, sizes, frames.grid, action_dim=2, text_length=16, objects=OBJECTS)
+    config = TokenModelConfig(
+        vocabulary, sizes, frames.grid, action_dim=2, text_length=16, context_frames=context, objects=OBJECTS
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tokenizer, model = FrameTokenizer(frames), TokenModel(config)
@@ -49,4 +53,4 @@ def tiny_world_model(seed: int = 0, **options) -> TokenWorldModel:
                 parameter.ndim > 1
             ):  # large enough that actions and instructions make a difference; norms stay as they are
                 torch.nn.init.normal_(parameter, std=0.3)
-    return TokenWorldModel(tokenizer, text, model, WORLD, **options)
+    return TokenWorldModel(tokenizer, text, model, WORLD, decoding=DecodingConfig(**options))

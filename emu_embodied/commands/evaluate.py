@@ -6,6 +6,8 @@ Every figure stands beside its 95% interval, what repeating the last frame score
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 import platform
 import time
 from dataclasses import asdict
@@ -38,13 +40,14 @@ def run(config: DictConfig) -> None:
     model = load(config.checkpoint, passes=config.passes)
     options, began = OmegaConf.to_container(config.env.options), time.monotonic()
     print(f"evaluate: {config.episodes} held-out episodes", flush=True)
+    folder = Path(config.out)
+    folder.mkdir(parents=True, exist_ok=True)
     cache = record_frames(config.env.id, options, range(config.seed, config.seed + config.episodes), config.steps)
     truth = quality.Truth(cache, model.world.objects, model.world.position_scale)
     figures = quality.quality_table(model, truth, config.horizon)
     if config.planning:
-        figures += _planning(config, options)
-    folder = Path(config.out)
-    folder.mkdir(parents=True, exist_ok=True)
+        _print(figures)
+        figures += _planning(config, options, folder)
     result = {
         "checkpoint": str(config.checkpoint),
         "figures": [asdict(figure) for figure in figures],
@@ -62,20 +65,33 @@ def run(config: DictConfig) -> None:
     print(f"evaluate: {folder / 'result.json'}, {folder / 'table.md'}" + (f", {pictures} pictures" if pictures else ""))
 
 
-def _planning(config: DictConfig, options: dict) -> list:
-    """Planning success of the model, of the same planner in the true simulator, and of random actions."""
-    from emu_embodied.loading import load
+def _planning(config: DictConfig, options: dict, folder: Path) -> list:
+    """Planning success of the model, of the same planner in the true simulator, and of random actions.
+
+    Episodes are kept in `folder` as they finish; the same command goes on where one was stopped.
+    """
+    from emu_embodied.checkpoint import fingerprint
+    from emu_embodied.loading import checkpoint_path, load
     from emu_embodied.policies.cem import CEMConfig
     from emu_embodied.rollouts import planning
     from emu_embodied.rollouts.quality import Figure
 
     seeds = range(config.planning_seed, config.planning_seed + config.planning)
     make_model = functools.partial(load, config.checkpoint, passes=config.passes, device="cpu")
+    name = f"{config.checkpoint} {fingerprint(checkpoint_path(config.checkpoint))} passes={config.passes}"
     rows = {}
     for agent in ("random", "oracle", "model"):
-        label = f"{config.checkpoint} passes={config.passes}" if agent == "model" else ""
+        label, make = (name, make_model) if agent == "model" else ("", None)
         settings = planning.PlanningSettings(config.env.id, options, agent, "positions", CEMConfig(), model=label)
-        played = planning.evaluate_planning(settings, seeds, make_model if agent == "model" else None, config.workers)
+        key = hashlib.sha256(json.dumps(asdict(settings), sort_keys=True).encode()).hexdigest()[:8]
+        journal, done = folder / f"planning-{agent}-{key}.jsonl", []
+
+        def show(run, agent=agent, done=done) -> None:
+            done.append(run.success)
+            print(f"evaluate: planning, {agent}: {sum(done)} of {len(done)} played, {len(seeds)} asked for", flush=True)
+
+        shown = show if agent == "model" else None
+        played = planning.evaluate_planning(settings, seeds, make, config.workers, journal, shown)
         rows[agent] = planning.summarise(played)
         print(f"evaluate: planning, {agent}: {rows[agent]['rate']:.0%} of {config.planning}", flush=True)
     oracle, bars = rows["oracle"]["rate"], {"random": ("<= 10", "0"), "oracle": (">= 90", "100"), "model": ("", "97")}

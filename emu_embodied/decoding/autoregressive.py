@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from emu_embodied.decoding.dida import check_logits, sample
+from emu_embodied.decoding.config import DecodingConfig
+from emu_embodied.decoding.sampling import draw, entropy, log_probs
 from emu_embodied.protocols import StepEngine
 
 
@@ -12,8 +13,7 @@ def decode_frame(
     engine: StepEngine,
     cache,
     actions_BA: torch.Tensor,
-    *,
-    temperature: float = 0.0,
+    config: DecodingConfig | None = None,
     generator: torch.Generator | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Decodes the next frame in raster order; it joins the cache as it goes, so no commit follows.
@@ -22,7 +22,7 @@ def decode_frame(
         engine: executes `next_token`.
         cache: the past; grows by one frame.
         actions_BA: (B, A) in [-1, 1].
-        temperature: 0 takes the likeliest code.
+        config: temperature, top-k and top-p.
         generator: source of the noise.
 
     Returns:
@@ -31,19 +31,18 @@ def decode_frame(
     Raises:
         InputError: logits that are not finite.
     """
-    slots = cache.previous_BN.shape[1]
+    config, slots = config or DecodingConfig(), cache.previous_BN.shape[1]
     source_BND = engine.frame_source(cache, actions_BA)
-    codes, hidden, entropy = [], [], []
+    codes, hidden, entropies = [], [], []
     for index in range(slots + 1):
         logits, state = engine.next_token(cache, actions_BA, index, codes[-1] if codes else None, source_BND)
         if index:
             hidden.append(state)
         if index == slots:
             break
-        check_logits(logits)
-        log_probs = logits.float().log_softmax(-1)
-        codes.append(sample(log_probs, temperature, generator)[0])
-        entropy.append(-(log_probs.exp() * log_probs).sum(-1))
+        scores_BV = log_probs(logits, config)
+        codes.append(draw(scores_BV, config, generator)[0])
+        entropies.append(entropy(scores_BV))
     codes_BN = torch.stack(codes, 1)
     engine.finish(cache, codes_BN)
-    return codes_BN, torch.stack(hidden, 1), torch.stack(entropy, 1).mean(1)
+    return codes_BN, torch.stack(hidden, 1), torch.stack(entropies, 1).mean(1)

@@ -2,81 +2,108 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
 
+from emu_embodied.decoding.config import DecodingConfig
+from emu_embodied.decoding.sampling import draw, entropy, log_probs
 from emu_embodied.errors import InputError
 from emu_embodied.protocols import StepEngine
-
-
-def sample(
-    log_probs: torch.Tensor, temperature: float, generator: torch.Generator | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draws codes (...) from log-probabilities (..., V) by Gumbel noise (argmax at temperature 0), and gives theirs."""
-    scores = log_probs
-    if temperature > 0:
-        uniform = torch.rand(log_probs.shape, generator=generator, device=log_probs.device).clamp_(1e-9, 1 - 1e-9)
-        scores = log_probs / temperature - torch.log(-torch.log(uniform))
-    codes = scores.argmax(-1)
-    return codes, log_probs.gather(-1, codes[..., None])[..., 0]
-
-
-def check_logits(logits: torch.Tensor) -> None:
-    """Raises InputError where logits are not finite."""
-    if not torch.isfinite(logits).all():
-        raise InputError("logits", "NaN or inf", "check the actions and the checkpoint")
 
 
 def decode_frame(
     engine: StepEngine,
     cache,
     actions_BA: torch.Tensor,
-    *,
-    passes: int = 1,
-    temperature: float = 0.0,
-    order: str = "confidence",
+    config: DecodingConfig | None = None,
     generator: torch.Generator | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Decodes the next frame in `passes` parallel passes; the caller commits it.
-
-    After pass k, N cos(pi k / 2K) slots stay open (MaskGIT's schedule, arXiv 2202.04200); the surest, or random ones, are kept.
+    """Decodes the next frame in `config.passes` parallel passes; the caller commits it.
 
     Args:
         engine: executes `denoise`.
         cache: the past; not changed.
         actions_BA: (B, A) in [-1, 1].
-        passes: K, from 1 to N.
-        temperature: 0 takes the likeliest code.
-        order: "confidence" or "random".
+        config: passes, order, schedule and sampling.
         generator: source of the noise.
 
     Returns:
         codes (B, N), the last pass's hidden states (B, N, D), and the mean entropy of the slots when decided (B,) in nats.
 
     Raises:
-        InputError: `passes` outside 1..N, an unknown order, or logits that are not finite.
+        InputError: more passes than slots, or logits that are not finite.
     """
+    config = config or DecodingConfig()
     slots = cache.previous_BN.shape[1]
-    if not 1 <= passes <= slots:
-        raise InputError("passes", passes, f"choose K from 1 to {slots}, the tokens of a frame")
-    if order not in ("confidence", "random"):
-        raise InputError("order", order, "choose 'confidence' or 'random'")
+    if config.passes > slots:
+        raise InputError("passes", config.passes, f"choose K from 1 to {slots}, the tokens of a frame")
     codes_BN = torch.zeros_like(cache.previous_BN)
     open_BN = torch.ones_like(codes_BN, dtype=torch.bool)
     entropy_BN = torch.zeros(codes_BN.shape, device=codes_BN.device)
-    for k in range(1, passes + 1):
+    sureness_BN = torch.zeros_like(entropy_BN)
+    for k in range(1, config.passes + 1):
         logits, hidden = engine.denoise(cache, actions_BA, codes_BN, open_BN)
-        check_logits(logits)
-        log_probs = logits.float().log_softmax(-1)
-        drawn, confidence = sample(log_probs, temperature, generator)
+        scores_BNV = log_probs(logits, config)
+        drawn, sure = draw(scores_BNV, config, generator)
         codes_BN = torch.where(open_BN, drawn, codes_BN)
-        entropy_BN = torch.where(open_BN, -(log_probs.exp() * log_probs).sum(-1), entropy_BN)
-        scheduled = math.floor(slots * math.cos(math.pi / 2 * k / passes))
-        keep_open = max(passes - k, min(scheduled, slots - k))  # every pass decides at least one slot
+        entropy_BN = torch.where(open_BN, entropy(scores_BNV), entropy_BN)
+        sureness_BN = torch.where(open_BN, _sureness(config.order, sure, generator), sureness_BN)
+        keep_open = open_after(k, slots, config)
         if keep_open:
-            if order == "random":
-                confidence = torch.rand(confidence.shape, generator=generator, device=confidence.device)
-            ranks = confidence.masked_fill(~open_BN, math.inf).argsort(-1).argsort(-1)
-            open_BN = ranks < keep_open
+            stays_BN = sureness_BN if config.remask else sureness_BN.masked_fill(~open_BN, math.inf)
+            open_BN = stays_BN.argsort(-1).argsort(-1) < keep_open
     return codes_BN, hidden, entropy_BN.mean(-1)
+
+
+def open_after(k: int, slots: int, config: DecodingConfig) -> int:
+    """How many slots stay open after pass k; every pass decides at least one, the last all."""
+    if config.order == "antidiagonal":  # whole diagonals
+        side = math.isqrt(slots)
+        first = math.ceil(k * (2 * side - 1) / config.passes)
+        scheduled = sum(row + column >= first for row in range(side) for column in range(side))
+    else:
+        x = k / config.passes
+        scheduled = math.floor(slots * (math.cos(math.pi / 2 * x) if config.schedule == "cosine" else 1 - x) + 1e-9)
+    return max(config.passes - k, min(scheduled, slots - k))
+
+
+def _sureness(order: str, sure_BN: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+    """What decides who stays decided (B, N): the larger, the earlier."""
+    if order == "confidence":
+        return sure_BN
+    if order == "random":
+        return torch.rand(sure_BN.shape, generator=generator, device=sure_BN.device)
+    return -torch.tensor(fixed_order(order, sure_BN.shape[1]), dtype=sure_BN.dtype, device=sure_BN.device).expand_as(
+        sure_BN
+    )
+
+
+@functools.cache
+def fixed_order(order: str, slots: int) -> tuple[int, ...]:
+    """The rank of each slot of a square grid, row by row, under the order "halton" or "antidiagonal"."""
+    side = math.isqrt(slots)
+    if order == "antidiagonal":
+        places = sorted((row + column, row, column) for row in range(side) for column in range(side))
+        visits = [row * side + column for _, row, column in places]
+    else:
+        visits, index = [], 1
+        while len(visits) < slots:
+            cell = int(_halton(index, 2) * side) * side + int(_halton(index, 3) * side)
+            visits += [cell] if cell not in visits else []
+            index += 1
+    ranks = [0] * slots
+    for rank, cell in enumerate(visits):
+        ranks[cell] = rank
+    return tuple(ranks)
+
+
+def _halton(index: int, base: int) -> float:
+    """The index-th number of the Halton sequence of a base, in [0, 1)."""
+    value, digit = 0.0, 1.0
+    while index:
+        digit /= base
+        value += digit * (index % base)
+        index //= base
+    return value

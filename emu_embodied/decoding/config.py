@@ -1,0 +1,55 @@
+"""How frames are decoded: the method and its options, checked once. Knows no model."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from emu_embodied.errors import InputError
+
+DECODINGS = ("dida", "exact", "autoregressive")
+ORDERS = ("confidence", "random", "halton", "antidiagonal")
+SCHEDULES = ("cosine", "linear")
+
+
+@dataclass(frozen=True)
+class DecodingConfig:
+    """Options of a frame's decoding.
+
+    Attributes:
+        decoding: "dida" (a frame in `passes` parallel passes and a commit), "autoregressive" (token by token), or "exact"
+            (drafted in parallel, verified by the causal half: what token by token gives, in fewer passes).
+        passes: K of DiDA, 1 to N.
+        order: which slots DiDA decides first: those it is surest of ("confidence", MaskGIT, arXiv 2202.04200), "random" ones,
+            spread evenly ("halton", arXiv 2503.17076), or from the top left corner on ("antidiagonal").
+        schedule: share of slots that are still open after a share x of the passes: cos(pi x / 2) or 1 - x.
+        remask: let DiDA open slots again that it was least sure of when it decided them; helps from 8 passes on.
+        temperature: 0 takes the likeliest codes.
+        top_k: draw among the k likeliest codes; 0 for all.
+        top_p: draw among the likeliest codes that together have this probability.
+
+    Raises:
+        InputError: an option out of range. (`passes` above N shows when a frame is decoded.)
+    """
+
+    decoding: str = "dida"
+    passes: int = 1
+    order: str = "confidence"
+    schedule: str = "cosine"
+    remask: bool = False
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, known in (("decoding", DECODINGS), ("order", ORDERS), ("schedule", SCHEDULES)):
+            if getattr(self, name) not in known:
+                raise InputError(name, getattr(self, name), f"choose one of {known}")
+        for name, least in (("passes", 1), ("top_k", 0)):
+            value = getattr(self, name)
+            if type(value) is not int or value < least:
+                raise InputError(name, value, f"give a whole number of at least {least}")
+        if not (self.temperature >= 0 and math.isfinite(self.temperature)):
+            raise InputError("temperature", self.temperature, "give 0 (greedy) or more")
+        if not 0 < self.top_p <= 1:
+            raise InputError("top_p", self.top_p, "give more than 0, and at most 1")
