@@ -37,6 +37,7 @@ class TokenModelConfig:
             off, the model is plain Emu3.5 with a noisy half.
         next_token_shift: noisy slot i is predicted by the hidden state before it, as when an autoregressive checkpoint is
             adapted; off, slots are predicted in place.
+        noise: what a noisy copy is made with, one of `noise.NOISES`.
         objects: names of the objects whose positions the state head reports.
         position_scale: world units at the right and at the lower edge of the frame (table-top: 16 and -16 cm).
     """
@@ -49,6 +50,7 @@ class TokenModelConfig:
     context_frames: int = 2
     previous_frame_source: bool = True
     next_token_shift: bool = False
+    noise: str = "absorbing"
     objects: tuple[str, ...] = ()
     position_scale: tuple[float, float] = (16.0, -16.0)
 

@@ -10,13 +10,12 @@ import torch
 from emu_embodied.decoding import autoregressive, dida, exact
 from emu_embodied.decoding.config import DecodingConfig
 from emu_embodied.errors import InputError
+from emu_embodied.noise import make_noise
 from emu_embodied.step import FrameStep, StepCache
 from emu_embodied.token_model import StateEstimate, TokenModel
 from emu_embodied.tokenizers.frames import FrameTokenizer
 from emu_embodied.tokenizers.text import TextTokenizer
 from emu_embodied.types import History, Observation, Rollout
-
-_DECODE = {"dida": dida.decode_frame, "exact": exact.decode_frame, "autoregressive": autoregressive.decode_frame}
 
 
 class TokenWorldModel:
@@ -52,6 +51,7 @@ class TokenWorldModel:
         self.tokenizer, self.text, self.model, self.world = tokenizer.eval(), text, model.eval(), world
         self.engine = FrameStep(model)
         self.decoding, self.chunk = decoding, chunk
+        self.noise = make_noise(model.config.noise, tokenizer.places())
         self.image_size = tokenizer.config.image_size
         self.action_dim, self.agent_dim = model.config.action_dim, 2
         self.objects, self.context_frames = model.config.objects, max(1, model.config.context_frames)
@@ -129,9 +129,13 @@ class TokenWorldModel:
         rows: list[tuple[torch.Tensor, ...]] = []
         for t in range(steps):
             action = actions_BTA[:, t]
-            codes, hidden, entropy = _DECODE[how](self.engine, cache, action, self.decoding, self.generator)
-            if how != "autoregressive" and t < steps - 1:
-                self.engine.commit(cache, action, codes)
+            job = (self.engine, cache, action, self.decoding, self.generator)
+            if how == "autoregressive":
+                codes, hidden, entropy = autoregressive.decode_frame(*job)
+            else:
+                codes, hidden, entropy = {"dida": dida, "exact": exact}[how].decode_frame(*job, self.noise)
+                if t < steps - 1:
+                    self.engine.commit(cache, action, codes)
             state: StateEstimate = self.model.estimate(hidden, text_BL)
             rows.append(
                 (codes, state.reward, state.success.sigmoid(), state.positions, state.presence.sigmoid(), entropy)

@@ -95,7 +95,8 @@ class OpenLoop:
         found: (W, steps, O) bool; present: (W, O) bool.
         moved: (W, steps, O) px of true motion since the start.
         true: (W, steps, O, 2) px, the true positions.
-        frames: (W, steps, H, W, 3) uint8 dreamt; real: the same of truth.
+        codes: (W, steps, N) dreamt.
+        frames: (W, steps, H, W, 3) uint8, the same as pixels; real: those of truth.
     """
 
     def __init__(self, model, truth: Truth, starts=(4, 16, 28), steps: int = 8, shuffle: bool = False) -> None:
@@ -114,6 +115,7 @@ class OpenLoop:
 
         history = model.observe(model.encode(see(t - 1)), truth.actions[e, t - 1], see(t))
         rollout = model.rollout(history, actions[:, None])
+        self.codes = rollout.codes_BSTN[:, 0].cpu().numpy()
         self.frames = model.decode(rollout.codes_BSTN[:, 0])
         self.real = truth.pixels[e[:, None], ahead + 1]
         self.true = true = truth.positions[e[:, None], ahead + 1]

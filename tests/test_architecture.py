@@ -15,9 +15,20 @@ OUTER = ("envs", "policies", "rollouts", "configs")  # folders beside emu_embodi
 # Room -> the rooms it may import, besides itself.
 ALLOWED = {
     "protocols": {"types"},
-    "decoding": {"protocols", "types", "errors"},
+    "noise": set(),
+    "decoding": {"noise", "protocols", "types", "errors"},
     "engines": {"step", "protocols", "types", "errors"},
-    "world_model": {"tokenizers", "token_model", "vocabulary", "decoding", "step", "types", "protocols", "errors"},
+    "world_model": {
+        "tokenizers",
+        "token_model",
+        "vocabulary",
+        "noise",
+        "decoding",
+        "step",
+        "types",
+        "protocols",
+        "errors",
+    },
     "policies": {"types", "protocols", "errors"},
     "envs": {"types", "protocols", "errors"},
     "rollouts": {"types", "protocols", "metrics", "envs", "policies", "errors", "data", "storage"},

@@ -1,6 +1,7 @@
 """The recipe end to end at tiny size: resuming is bit-identical, checkpoints load, damage and wrong settings are refused."""
 
 import hashlib
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from emu_embodied.checkpoint import World, load_checkpoint
+from emu_embodied.commands import main
 from emu_embodied.commands._config import compose_config
 from emu_embodied.commands.train import make_recipe
 from emu_embodied.data.frame_cache import FrameCache, save_frame_cache
@@ -19,8 +21,9 @@ from emu_embodied.errors import CheckpointError, DatasetError
 from emu_embodied.loading import load
 from emu_embodied.storage import load_folder
 from emu_embodied.training.loop import LoopConfig, train_stage
-from emu_embodied.training.recipe import train_checkpoint
+from emu_embodied.training.recipe import adapt_checkpoint, train_checkpoint
 from emu_embodied.training.windows import WindowSampler
+from emu_embodied.types import Observation
 
 OBJECTS = {
     "pusher": (26, 26, 31),
@@ -192,3 +195,53 @@ def test_windows_prefer_contacts_in_which_much_moves():
         int(f) % 12: w for f, w in zip(sampler.contact_frames, np.diff(sampler.contact_weight, prepend=0), strict=True)
     }
     assert near == {1: 1, 2: 1, 3: 4, 4: 4, 5: 4, 6: 4}
+
+
+@pytest.mark.parametrize("noise", ["absorbing", "uniform", "metric"])
+def test_a_checkpoint_that_decodes_token_by_token_is_adapted(tmp_path, noise):
+    """A causal model learns to draw the frames that it would have drawn token by token, and stays what it is."""
+    cache, cpu = frames(), torch.device("cpu")
+    words = [
+        "preset=tiny",
+        "recipe.tokenizer_loop.steps=30",
+        "recipe.trajectory_loop.steps=60",
+        f"recipe.noise={noise}",
+    ]
+    words += [
+        "recipe.trajectory_loop.warmup=5",
+        "recipe.trajectory.autoregressive_until=1.0",
+        "recipe.context_frames=0",
+    ]
+    words += ["recipe.trajectory.joint_until=1.0", "recipe.trajectory_loop.learning_rate=0.01"]
+    recipe = make_recipe(compose_config("train", words))
+    logs: dict[str, list[str]] = {"causal": [], "adapted": []}
+    source = train_checkpoint(cache, recipe, WORLD, tmp_path / "causal", cpu, report=logs["causal"].append)
+    adapted = adapt_checkpoint(cache, recipe, source, tmp_path / "adapted", cpu, report=logs["adapted"].append)
+
+    def figure(log: str, name: str, line: int) -> float:
+        values = [re.search(rf" {name} ([0-9.]+)", text) for text in logs[log]]
+        return [float(found[1]) for found in values if found][line]
+
+    assert figure("adapted", "noisy", -1) < figure("adapted", "noisy", 0) - 0.05
+    assert figure("adapted", "causal", -1) < figure("causal", "causal", -1) + 0.1
+    _, _, model, _, config = load_checkpoint(adapted)
+    assert model.config.noise == noise and config["training"]["recipe"]["trajectory"]["autoregressive_until"] == 0
+    world_model = load(adapted, passes=3)
+    history = world_model.encode([Observation(cache.pixels[0], np.zeros(2, np.float32), cache.instructions[0])])
+    rollout = world_model.rollout(history, np.zeros((1, 2, 2, 2), np.float32))
+    assert ((rollout.codes_BSTN >= 0) & (rollout.codes_BSTN < 64)).all()
+
+
+def test_adapting_needs_a_checkpoint_and_frames_of_its_size(tmp_path, capsys):
+    save_frame_cache(tmp_path / "frames", frames())
+    words = ["train", "preset=tiny", f"frames={tmp_path / 'frames'}", f"out={tmp_path / 'out'}"]
+    for more, said in (
+        (["stage=dida"], "from: None"),
+        (["from=nano-tabletop"], "from: nano-tabletop"),
+        (["stage=dada"], "stage: dada"),
+        (["stage=dida", "from=nobody"], "checkpoint: nobody"),
+        (["recipe.noise=pink"], "recipe.noise: pink"),
+    ):
+        assert main([*words, *more]) == 2
+        error = capsys.readouterr().err
+        assert said in error and "Traceback" not in error and not (tmp_path / "out").exists()

@@ -16,17 +16,23 @@ def run(config: DictConfig) -> None:
     """Trains, and prints where the checkpoint is.
 
     Raises:
-        ConfigError: a device that is not there, or sizes that do not fit together.
+        ConfigError: a device or stage that is not there, or sizes that do not fit together.
         DatasetError: data that are missing, damaged, too few or of another frame size.
         CheckpointError: the run folder holds a damaged state, or one of other settings.
     """
     import torch
 
     from emu_embodied.checkpoint import World
+    from emu_embodied.loading import checkpoint_path
     from emu_embodied.rollouts.quality import Truth, quick_quality, tokenizer_quality
-    from emu_embodied.training.recipe import train_checkpoint
+    from emu_embodied.training.recipe import adapt_checkpoint, train_checkpoint
     from emu_embodied.world_model import TokenWorldModel
 
+    if config.stage not in ("all", "dida"):
+        raise ConfigError("stage", config.stage, "choose all, or dida to adapt a checkpoint")
+    if (config.stage == "dida") != (config["from"] is not None):
+        raise ConfigError("from", config["from"], "name the checkpoint to adapt with stage=dida, and only then")
+    source = checkpoint_path(config["from"]) if config.stage == "dida" else None
     device = _device(config.device)
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -36,18 +42,18 @@ def run(config: DictConfig) -> None:
     world = World(objects, tuple(described["position_scale"]), config.env.id, tuple(described["action_names"]))
     cache = _frames(config)
     truth = Truth(cache.select(range(cache.episodes - recipe.held_out, cache.episodes)), objects, world.position_scale)
-    path = train_checkpoint(
-        cache,
-        recipe,
-        world,
-        Path(config.out),
-        device,
-        evaluate_tokenizer=lambda tokenizer: tokenizer_quality(tokenizer, truth, episodes=20),
-        evaluate_model=lambda tokenizer, text, model: quick_quality(
+    job = {
+        "evaluate_model": lambda tokenizer, text, model: quick_quality(
             TokenWorldModel(tokenizer, text, model, world), truth
         ),
-        report=lambda line: print(line, flush=True),
-    )
+        "report": lambda line: print(line, flush=True),
+    }
+    folder = Path(config.out)
+    if source is not None:
+        path = adapt_checkpoint(cache, recipe, source, folder, device, temperature=config.distil, **job)
+    else:
+        job["evaluate_tokenizer"] = lambda tokenizer: tokenizer_quality(tokenizer, truth, episodes=20)
+        path = train_checkpoint(cache, recipe, world, folder, device, **job)
     print(f"train: finished; try it with  emu-embodied plan env=tabletop checkpoint={path}")
 
 
@@ -57,6 +63,7 @@ def make_recipe(config: DictConfig):
     Raises:
         ConfigError: sizes that do not fit together.
     """
+    from emu_embodied.noise import NOISES
     from emu_embodied.tokenizers.frames import FrameTokenizerConfig
     from emu_embodied.training.loop import LoopConfig
     from emu_embodied.training.objectives import TrajectoryConfig
@@ -70,6 +77,8 @@ def make_recipe(config: DictConfig):
     values["trajectory"] = TrajectoryConfig(**values["trajectory"])
     values["trajectory_loop"] = LoopConfig(**values["trajectory_loop"])
     recipe = Recipe(**values)
+    if recipe.noise not in NOISES:
+        raise ConfigError("recipe.noise", recipe.noise, f"choose one of {NOISES}")
     if recipe.tokenizer.image_size % recipe.tokenizer.patch:
         raise ConfigError("recipe.tokenizer.image_size", recipe.tokenizer.image_size, "choose a multiple of patch")
     if recipe.transformer["num_attention_heads"] % recipe.transformer["num_key_value_heads"]:

@@ -10,6 +10,7 @@ import torch
 from emu_embodied.decoding.config import DecodingConfig
 from emu_embodied.decoding.sampling import draw, entropy, log_probs
 from emu_embodied.errors import InputError
+from emu_embodied.noise import Absorbing, Noise
 from emu_embodied.protocols import StepEngine
 
 
@@ -19,6 +20,7 @@ def decode_frame(
     actions_BA: torch.Tensor,
     config: DecodingConfig | None = None,
     generator: torch.Generator | None = None,
+    noise: Noise | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Decodes the next frame in `config.passes` parallel passes; the caller commits it.
 
@@ -28,6 +30,8 @@ def decode_frame(
         actions_BA: (B, A) in [-1, 1].
         config: passes, order, schedule and sampling.
         generator: source of the noise.
+        noise: the process that the model was trained to undo; hidden tokens by default. Orders and remasking are that one's:
+            under the others every pass sees all slots, some of them wrong, and as many stay wrong as the schedule says.
 
     Returns:
         codes (B, N), the last pass's hidden states (B, N, D), and the mean entropy of the slots when decided (B,) in nats.
@@ -39,6 +43,8 @@ def decode_frame(
     slots = cache.previous_BN.shape[1]
     if config.passes > slots:
         raise InputError("passes", config.passes, f"choose K from 1 to {slots}, the tokens of a frame")
+    if noise is not None and not isinstance(noise, Absorbing):
+        return _refine(engine, cache, actions_BA, config, generator, noise)
     codes_BN = torch.zeros_like(cache.previous_BN)
     open_BN = torch.ones_like(codes_BN, dtype=torch.bool)
     entropy_BN = torch.zeros(codes_BN.shape, device=codes_BN.device)
@@ -57,6 +63,24 @@ def decode_frame(
     return codes_BN, hidden, entropy_BN.mean(-1)
 
 
+def _refine(engine, cache, actions_BA, config, generator, noise) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """From any codes to the frame's, each pass at a lower level of noise; the last takes every prediction."""
+    everything = torch.ones_like(cache.previous_BN, dtype=torch.bool)
+    codes_BN, hidden_BN = noise.blank(cache.previous_BN, everything, generator)
+    for k in range(1, config.passes + 1):
+        logits, hidden = engine.denoise(cache, actions_BA, codes_BN, hidden_BN)
+        scores_BNV = log_probs(logits, config)
+        drawn_BN, _ = draw(scores_BNV, config, generator)
+        before, after = _share_open((k - 1) / config.passes, config), _share_open(k / config.passes, config)
+        last = k == config.passes
+        codes_BN = drawn_BN if last else noise.refine(codes_BN, drawn_BN, before, after, generator)
+    return codes_BN, hidden, entropy(scores_BNV).mean(-1)
+
+
+def _share_open(x: float, config: DecodingConfig) -> float:
+    return math.cos(math.pi / 2 * x) if config.schedule == "cosine" else 1 - x
+
+
 def open_after(k: int, slots: int, config: DecodingConfig) -> int:
     """How many slots stay open after pass k; every pass decides at least one, the last all."""
     if config.order == "antidiagonal":  # whole diagonals
@@ -64,8 +88,7 @@ def open_after(k: int, slots: int, config: DecodingConfig) -> int:
         first = math.ceil(k * (2 * side - 1) / config.passes)
         scheduled = sum(row + column >= first for row in range(side) for column in range(side))
     else:
-        x = k / config.passes
-        scheduled = math.floor(slots * (math.cos(math.pi / 2 * x) if config.schedule == "cosine" else 1 - x) + 1e-9)
+        scheduled = math.floor(slots * _share_open(k / config.passes, config) + 1e-9)
     return max(config.passes - k, min(scheduled, slots - k))
 
 

@@ -11,6 +11,7 @@ import torch
 
 from emu_embodied.decoding.config import DecodingConfig
 from emu_embodied.decoding.sampling import draw, entropy, log_probs
+from emu_embodied.noise import Absorbing, Noise
 from emu_embodied.protocols import StepEngine
 
 
@@ -20,6 +21,7 @@ def decode_frame(
     actions_BA: torch.Tensor,
     config: DecodingConfig | None = None,
     generator: torch.Generator | None = None,
+    noise: Noise | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Decodes the next frame in rounds of one draft and one verification; the caller commits it.
 
@@ -31,6 +33,7 @@ def decode_frame(
             causal half's token after it. Otherwise a drafted token is kept with probability min(1, p / q), and the first
             that is not is drawn anew from the positive part of p - q.
         generator: source of the noise.
+        noise: the process that the model was trained to undo; hidden tokens by default.
 
     Returns:
         codes (B, N), the clean slots' hidden states (B, N, D), and the mean entropy of the causal half (B,) in nats.
@@ -38,14 +41,14 @@ def decode_frame(
     Raises:
         InputError: logits that are not finite.
     """
-    config = config or DecodingConfig()
+    config, noise = config or DecodingConfig(), noise or Absorbing()
     codes_BN = torch.zeros_like(cache.previous_BN)
     batch, slots = codes_BN.shape
     places = torch.arange(slots, device=codes_BN.device)
     known_B = torch.zeros(batch, dtype=torch.long, device=codes_BN.device)  # accepted slots, from the left
     while True:
         open_BN = places >= known_B[:, None]
-        draft_BNV = log_probs(engine.denoise(cache, actions_BA, codes_BN, open_BN)[0], config)
+        draft_BNV = log_probs(engine.denoise(cache, actions_BA, *noise.blank(codes_BN, open_BN, generator))[0], config)
         codes_BN = torch.where(open_BN, draw(draft_BNV, config, generator)[0], codes_BN)
         logits, hidden = engine.verify(cache, actions_BA, codes_BN)
         causal_BNV = log_probs(logits, config)

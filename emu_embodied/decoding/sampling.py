@@ -34,8 +34,9 @@ def draw(
     """Draws codes (...) from log-probabilities (..., V) by Gumbel noise (the likeliest at temperature 0), and gives theirs."""
     scores = log_probs
     if config.temperature > 0:
-        uniform = torch.rand(log_probs.shape, generator=generator, device=log_probs.device).clamp_(1e-9, 1 - 1e-7)
-        scores = log_probs - torch.log(-torch.log(uniform))
+        device = generator.device if generator is not None else log_probs.device
+        uniform = torch.rand(log_probs.shape, generator=generator, device=device).clamp_(1e-9, 1 - 1e-7)
+        scores = log_probs - torch.log(-torch.log(uniform)).to(log_probs.device)
     codes = scores.argmax(-1)
     return codes, log_probs.gather(-1, codes[..., None])[..., 0]
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from emu_embodied.data.frame_cache import FrameCache
-from emu_embodied.decoding import dida
+from emu_embodied.decoding import autoregressive, dida
+from emu_embodied.decoding.config import DecodingConfig
+from emu_embodied.noise import Absorbing, Noise
 from emu_embodied.step import FrameStep
 from emu_embodied.token_model import FrameStates, TokenModel
 from emu_embodied.tokenizers.actions import bin_actions
@@ -108,10 +110,25 @@ class TrajectoryObjective:
         config: phases and weights.
         steps: length of the stage.
         places_VK: (codebook_size, K) where the codes lie in the tokenizer's latent, in levels.
+        noise: what noisy copies are made with.
+        teacher: a model whose frames, decoded token by token from the true ones before, are the targets instead of the data's:
+            what is predicted in parallel is then what the causal half says, and nothing it could not know.
+        temperature: of the teacher's frames.
     """
 
-    def __init__(self, sampler: WindowSampler, config: TrajectoryConfig, steps: int, places_VK: torch.Tensor) -> None:
+    def __init__(
+        self,
+        sampler: WindowSampler,
+        config: TrajectoryConfig,
+        steps: int,
+        places_VK: torch.Tensor,
+        noise: Noise | None = None,
+        teacher: TokenModel | None = None,
+        temperature: float = 0.0,
+    ) -> None:
         self.sampler, self.config, self.steps = sampler, config, steps
+        self.noise, self.teacher = noise or Absorbing(), teacher
+        self.decoding = DecodingConfig("autoregressive", temperature=temperature)
         self.soft_VV = None
         if config.soften:
             apart_VV = (places_VK[:, None] - places_VK[None]).square().sum(-1)
@@ -124,50 +141,53 @@ class TrajectoryObjective:
         rollout, noisy = share >= c.joint_until, share >= c.autoregressive_until
         causal = not noisy or torch.rand((), generator=generator).item() < c.causal_share
         batch = self.sampler.batch(step, c.batch, c.rollout_frames if rollout else c.frames).to(device)
+        if self.teacher is not None and not rollout:
+            batch = replace(batch, targets_BFN=_frames_of(self.teacher, batch, self.decoding, generator))
         context = _corrupt(batch.codes_BFN, c.corruption, module.config.vocabulary.codebook_size, generator)
         if rollout:
-            context = _own_rollout(module, batch, context)
+            context = _own_rollout(module, batch, context, self.noise, generator)
         shift = (
             torch.randint(0, c.shift_frames + 1, (c.batch,), generator=generator).to(device)
             * module.config.frame_tokens
         )
-        copies, hidden = self._noise(batch, context, generator) if noisy else (None, None)
+        copies, hidden = self._noise(batch, generator) if noisy else (None, None)
         states = module(batch.text_BL, context, batch.actions_BFA, copies, hidden, shift, causal)
         return self._loss(module, batch, states, hidden, rollout)
 
-    def _noise(
-        self, batch: WindowBatch, context: torch.Tensor, generator: torch.Generator
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Noisy copies of frames 1.. and which of their tokens are hidden (cosine schedule, or all of them)."""
-        targets = batch.codes_BFN[:, 1:]
-        ratio = torch.cos(math.pi / 2 * torch.rand(targets.shape[:2], generator=generator))
-        ratio[torch.rand(ratio.shape, generator=generator) < self.config.fully_hidden] = 1.0
-        hidden = torch.rand(targets.shape, generator=generator) < ratio[..., None]
-        return targets, hidden.to(context.device)
+    def _noise(self, batch: WindowBatch, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Noisy copies of frames 1.. and which of their tokens are hidden; levels follow a cosine, or are 1."""
+        targets = batch.targets_BFN
+        level = torch.cos(math.pi / 2 * torch.rand(targets.shape[:2], generator=generator))
+        level[torch.rand(level.shape, generator=generator) < self.config.fully_hidden] = 1.0
+        return self.noise.corrupt(targets, level[..., None].to(targets.device), generator)
 
     def _loss(self, module: TokenModel, batch: WindowBatch, states: FrameStates, hidden, rollout: bool):
-        c, targets = self.config, batch.codes_BFN[:, 1:]
-        weight = 1 + (c.changed - 1) * (targets != batch.codes_BFN[:, :-1]).float()
-        loss, figures, heads = 0.0, {}, {}
+        c, loss, figures, heads = self.config, 0.0, {}, {}
         if states.noisy_BFND is not None:
-            noisy = self._token_loss(module, states.noisy_BFND, targets, weight * hidden)
+            weight = self._weight(batch, batch.targets_BFN) * self.noise.counts(hidden)
+            noisy = self._token_loss(module, states.noisy_BFND, batch.targets_BFN, weight)
             loss, figures["noisy"] = noisy, noisy.item()
             heads["noisy"] = states.noisy_BFND
         if states.clean_BFTD is not None:
-            causal_weight = weight
+            targets = batch.codes_BFN[:, 1:]
+            weight = self._weight(batch, targets)
             if rollout:  # the model's own frames have no true next token; the last frame and the first are real
                 own = torch.tensor([1.0] + [0.0] * (targets.shape[1] - 2) + [1.0], device=weight.device)
-                causal_weight = weight * own[:, None]
+                weight = weight * own[:, None]
             else:
                 heads["clean"] = states.clean_BFTD[:, :, 1 + module.config.prefix :]
             predicted = module.frame_predictions(states.clean_BFTD)
-            causal = self._token_loss(module, predicted, targets, causal_weight)
+            causal = self._token_loss(module, predicted, targets, weight)
             loss = loss + c.causal * causal + c.language * self._language_loss(module, batch, states)
             figures["causal"] = causal.item()
         for name, slots in heads.items():
             state, figures[f"position_{name}"] = self._state_loss(module, batch, slots)
             loss = loss + state
         return loss, figures
+
+    def _weight(self, batch: WindowBatch, targets: torch.Tensor) -> torch.Tensor:
+        """More for tokens that differ from the frame before: (B, F - 1, N)."""
+        return 1 + (self.config.changed - 1) * (targets != batch.codes_BFN[:, :-1]).float()
 
     def _token_loss(self, module: TokenModel, states: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor):
         """Weighted cross-entropy of visual codes, over the slots that count; of soft targets where asked for."""
@@ -211,14 +231,26 @@ def _corrupt(codes: torch.Tensor, share: float, codebook: int, generator: torch.
 
 
 @torch.no_grad()
-def _own_rollout(module: TokenModel, batch: WindowBatch, context: torch.Tensor) -> torch.Tensor:
+def _own_rollout(module: TokenModel, batch: WindowBatch, context, noise: Noise, generator) -> torch.Tensor:
     """Replaces all frames but the first C and the last by what the model dreams from the first, one greedy pass a frame."""
     step, frames, known = FrameStep(module), context.shape[1], max(1, module.config.context_frames)
     cache = step.prefill(batch.text_BL, context[:, :known], batch.actions_BFA[:, : known - 1], ahead=frames)
     dreamt = list(context[:, :known].unbind(1))
     for t in range(known, frames - 1):
         action = batch.actions_BFA[:, t - 1]
-        codes, _, _ = dida.decode_frame(step, cache, action)
+        codes, _, _ = dida.decode_frame(step, cache, action, generator=generator, noise=noise)
         step.commit(cache, action, codes)
         dreamt.append(codes)
     return torch.stack([*dreamt, batch.codes_BFN[:, -1]], 1)
+
+
+@torch.no_grad()
+def _frames_of(teacher: TokenModel, batch: WindowBatch, decoding: DecodingConfig, generator) -> torch.Tensor:
+    """Frames 1.. (B, F - 1, N) as the teacher decodes them token by token, each from the true frames before it."""
+    step, known, frames = FrameStep(teacher), max(1, teacher.config.context_frames), []
+    for t in range(1, batch.codes_BFN.shape[1]):
+        first = max(0, t - known)
+        past = batch.codes_BFN[:, first:t], batch.actions_BFA[:, first : t - 1]
+        cache = step.prefill(batch.text_BL, *past, ahead=1)
+        frames.append(autoregressive.decode_frame(step, cache, batch.actions_BFA[:, t - 1], decoding, generator)[0])
+    return torch.stack(frames, 1)

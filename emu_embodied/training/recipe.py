@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 
-from emu_embodied.checkpoint import World, save_checkpoint
+from emu_embodied.checkpoint import World, load_checkpoint, save_checkpoint
 from emu_embodied.data.frame_cache import FrameCache
 from emu_embodied.errors import DatasetError
+from emu_embodied.noise import make_noise
 from emu_embodied.token_model import TokenModel, TokenModelConfig
 from emu_embodied.tokenizers.frames import FrameTokenizer, FrameTokenizerConfig
 from emu_embodied.tokenizers.text import TextTokenizer
@@ -32,7 +33,8 @@ class Recipe:
         transformer: sizes of the trajectory model's transformer, without `vocab_size`.
         context_frames: C.
         previous_frame_source: see `TokenModelConfig`.
-        trajectory: phases, noise and weights.
+        next_token_shift, noise: see `TokenModelConfig`.
+        trajectory: phases and weights.
         trajectory_loop: its optimisation.
         text_length, text_size, action_bins: the instruction's padded length, the BPE's ids, the bins of an action value.
         held_out: episodes at the dataset's end that training never sees.
@@ -45,6 +47,8 @@ class Recipe:
     transformer: Mapping[str, int | float]
     context_frames: int
     previous_frame_source: bool
+    next_token_shift: bool
+    noise: str
     trajectory: TrajectoryConfig
     trajectory_loop: LoopConfig
     text_length: int = 16
@@ -83,10 +87,7 @@ def train_checkpoint(
         DatasetError: too few episodes, or frames of another size.
         CheckpointError: the run folder holds a damaged state, or one of other settings.
     """
-    if cache.episodes <= recipe.held_out:
-        raise DatasetError("episodes", cache.episodes, f"collect more than the {recipe.held_out} that are held out")
-    if cache.pixels.shape[1:3] != (recipe.tokenizer.image_size,) * 2:
-        raise DatasetError("frame size", cache.pixels.shape[1:3], f"this preset takes {recipe.tokenizer.image_size} px")
+    _check(cache, recipe, recipe.tokenizer.image_size)
     train_cache = cache.select(range(cache.episodes - recipe.held_out))
     text = TextTokenizer.train(train_cache.instructions, recipe.text_size)
     torch.manual_seed(recipe.seed)
@@ -101,20 +102,86 @@ def train_checkpoint(
     )
     model = TokenModel(model_config(recipe, world, text, train_cache)).to(device)
     model.place_codes(tokenizer.places())
+    return _train_trajectory(model, tokenizer, text, world, cache, recipe, folder, evaluate_model, report)
+
+
+def adapt_checkpoint(
+    cache: FrameCache,
+    recipe: Recipe,
+    source: Path,
+    folder: Path,
+    device: torch.device,
+    *,
+    temperature: float | None = 0.0,
+    evaluate_model: Callable[[FrameTokenizer, TextTokenizer, TokenModel], dict[str, float]] | None = None,
+    report: Callable[[str], None] = print,
+) -> Path:
+    """DiDA's adaptation of a checkpoint that decodes token by token: its noisy half learns to draw whole frames at once.
+
+    Its sizes and tokenizers stay; the recipe gives the noise process, the next-token shift, the loss and the schedule, whose
+    autoregressive phase is skipped. The causal half goes on learning beside (Emu3.5, arXiv 2510.26583).
+
+    Args:
+        cache: the dataset; its last `held_out` episodes are left for evaluation.
+        recipe: noise, shift, loss and schedule.
+        source: the checkpoint's folder.
+        folder: of the run.
+        device: where to train.
+        temperature: the targets are frames that the unadapted model draws token by token at this temperature; None for the
+            data's own frames.
+        evaluate_model: figures on held-out episodes.
+        report: prints a line of progress.
+
+    Returns:
+        The checkpoint folder.
+
+    Raises:
+        DatasetError: too few episodes, or frames of another size.
+        CheckpointError: the source is missing or damaged, or the run folder holds a state of other settings.
+    """
+    tokenizer, text, teacher, world, _ = load_checkpoint(source)
+    _check(cache, recipe, tokenizer.config.image_size)
+    torch.manual_seed(recipe.seed)
+    wired = replace(teacher.config, next_token_shift=recipe.next_token_shift, noise=recipe.noise)
+    model = TokenModel(wired)
+    model.load_state_dict(teacher.state_dict())
+    if temperature is None:
+        teacher = None
+    else:
+        teacher.to(device).requires_grad_(False)
+    recipe = replace(recipe, trajectory=replace(recipe.trajectory, autoregressive_until=0.0))
+    job = (model.to(device), tokenizer.to(device), text, world, cache, recipe, folder, evaluate_model, report)
+    return _train_trajectory(*job, teacher, temperature or 0.0)
+
+
+def _check(cache: FrameCache, recipe: Recipe, image_size: int) -> None:
+    if cache.episodes <= recipe.held_out:
+        raise DatasetError("episodes", cache.episodes, f"collect more than the {recipe.held_out} that are held out")
+    if cache.pixels.shape[1:3] != (image_size, image_size):
+        raise DatasetError("frame size", cache.pixels.shape[1:3], f"the tokenizer takes {image_size} px")
+
+
+def _train_trajectory(
+    model, tokenizer, text, world, cache, recipe: Recipe, folder: Path, evaluate, report, teacher=None, temperature=0.0
+) -> Path:
+    """The trajectory stage, and the checkpoint at its end."""
+    train_cache = cache.select(range(cache.episodes - recipe.held_out))
     sampler = WindowSampler(
         train_cache,
         encode_frames(tokenizer, train_cache, report),
-        text.batch(train_cache.instructions, recipe.text_length, model.config.vocabulary.pad),
+        text.batch(train_cache.instructions, model.config.text_length, model.config.vocabulary.pad),
         tuple(world.objects),
         recipe.seed,
     )
+    steps, places = recipe.trajectory_loop.steps, tokenizer.places()
+    noise = make_noise(model.config.noise, places)
     model = train_stage(
         "trajectory",
         model,
-        TrajectoryObjective(sampler, recipe.trajectory, recipe.trajectory_loop.steps, tokenizer.places()),
+        TrajectoryObjective(sampler, recipe.trajectory, steps, places, noise, teacher, temperature),
         recipe.trajectory_loop,
         folder,
-        evaluate=(lambda average: evaluate_model(tokenizer, text, average)) if evaluate_model else None,
+        evaluate=(lambda average: evaluate(tokenizer, text, average)) if evaluate else None,
         report=report,
     )
     facts = {"episodes": cache.episodes, "frames": len(cache), "recipe": asdict(recipe)}
@@ -133,6 +200,8 @@ def model_config(recipe: Recipe, world: World, text: TextTokenizer, cache: Frame
         text_length=recipe.text_length,
         context_frames=recipe.context_frames,
         previous_frame_source=recipe.previous_frame_source,
+        next_token_shift=recipe.next_token_shift,
+        noise=recipe.noise,
         objects=tuple(world.objects),
         position_scale=tuple(world.position_scale),
     )

@@ -18,6 +18,7 @@ class WindowBatch:
     Attributes:
         text_BL: (B, L) int64.
         codes_BFN: (B, F, N) int64.
+        targets_BFN: (B, F - 1, N) int64, what is to be predicted of frames 1..; the same codes, unless a teacher drew others.
         actions_BFA: (B, F - 1, A) float32.
         reward_BF, success_BF: (B, F - 1) float32, on arrival at frames 1...
         known_BF: (B, F - 1) float32, 0 where reward and success were not recorded (a repeated first frame).
@@ -27,6 +28,7 @@ class WindowBatch:
 
     text_BL: torch.Tensor
     codes_BFN: torch.Tensor
+    targets_BFN: torch.Tensor
     actions_BFA: torch.Tensor
     reward_BF: torch.Tensor
     success_BF: torch.Tensor
@@ -119,9 +121,11 @@ class WindowSampler:
         actions = self.cache.actions[index[:, :-1]] * begun[:, :-1, None]
         into = index[:, 1:]
         before = np.maximum(into - 1, self.starts[episode][:, None])
+        codes = self.codes[torch.from_numpy(index)].long()
         return WindowBatch(
             self.text[torch.from_numpy(episode)],
-            self.codes[torch.from_numpy(index)].long(),
+            codes,
+            codes[:, 1:],
             torch.from_numpy(actions.astype(np.float32)),
             torch.from_numpy(self.cache.rewards[before]),
             torch.from_numpy(self.cache.successes[before].astype(np.float32)),

@@ -1,0 +1,156 @@
+"""What a frame's noisy copy looks like: three noise processes behind one interface. Knows codes and their places, no model.
+
+A level is the share of tokens that are wrong, from 0 to 1, and means the same for all three, so that they can be compared.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+NOISES = ("absorbing", "uniform", "metric")
+
+
+class Noise(Protocol):
+    """A noise process; shapes are those of the codes (..., N), levels broadcast to them."""
+
+    def corrupt(
+        self, codes: torch.Tensor, level: torch.Tensor, generator: torch.Generator | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Noisy codes int64, and bool: which of them show nothing at all."""
+        ...
+
+    def blank(
+        self, codes: torch.Tensor, unknown: torch.Tensor, generator: torch.Generator | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same for a frame of which only some codes are known: nothing is said of the `unknown` (..., N) ones."""
+        ...
+
+    def counts(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Which slots the loss is about, bool."""
+        ...
+
+    def refine(
+        self, noisy: torch.Tensor, predicted: torch.Tensor, before: float, after: float, generator
+    ) -> torch.Tensor:
+        """Codes at the level `after` from those at the level `before` and the clean codes predicted of them."""
+        ...
+
+
+class Absorbing:
+    """Tokens are hidden (MaskGIT's and DiDA's noise). Which stay hidden is the decoder's to choose: see `decoding.dida`."""
+
+    def corrupt(self, codes, level, generator):
+        """Hides each token with probability `level`."""
+        return codes, _rand(codes.shape, codes, generator) < level
+
+    def blank(self, codes, unknown, generator):
+        """Hides what is not known."""
+        return codes, unknown
+
+    def counts(self, hidden):
+        """The hidden slots."""
+        return hidden
+
+    def refine(self, noisy, predicted, before, after, generator):
+        """Not used: `decoding.dida` opens and closes slots itself."""
+        raise NotImplementedError
+
+
+class Uniform:
+    """Tokens are replaced by others, all equally likely.
+
+    Args:
+        codebook_size: V.
+    """
+
+    def __init__(self, codebook_size: int) -> None:
+        self.codebook_size = codebook_size
+
+    def corrupt(self, codes, level, generator):
+        """Replaces each token with probability `level` by one of the V - 1 others."""
+        other = 1 + (_rand(codes.shape, codes, generator) * (self.codebook_size - 1)).long()
+        wrong = _rand(codes.shape, codes, generator) < level
+        return torch.where(wrong, (codes + other) % self.codebook_size, codes), torch.zeros_like(wrong)
+
+    def blank(self, codes, unknown, generator):
+        """Any code where none is known."""
+        return _anything(codes, unknown, self.codebook_size, generator)
+
+    def counts(self, hidden):
+        """All slots: the model is not told which are wrong."""
+        return torch.ones_like(hidden)
+
+    def refine(self, noisy, predicted, before, after, generator):
+        """The exact bridge of the mixture path: a token takes its prediction with probability (before - after) / before."""
+        jump = _rand(noisy.shape, noisy, generator) < (before - after) / max(before, 1e-9)
+        return torch.where(jump, predicted, noisy)
+
+
+class Metric:
+    """Tokens wander off to near ones first: p(x | x1) = softmax over x of -beta d(x, x1) (URSA, arXiv 2510.24717).
+
+    d is the squared distance of the codes in the tokenizer's latent, scaled to at most 4. URSA normalises the codes' vectors
+    first; codes of an FSQ grid that differ in norm only would fall together. beta is found from the level by tabulating how
+    many tokens survive, so that it suits any codebook.
+
+    Args:
+        places_VK: (V, K) float32, where the codes lie.
+    """
+
+    def __init__(self, places_VK: torch.Tensor) -> None:
+        distance_VV = (places_VK[:, None] - places_VK[None]).square().sum(-1).float()
+        self.distance_VV = 4 * distance_VV / distance_VV.max()
+        self.betas = torch.cat([torch.zeros(1), torch.logspace(-2, 5, 141)]).to(places_VK.device)
+        self.wrong = torch.stack([1 - self.kernel(beta).diagonal().mean() for beta in self.betas])
+
+    def kernel(self, beta: torch.Tensor) -> torch.Tensor:
+        """p(x | x1) as rows over x1: (V, V)."""
+        return (-beta * self.distance_VV).softmax(-1)
+
+    def beta(self, level: torch.Tensor) -> torch.Tensor:
+        """The beta at which a share `level` of the tokens is wrong; beyond what beta = 0 reaches, 0."""
+        falling, betas = self.wrong.flip(0), self.betas.flip(0)  # rising shares of wrong tokens
+        level = level.float().clamp(0, 1).to(falling.device)
+        right = torch.searchsorted(falling, level.contiguous()).clamp(1, len(falling) - 1)
+        low, high = falling[right - 1], falling[right]
+        part = ((level - low) / (high - low).clamp(min=1e-9)).clamp(0, 1)
+        return betas[right - 1] + part * (betas[right] - betas[right - 1])
+
+    def corrupt(self, codes, level, generator):
+        """Draws each token from the kernel at the level's beta, exactly."""
+        level = torch.as_tensor(level, dtype=torch.float32).expand(codes.shape).to(codes.device)
+        scores = -self.beta(level)[..., None] * self.distance_VV[codes]
+        gumbel = -torch.log(-torch.log(_rand(scores.shape, codes, generator).clamp(1e-9, 1 - 1e-7)))
+        return (scores + gumbel).argmax(-1), torch.zeros(codes.shape, dtype=torch.bool, device=codes.device)
+
+    def blank(self, codes, unknown, generator):
+        """Any code where none is known."""
+        return _anything(codes, unknown, len(self.distance_VV), generator)
+
+    def counts(self, hidden):
+        """All slots: the model is not told which are wrong."""
+        return torch.ones_like(hidden)
+
+    def refine(self, noisy, predicted, before, after, generator):
+        """Draws anew from the kernel around the predictions: exact at any step size; an Euler step's first does nothing."""
+        return self.corrupt(predicted, torch.tensor(after), generator)[0]
+
+
+def make_noise(name: str, places_VK: torch.Tensor) -> Noise:
+    """The process of one of the `NOISES` for a codebook with places (V, K)."""
+    return {"absorbing": Absorbing, "uniform": lambda: Uniform(len(places_VK)), "metric": lambda: Metric(places_VK)}[
+        name
+    ]()
+
+
+def _anything(codes, unknown, codebook_size: int, generator) -> tuple[torch.Tensor, torch.Tensor]:
+    drawn = (_rand(codes.shape, codes, generator) * codebook_size).long().clamp(max=codebook_size - 1)
+    return torch.where(unknown, drawn, codes), torch.zeros_like(unknown)
+
+
+def _rand(shape, like: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+    """Uniform numbers on the generator's device, brought to where the codes are."""
+    device = generator.device if generator is not None else like.device
+    return torch.rand(shape, generator=generator, device=device).to(like.device)
