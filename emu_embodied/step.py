@@ -86,11 +86,7 @@ class FrameStep:
             logits (B, N, codebook_size) and hidden states (B, N, D).
         """
         m, c = self.model, self.config
-        source = self.frame_source(cache, actions_BA)
-        prefix = m.embed_prefix(actions_BA, len(codes_BN))
-        if source is not None:
-            prefix = torch.cat([prefix[:, :-1], prefix[:, -1:] + source[:, :1]], 1)
-        x = torch.cat([prefix, m.embed_noisy(codes_BN, hidden_BN, source)], 1)
+        x = m.embed_draft(actions_BA, codes_BN, hidden_BN, self.frame_source(cache, actions_BA))
         hidden = m.transformer.hidden(
             x, self._positions(cache, c.frame_tokens), self._mask(cache, noisy=True), cache.kv
         )

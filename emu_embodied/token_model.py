@@ -243,6 +243,15 @@ class TokenModel(nn.Module):
             return x
         return x + (torch.roll(source_BND, -1, 1) if self.config.next_token_shift else source_BND)
 
+    def embed_draft(
+        self, actions_BA: torch.Tensor, codes_BN: torch.Tensor, hidden_BN: torch.Tensor, source_BND: torch.Tensor | None
+    ) -> torch.Tensor:
+        """A frame's prefix and its noisy slots, as one parallel pass reads them: (B, A + 1 + N, D)."""
+        prefix = self.embed_prefix(actions_BA, len(codes_BN))
+        if source_BND is not None:
+            prefix = torch.cat([prefix[:, :-1], prefix[:, -1:] + source_BND[:, :1]], 1)
+        return torch.cat([prefix, self.embed_noisy(codes_BN, hidden_BN, source_BND)], 1)
+
     def visual_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits (..., codebook_size) over the visual codes."""
         return F.linear(hidden, self.transformer.lm_head.weight[self.config.vocabulary.visual])

@@ -17,7 +17,7 @@ ALLOWED = {
     "protocols": {"types"},
     "noise": set(),
     "decoding": {"noise", "protocols", "types", "errors"},
-    "engines": {"step", "protocols", "types", "errors"},
+    "engines": {"step", "static_step", "protocols", "types", "errors"},
     "world_model": {
         "tokenizers",
         "token_model",

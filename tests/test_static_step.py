@@ -1,0 +1,63 @@
+"""The static engine does what the eager one does, frame after frame, around its ring, whichever way frames are decoded."""
+
+import pytest
+import torch
+from test_token_model import batch, tiny_model
+
+from emu_embodied.decoding import autoregressive, dida, exact
+from emu_embodied.decoding.config import DecodingConfig
+from emu_embodied.static_step import StaticEngine
+from emu_embodied.errors import InputError
+from emu_embodied.step import FrameStep
+
+WAYS = ("dida", "exact", "autoregressive", "mixed")
+
+
+def dream(engine, model, way: str, frames: int, copies: int):
+    """Codes and hidden states of `frames` frames after a prefix of two, for `copies` candidates of each of two worlds."""
+    text, codes, actions, *_ = batch(model)
+    generator = torch.Generator().manual_seed(0)
+    ahead = torch.rand(frames, 2 * copies, 2, generator=generator) * 2 - 1
+    rows = []
+    with torch.no_grad():
+        cache = engine.prefill(text, codes[:, :2], actions[:, :1], ahead=frames).expand(copies)
+        for t, action in enumerate(ahead):
+            how = ("dida", "exact", "autoregressive")[t % 3] if way == "mixed" else way
+            decode = {"dida": dida, "exact": exact, "autoregressive": autoregressive}[how].decode_frame
+            drawn, hidden, _ = decode(engine, cache, action, DecodingConfig(passes=2))
+            if how != "autoregressive":
+                engine.commit(cache, action, drawn)
+            rows.append((drawn, hidden))
+    return [torch.stack(column) for column in zip(*rows, strict=True)]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "source, context, shift", [(True, 2, False), (True, 0, False), (False, 2, True), (True, 1, True)]
+)
+def test_it_agrees_with_the_eager_engine(way, source, context, shift):
+    model = tiny_model(previous_frame_source=source, context_frames=context, next_token_shift=shift)
+    codes, hidden = dream(StaticEngine(model), model, way, frames=6, copies=3)
+    wanted_codes, wanted_hidden = dream(FrameStep(model), model, way, frames=6, copies=3)
+    assert codes.equal(wanted_codes)
+    torch.testing.assert_close(hidden, wanted_hidden, atol=1e-4, rtol=1e-4)
+
+
+def test_buffers_stay_as_large_as_they_were_and_take_any_number_of_frames():
+    model = tiny_model(context_frames=2)
+    text, codes, actions, *_ = batch(model)
+    engine = StaticEngine(model)
+    with torch.no_grad():
+        cache = engine.prefill(text, codes[:, :2], actions[:, :1], ahead=1)
+        place = cache.keys.data_ptr(), cache.keys.shape
+        for _ in range(20):
+            engine.commit(cache, actions[:, 1], codes[:, 2])
+    assert (cache.keys.data_ptr(), cache.keys.shape) == place and cache.frames == 22
+    assert cache.seen_S.sum() == model.config.text_length + 2 * model.config.frame_tokens
+
+
+def test_more_frames_than_the_ring_holds_are_refused():
+    model = tiny_model(context_frames=1)
+    text, codes, actions, *_ = batch(model)
+    with pytest.raises(InputError, match="frames: 4"):
+        StaticEngine(model).prefill(text, codes, actions, ahead=1)
