@@ -26,7 +26,7 @@ from emu_embodied.envs.tasks import COLOURS, OBJECTS, all_tasks
 from emu_embodied.errors import ConfigError, InputError
 from emu_embodied.policies.cem import CEM, CEMConfig
 from emu_embodied.protocols import WorldModel
-from emu_embodied.rollouts import planning
+from emu_embodied.rollouts import goals, planned_episode, planning
 from emu_embodied.rollouts.oracle import OracleWorldModel
 from emu_embodied.rollouts.pictures import strip, video
 from emu_embodied.types import AGENT_POS, PIXELS, Observation
@@ -63,7 +63,7 @@ def test_a_goal_measures_as_the_task_does_in_any_order_of_objects(objects):
     scenes[0] = 0  # cubes on their goals, and on each other
     seen = torch.from_numpy(scenes[:, [OBJECTS.index(name) for name in objects]])
     for task in all_tasks(COLOURS):
-        goal = planning.TaskGoal(task, objects, margin=0.5)
+        goal = goals.TaskGoal(task, objects, margin=0.5)
         np.testing.assert_allclose(goal.distance(seen), task.distance(scenes))
         targets = np.stack([task.target(scene) for scene in scenes])
         np.testing.assert_allclose(goal.target(seen), targets, atol=1e-6)
@@ -76,7 +76,7 @@ def test_a_cube_that_the_model_does_not_know_is_named():
     env, _ = table(shift="colour")
     env.reset(seed=0, options={"instruction": "push the purple cube to the left", "cubes": {"purple": (0, 0, 0)}})
     with pytest.raises(InputError, match='the model knows no "purple"'):
-        planning.build_cost("positions", env, tiny_like(KNOWN))
+        goals.build_cost("positions", env, tiny_like(KNOWN))
     assert "purple" in OracleWorldModel(env).objects
 
 
@@ -128,7 +128,7 @@ def test_imagining_leaves_the_world_and_its_chance_as_they_were():
         if look:
             model = OracleWorldModel(env, seed=3)
             first = model.rollout(model.encode([observation]), torch.zeros(1, 3, 5, 2))
-            planning.expert_goal(env)
+            goals.expert_goal(env)
         frames = [env.step(np.full(2, 0.3, np.float32))[0][PIXELS] for _ in range(6)]
         futures.append((np.stack(frames), env.unwrapped.get_state()))
     assert np.array_equal(futures[0][0], futures[1][0]) and np.array_equal(futures[0][1], futures[1][1])
@@ -149,8 +149,8 @@ def test_the_oracle_knows_one_table_top():
 def test_the_planner_does_the_task_in_true_dynamics():
     env, _ = table()
     config = CEMConfig(candidates=24, elites=5, iterations=2)
-    cost = functools.partial(planning.build_cost, "positions")
-    run = planning.run_episode(env, OracleWorldModel(env), CEM(config), cost, seed=EASY, execute=config.execute)
+    cost = functools.partial(goals.build_cost, "positions")
+    run = planned_episode.run_episode(env, OracleWorldModel(env), CEM(config), cost, seed=EASY, execute=config.execute)
     assert run.success and run.distances[-1] == 0 and len(run.actions) < 20
     assert run.predicted_frames == config.predicted_frames * len(run.plan_seconds)
     assert run.distances.shape == (len(run.actions) + 1,)
@@ -161,8 +161,8 @@ def test_the_planner_does_the_task_in_true_dynamics():
 def test_a_model_of_tokens_plans_for_every_goal(goal: str):
     env, _ = table(seed=2)
     model = tiny_world_model()
-    run = planning.run_episode(
-        env, model, CEM(SMALL), functools.partial(planning.build_cost, goal), seed=2, execute=2, max_steps=5
+    run = planned_episode.run_episode(
+        env, model, CEM(SMALL), functools.partial(goals.build_cost, goal), seed=2, execute=2, max_steps=5
     )
     assert len(run.actions) == 5 and len(run.plan_seconds) == 3 and run.predicted_frames == 3 * SMALL.predicted_frames
     assert run.frames.shape == run.imagined.shape == (6, 64, 64, 3) and run.imagined.dtype == np.uint8
@@ -171,17 +171,17 @@ def test_a_model_of_tokens_plans_for_every_goal(goal: str):
 
 def test_controls_behave_as_named():
     env, _ = table()
-    expert = [planning.run_policy(env, "expert", seed) for seed in range(5)]
-    chance = [planning.run_policy(env, "random", seed) for seed in range(5)]
+    expert = [planned_episode.run_policy(env, "expert", seed) for seed in range(5)]
+    chance = [planned_episode.run_policy(env, "random", seed) for seed in range(5)]
     assert all(run.success for run in expert) and not any(run.success for run in chance)
     assert not len(expert[0].imagined) and expert[0].row()["plan_seconds"] == []
-    assert np.array_equal(chance[1].actions, planning.run_policy(env, "random", 1).actions)
+    assert np.array_equal(chance[1].actions, planned_episode.run_policy(env, "random", 1).actions)
 
 
 def test_the_image_goal_is_where_the_expert_gets():
     env, _ = table(seed=3)
-    frame = planning.expert_goal(env)
-    run = planning.run_policy(env, "expert", 3)
+    frame = goals.expert_goal(env)
+    run = planned_episode.run_policy(env, "expert", 3)
     assert alike(frame, run.frames[-1])
 
 
@@ -258,9 +258,9 @@ def test_a_world_without_tasks_is_refused():
     with pytest.raises(ConfigError, match="env_id: Nothing-v0"):
         planning.Player(settings(env_id="Nothing-v0"), None)
     with pytest.raises(InputError, match="env: CartPoleEnv; planning needs"):
-        planning.build_cost("reward", gymnasium.make("CartPole-v1"), tiny_world_model())
+        goals.build_cost("reward", gymnasium.make("CartPole-v1"), tiny_world_model())
     with pytest.raises(ConfigError, match="goal: fame"):
-        planning.build_cost("fame", table()[0], tiny_world_model())
+        goals.build_cost("fame", table()[0], tiny_world_model())
 
 
 # Pictures

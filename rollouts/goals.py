@@ -1,0 +1,119 @@
+"""What a table-top planner is after: instructions as costs over imagined futures. Knows no checkpoint and no episode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import gymnasium
+import numpy as np
+import torch
+
+from emu_embodied.envs.tasks import DIRECTIONS, EDGE_CM, NEXT_TO_CM, OBJECTS, Task
+from emu_embodied.errors import ConfigError, InputError
+from emu_embodied.policies.costs import BehindObject, GoalImage, ObjectLost, ObjectPositions, RewardHead, WeightedSum
+from emu_embodied.policies.scripted import Expert
+from emu_embodied.protocols import Cost, WorldModel
+
+GOALS = ("positions", "reward", "image")
+MAX_STEPS = 40
+
+
+class TaskGoal:
+    """A table-top task over positions in a model's object order, as `policies.costs` wants it.
+
+    Args:
+        task: the instruction's meaning.
+        objects: the model's object names.
+        margin: weight of the way to `Task.target`, 1 to 1.5 cm inside the goal, beside the way to the goal's border: who
+            aims at the border alone misses it by as much as the model errs.
+
+    Raises:
+        InputError: the task is about a cube that the model does not know.
+    """
+
+    def __init__(self, task: Task, objects: Sequence[str], margin: float = 0.3) -> None:
+        self.task, self.margin = task, margin
+        for name in ("pusher", task.cube, *([task.other] if task.other else [])):
+            if name not in objects:
+                raise InputError("instruction", task.text, f'the model knows no "{name}", only {tuple(objects)}')
+        self.places = [(OBJECTS.index(name), i) for i, name in enumerate(objects) if name in OBJECTS]
+        self.pusher, self.cube = objects.index("pusher"), objects.index(task.cube)
+        self.other = objects.index(task.other) if task.other else -1
+
+    def distance(self, positions: torch.Tensor) -> torch.Tensor:
+        """`Task.distance` (...) in cm of positions (..., O, 2); 0 is success."""
+        ordered = positions.new_zeros(*positions.shape[:-2], len(OBJECTS), 2)
+        for there, here in self.places:
+            ordered[..., there, :] = positions[..., here, :]
+        return self.task.distance(ordered)
+
+    def distance_inside(self, positions: torch.Tensor) -> torch.Tensor:
+        """`distance` plus `margin` times the way to the target (...), in cm."""
+        way = self.target(positions) - positions[..., self.cube, :]
+        return self.distance(positions) + self.margin * way.norm(dim=-1)
+
+    def target(self, positions: torch.Tensor) -> torch.Tensor:
+        """`Task.target` of many scenes: (..., 2) cm from positions (..., O, 2)."""
+        cube = positions[..., self.cube, :]
+        if self.task.kind == "edge":
+            direction = positions.new_tensor(DIRECTIONS[self.task.where])
+            return cube + direction * (EDGE_CM + 1.5 - cube @ direction).clamp(min=0)[..., None]
+        next_to = self.task.kind == "next_to"
+        goal = positions[..., self.other, :] if next_to else torch.zeros_like(cube)
+        away = cube - goal
+        length = away.norm(dim=-1, keepdim=True)
+        return goal + away / length.clamp(min=1e-6) * length.clamp(max=NEXT_TO_CM - 1.0 if next_to else 0.0)
+
+
+def build_cost(goal: str, env: gymnasium.Env, model: WorldModel) -> Cost:
+    """The cost of a goal mode for the scene in front of the robot.
+
+    Args:
+        goal: "positions" (the instruction's predicate on imagined positions), "reward" (the model's reward) or "image"
+            (the frame at the end of a scripted expert's try at this very scene). All add the walk behind the cube, in
+            a unit of their own; without it a cube beyond the horizon's reach draws nobody.
+
+    Raises:
+        ConfigError: another goal.
+        InputError: an env without the table-top's tasks, or a task about a cube that the model does not know.
+    """
+    if goal not in GOALS:
+        raise ConfigError("goal", goal, f"choose one of {GOALS}")
+    world = env.unwrapped
+    if getattr(world, "task_spec", None) is None:
+        raise InputError("env", type(world).__name__, "planning needs the table-top's task_spec")
+    task = TaskGoal(world.task_spec, model.objects)
+    behind = BehindObject(task.distance, task.target, task.pusher, task.cube)
+    if goal == "positions":
+        return WeightedSum([(1.0, ObjectPositions(task.distance_inside)), (0.15, behind), (5.0, ObjectLost(task.cube))])
+    if goal == "reward":
+        return WeightedSum([(10.0, RewardHead()), (0.15, behind)])
+    return WeightedSum([(100.0, GoalImage(expert_goal(env))), (0.15, behind)])
+
+
+def expert_goal(env: gymnasium.Env, steps: int = MAX_STEPS) -> np.ndarray:
+    """The frame (H, W, 3) at the end of a scripted expert's try at the env's present scene, which is then put back."""
+    world = env.unwrapped
+    state, owner = world.get_state(), world.np_random
+    world.np_random = np.random.default_rng(0)
+    act = expert_policy(env)
+    for _ in range(steps):
+        world.act(act())
+        if world.task_spec.distance(world.positions()) <= 0:
+            break
+    frame = world.frame(world.config.image_size)
+    world.np_random = owner
+    world.set_state(state)
+    return frame
+
+
+def expert_policy(env: gymnasium.Env) -> Callable[[], np.ndarray]:
+    """The scripted expert, which reads the simulator's truth: each call returns the next action (2,)."""
+    expert, world = Expert(), env.unwrapped
+
+    def act() -> np.ndarray:
+        positions = world.positions().astype(np.float64)
+        task = world.task_spec
+        return expert.act(positions[0], positions[OBJECTS.index(task.cube)], task.target(positions))
+
+    return act

@@ -1,0 +1,164 @@
+"""One episode: plans in a world model, acts in the real environment, keeps what happened. Knows no checkpoint and no file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from emu_embodied.policies.cem import CEM
+from emu_embodied.protocols import Cost, Planner, WorldModel
+from emu_embodied.rollouts.goals import MAX_STEPS, build_cost, expert_policy
+from emu_embodied.types import AGENT_POS, IS_SUCCESS, PIXELS, Observation
+
+CostBuilder = Callable[[gymnasium.Env, WorldModel], Cost]
+
+
+@dataclass(frozen=True)
+class EpisodeRun:
+    """One episode acted in the real environment, T steps long.
+
+    Attributes:
+        seed: of the env's reset, and of the planner.
+        instruction, kind: the task as text, and its kind ("edge", "middle", "next_to").
+        success: the simulator's predicate held at some step.
+        distances: (T + 1,) float32, cm left to go by the simulator.
+        actions: (T, A) float32.
+        frames: (T + 1, H, W, 3) uint8, real.
+        imagined: (T + 1, H, W, 3) uint8, what each plan's steps were imagined to lead to, from the last observation
+            before the plan; the first is the model's rendering of the first real frame. Empty without a model.
+        plan_seconds, plan_costs: one entry per plan.
+        predicted_frames: of all plans together.
+    """
+
+    seed: int
+    instruction: str
+    kind: str
+    success: bool
+    distances: np.ndarray
+    actions: np.ndarray
+    frames: np.ndarray
+    imagined: np.ndarray
+    plan_seconds: tuple[float, ...] = ()
+    plan_costs: tuple[float, ...] = ()
+    predicted_frames: int = 0
+
+    def row(self) -> dict[str, Any]:
+        """The episode without its arrays, as JSON."""
+        return {
+            "seed": self.seed,
+            "instruction": self.instruction,
+            "kind": self.kind,
+            "success": self.success,
+            "steps": len(self.actions),
+            "start_cm": round(float(self.distances[0]), 3),
+            "end_cm": round(float(self.distances[-1]), 3),
+            "plan_seconds": [round(s, 4) for s in self.plan_seconds],
+            "predicted_frames": self.predicted_frames,
+        }
+
+
+class _Recorder:
+    """Acts in the env and keeps what happened."""
+
+    def __init__(self, env: gymnasium.Env, seed: int, max_steps: int) -> None:
+        self.env, self.seed, self.max_steps = env, seed, max_steps
+        observation, info = env.reset(seed=seed)
+        self.instruction = info.get("task", "")
+        self.frames, self.actions, self.distances = [], [], []
+        self.success = False
+        self._keep(observation, info)
+
+    @property
+    def over(self) -> bool:
+        return self.success or len(self.actions) >= self.max_steps
+
+    def act(self, action: np.ndarray) -> None:
+        observation, _, terminated, truncated, info = self.env.step(action)
+        self.actions.append(np.asarray(action, np.float32))
+        self._keep(observation, info)
+        if truncated or terminated:
+            self.max_steps = len(self.actions)
+
+    def finish(self, imagined: Sequence[np.ndarray] = (), **more: Any) -> EpisodeRun:
+        spec, frames = getattr(self.env.unwrapped, "task_spec", None), np.stack(self.frames)
+        dreamt = np.stack(imagined) if len(imagined) else np.empty((0, *frames.shape[1:]), np.uint8)
+        return EpisodeRun(
+            self.seed,
+            self.instruction,
+            getattr(spec, "kind", ""),
+            self.success,
+            np.array(self.distances, np.float32),
+            np.reshape(self.actions, (-1, *self.env.action_space.shape)).astype(np.float32),
+            frames,
+            dreamt[: len(frames)],
+            **more,
+        )
+
+    def _keep(self, observation: dict[str, np.ndarray], info: dict[str, Any]) -> None:
+        self.frames.append(observation[PIXELS])
+        self.distances.append(info.get("distance", float("nan")))
+        self.success = self.success or bool(info[IS_SUCCESS])
+        self.observation = Observation(observation[PIXELS], observation[AGENT_POS], self.instruction)
+
+
+def run_episode(
+    env: gymnasium.Env,
+    model: WorldModel,
+    planner: Planner | None = None,
+    cost_builder: CostBuilder | None = None,
+    seed: int = 0,
+    execute: int = 2,
+    max_steps: int = MAX_STEPS,
+) -> EpisodeRun:
+    """Plans, carries out `execute` steps, observes what really happened, and plans again, until success or the end.
+
+    Args:
+        env: the real environment; reset here.
+        model: where plans are imagined; its histories hold real observations only.
+        planner: `reset` here; its warm start should shift by `execute`. None is CEM as configured by default.
+        cost_builder: (env, model) -> the episode's cost; called once, after the reset. None is `build_cost("positions", ...)`.
+        seed: of the env's reset.
+        execute: steps of each plan that are carried out.
+        max_steps: model steps after which the episode has failed.
+
+    Raises:
+        InputError: observations that do not fit the model, or costs that are not finite.
+        SimulationError: the physics left the numbers.
+    """
+    recorder = _Recorder(env, seed, max_steps)
+    planner = planner or CEM(seed=seed)
+    planner.reset()
+    cost = cost_builder(env, model) if cost_builder else build_cost("positions", env, model)
+    history = model.encode([recorder.observation])
+    imagined, plans = [*model.decode(history.codes_BCN[0, -1:])], []
+    while not recorder.over:
+        plan = planner.plan(model, history, cost)
+        plans.append(plan)
+        actions_TA = plan.actions[:execute]
+        dream = model.rollout(history, actions_TA[None, None])
+        imagined += [*model.decode(dream.codes_BSTN[0, 0])]
+        for action in actions_TA:
+            recorder.act(action)
+            history = model.observe(history, action[None], [recorder.observation])
+            if recorder.over:
+                break
+    return recorder.finish(
+        imagined,
+        plan_seconds=tuple(plan.seconds for plan in plans),
+        plan_costs=tuple(plan.cost for plan in plans),
+        predicted_frames=sum(plan.predicted_frames for plan in plans),
+    )
+
+
+def run_policy(env: gymnasium.Env, agent: str, seed: int, max_steps: int = MAX_STEPS) -> EpisodeRun:
+    """Plays one episode of a control: "random" (uniform actions) or "expert" (the scripted one, on true positions)."""
+    recorder = _Recorder(env, seed, max_steps)
+    rng, space = np.random.default_rng([seed, 5]), env.action_space
+    act = expert_policy(env) if agent == "expert" else lambda: rng.uniform(space.low, space.high).astype(np.float32)
+    while not recorder.over:
+        recorder.act(act())
+    return recorder.finish()
