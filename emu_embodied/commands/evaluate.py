@@ -123,8 +123,8 @@ def _card(config: DictConfig, figures: list, model) -> str:
     return f"""# {name}
 
 An action-conditioned world model of `{model.world.env_id}` for emu-embodied: {model.tokens_per_frame} tokens a frame of
-{model.image_size} px, {model.context_frames} frames of context. Token model {sizes["model"] / 1e6:.2f}M parameters, frame
-tokenizer {sizes["tokenizer"] / 1e6:.2f}M. How it was trained is in `config.json`, what was measured in `metrics.json`.
+{model.image_size} px, each predicted from the last {model.context_frames} and an action.
+Token model {sizes["model"] / 1e6:.2f}M parameters, frame tokenizer {sizes["tokenizer"] / 1e6:.2f}M. How it was trained is in `config.json`, what was measured in `metrics.json`.
 
 Objects it knows: {", ".join(model.objects)}. It has seen scripted pushing of the standard table-top only: other backgrounds,
 colours, cameras and tasks are outside what it was trained for.
