@@ -115,7 +115,7 @@ def _card(config: DictConfig, figures: list, model) -> str:
     from emu_embodied.rollouts.quality import as_markdown
 
     sizes = {
-        name: sum(p.numel() for p in part.parameters())
+        name: sum(p.numel() for p in part.parameters()) / 1e6
         for name, part in vars(model).items()
         if name in ("tokenizer", "model")
     }
@@ -123,8 +123,9 @@ def _card(config: DictConfig, figures: list, model) -> str:
     return f"""# {name}
 
 An action-conditioned world model of `{model.world.env_id}` for emu-embodied: {model.tokens_per_frame} tokens a frame of
-{model.image_size} px, each predicted from the last {model.context_frames} and an action.
-Token model {sizes["model"] / 1e6:.2f}M parameters, frame tokenizer {sizes["tokenizer"] / 1e6:.2f}M. How it was trained is in `config.json`, what was measured in `metrics.json`.
+{model.image_size} px, each predicted from the last {model.context_frames} and an action. Token model of {sizes["model"]:.2f}M
+parameters, frame tokenizer of {sizes["tokenizer"]:.2f}M. How it was trained is in `config.json`, what was measured in
+`metrics.json`.
 
 Objects it knows: {", ".join(model.objects)}. It has seen scripted pushing of the standard table-top only: other backgrounds,
 colours, cameras and tasks are outside what it was trained for.
