@@ -26,7 +26,8 @@ class TokenWorldModel:
         world: names and scales (`checkpoint.World`).
         decoding: how frames are decoded.
         seed: of the sampling noise; see `seed`.
-        chunk: most dreams (B x S) that are imagined at once; more are done in turn, which keeps memory and caches small.
+        chunk: most dreams (B x S) that are imagined at once; more are done in turn, which keeps memory and caches small. By
+            default 16 on the CPU, whose caches then hold a layer's states, and 1,024 elsewhere.
 
     Raises:
         InputError: more passes than a frame has tokens.
@@ -41,7 +42,7 @@ class TokenWorldModel:
         *,
         decoding: DecodingConfig | None = None,
         seed: int = 0,
-        chunk: int = 64,
+        chunk: int | None = None,
     ) -> None:
         decoding = decoding or DecodingConfig()
         if decoding.passes > model.config.slots:
@@ -50,13 +51,14 @@ class TokenWorldModel:
             )
         self.tokenizer, self.text, self.model, self.world = tokenizer.eval(), text, model.eval(), world
         self.engine = FrameStep(model)
-        self.decoding, self.chunk = decoding, chunk
+        self.decoding = decoding
         self.noise = make_noise(model.config.noise, tokenizer.places())
         self.image_size = tokenizer.config.image_size
         self.action_dim, self.agent_dim = model.config.action_dim, 2
         self.objects, self.context_frames = model.config.objects, max(1, model.config.context_frames)
         self.tokens_per_frame = model.config.slots
         self.device = model.noised.device
+        self.chunk = chunk or (16 if self.device.type == "cpu" else 1024)
         self.seed(seed)
 
     def seed(self, seed: int) -> None:
