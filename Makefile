@@ -9,7 +9,7 @@ export MUJOCO_GL
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)
-	.venv/bin/emu-embodied plan env=tabletop checkpoint=nano-tabletop episodes=1 seed=7 candidates=32 iterations=2 elites=6 $(ARGS)
+	.venv/bin/emu-embodied plan env=tabletop checkpoint=nano-tabletop episodes=1 seed=4 candidates=32 iterations=2 elites=6 $(ARGS)
 
 test: $(STAMP)
 	$(PYTHON) -m pytest $(ARGS)
