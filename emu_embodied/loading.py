@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from emu_embodied.checkpoint import load_checkpoint
+from emu_embodied.checkpoint import fingerprint, load_checkpoint
 from emu_embodied.decoding.config import DecodingConfig
 from emu_embodied.errors import CheckpointError, InputError
 from emu_embodied.world_model import TokenWorldModel
@@ -27,6 +27,11 @@ def checkpoint_path(name_or_path: str | Path) -> Path:
             return path
     shipped = sorted(p.name for p in SHIPPED.glob("*") if p.is_dir())
     raise CheckpointError("checkpoint", str(name_or_path), f"choose one of {shipped} or give a checkpoint's folder")
+
+
+def weights_label(name_or_path: str | Path, passes: int) -> str:
+    """Names a checkpoint, its weights and K, so that a journal of planned episodes is not continued with others."""
+    return f"{name_or_path} {fingerprint(checkpoint_path(name_or_path))} passes={passes}"
 
 
 def load(

@@ -5,6 +5,7 @@ A level is the share of tokens that are wrong, from 0 to 1, and means the same f
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Protocol
 
 import torch
@@ -31,19 +32,13 @@ class Noise(Protocol):
         """Which slots the loss is about, bool."""
         ...
 
-    def refine(
-        self, noisy: torch.Tensor, predicted: torch.Tensor, before: float, after: float, generator
-    ) -> torch.Tensor:
-        """Codes at the level `after` from those at the level `before` and the clean codes predicted of them."""
-        ...
-
 
 class Absorbing:
     """Tokens are hidden (MaskGIT's and DiDA's noise). Which stay hidden is the decoder's to choose: see `decoding.dida`."""
 
     def corrupt(self, codes, level, generator):
         """Hides each token with probability `level`."""
-        return codes, _rand(codes.shape, codes, generator) < level
+        return codes, uniform(codes.shape, codes, generator) < level
 
     def blank(self, codes, unknown, generator):
         """Hides what is not known."""
@@ -53,13 +48,9 @@ class Absorbing:
         """The hidden slots."""
         return hidden
 
-    def refine(self, noisy, predicted, before, after, generator):
-        """Not used: `decoding.dida` opens and closes slots itself."""
-        raise NotImplementedError
 
-
-class Uniform:
-    """Tokens are replaced by others, all equally likely.
+class Replacing(ABC):
+    """The base of noises that put other codes in the place of the true ones; the model is not told which are wrong.
 
     Args:
         codebook_size: V.
@@ -68,27 +59,38 @@ class Uniform:
     def __init__(self, codebook_size: int) -> None:
         self.codebook_size = codebook_size
 
-    def corrupt(self, codes, level, generator):
-        """Replaces each token with probability `level` by one of the V - 1 others."""
-        other = 1 + (_rand(codes.shape, codes, generator) * (self.codebook_size - 1)).long()
-        wrong = _rand(codes.shape, codes, generator) < level
-        return torch.where(wrong, (codes + other) % self.codebook_size, codes), torch.zeros_like(wrong)
-
     def blank(self, codes, unknown, generator):
         """Any code where none is known."""
-        return _anything(codes, unknown, self.codebook_size, generator)
+        drawn = (uniform(codes.shape, codes, generator) * self.codebook_size).long().clamp(max=self.codebook_size - 1)
+        return torch.where(unknown, drawn, codes), torch.zeros_like(unknown)
 
     def counts(self, hidden):
-        """All slots: the model is not told which are wrong."""
+        """All slots."""
         return torch.ones_like(hidden)
+
+    @abstractmethod
+    def refine(
+        self, noisy: torch.Tensor, predicted: torch.Tensor, before: float, after: float, generator
+    ) -> torch.Tensor:
+        """Codes at the level `after` from those at the level `before` and the clean codes predicted of them."""
+
+
+class Uniform(Replacing):
+    """Tokens are replaced by others, all equally likely."""
+
+    def corrupt(self, codes, level, generator):
+        """Replaces each token with probability `level` by one of the V - 1 others."""
+        other = 1 + (uniform(codes.shape, codes, generator) * (self.codebook_size - 1)).long()
+        wrong = uniform(codes.shape, codes, generator) < level
+        return torch.where(wrong, (codes + other) % self.codebook_size, codes), torch.zeros_like(wrong)
 
     def refine(self, noisy, predicted, before, after, generator):
         """The exact bridge of the mixture path: a token takes its prediction with probability (before - after) / before."""
-        jump = _rand(noisy.shape, noisy, generator) < (before - after) / max(before, 1e-9)
+        jump = uniform(noisy.shape, noisy, generator) < (before - after) / max(before, 1e-9)
         return torch.where(jump, predicted, noisy)
 
 
-class Metric:
+class Metric(Replacing):
     """Tokens wander off to near ones first: p(x | x1) = softmax over x of -beta d(x, x1) (URSA, arXiv 2510.24717).
 
     d is the squared distance of the codes in the tokenizer's latent, scaled to at most 4. URSA normalises the codes' vectors
@@ -100,6 +102,7 @@ class Metric:
     """
 
     def __init__(self, places_VK: torch.Tensor) -> None:
+        super().__init__(len(places_VK))
         distance_VV = (places_VK[:, None] - places_VK[None]).square().sum(-1).float()
         self.distance_VV = 4 * distance_VV / distance_VV.max()
         self.betas = torch.cat([torch.zeros(1), torch.logspace(-2, 5, 141)]).to(places_VK.device)
@@ -122,16 +125,8 @@ class Metric:
         """Draws each token from the kernel at the level's beta, exactly."""
         level = torch.as_tensor(level, dtype=torch.float32).expand(codes.shape).to(codes.device)
         scores = -self.beta(level)[..., None] * self.distance_VV[codes]
-        gumbel = -torch.log(-torch.log(_rand(scores.shape, codes, generator).clamp(1e-9, 1 - 1e-7)))
+        gumbel = -torch.log(-torch.log(uniform(scores.shape, codes, generator).clamp(1e-9, 1 - 1e-7)))
         return (scores + gumbel).argmax(-1), torch.zeros(codes.shape, dtype=torch.bool, device=codes.device)
-
-    def blank(self, codes, unknown, generator):
-        """Any code where none is known."""
-        return _anything(codes, unknown, len(self.distance_VV), generator)
-
-    def counts(self, hidden):
-        """All slots: the model is not told which are wrong."""
-        return torch.ones_like(hidden)
 
     def refine(self, noisy, predicted, before, after, generator):
         """Draws anew from the kernel around the predictions: exact at any step size; an Euler step's first does nothing."""
@@ -145,12 +140,7 @@ def make_noise(name: str, places_VK: torch.Tensor) -> Noise:
     ]()
 
 
-def _anything(codes, unknown, codebook_size: int, generator) -> tuple[torch.Tensor, torch.Tensor]:
-    drawn = (_rand(codes.shape, codes, generator) * codebook_size).long().clamp(max=codebook_size - 1)
-    return torch.where(unknown, drawn, codes), torch.zeros_like(unknown)
-
-
-def _rand(shape, like: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
-    """Uniform numbers on the generator's device, brought to where the codes are."""
+def uniform(shape, like: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+    """Uniform numbers in [0, 1), drawn on the generator's device and brought to where `like` is."""
     device = generator.device if generator is not None else like.device
     return torch.rand(shape, generator=generator, device=device).to(like.device)

@@ -34,7 +34,7 @@ class _PassCache:
         return torch.cat([self.keys[layer], k], 2), torch.cat([self.values[layer], v], 2)
 
     def advance(self, tokens: int) -> None:
-        pass
+        """Called once a pass that keeps; who calls the step counts, so there is nothing to count here."""
 
     def new(self) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.stack(self.new_keys), torch.stack(self.new_values)
@@ -173,18 +173,10 @@ class StaticEngine:
             codes_BCN[:, -1],
             frames,
         )
-        read = frames if c.context_frames else 0
-        parts = [m.embed_text(text_BL)]
-        for i in range(read):
-            action = actions_BCA[:, i - 1] if i else None
-            source = m.frame_source(codes_BCN[:, i - 1], action) if i else None
-            parts.append(m.embed_clean(action, codes_BCN[:, i], source))
-        positions, mask = m.layout(read, None)
-        empty = like.new_zeros(*shape[:3], 0, shape[4])
-        fresh = _PassCache(empty, empty)
-        m.transformer.remember(torch.cat(parts, 1), positions, mask, fresh)
-        length = c.text_length + read * c.frame_tokens
-        cache.keys[..., :length, :], cache.values[..., :length, :] = fresh.new()
+        fresh = _PassCache(*2 * (like.new_zeros(*shape[:3], 0, shape[4]),))
+        m.transformer.remember(*m.embed_history(text_BL, codes_BCN, actions_BCA), fresh)
+        keys, values = fresh.new()
+        cache.keys[..., : keys.shape[3], :], cache.values[..., : keys.shape[3], :] = keys, values
         cache.seen_S[: c.text_length] = True
         self._look(cache)
         return cache

@@ -59,16 +59,9 @@ class FrameStep:
         """Reads text (B, L), C frames (B, C, N) and the actions between them (B, C - 1, A); leaves room for `ahead` frames."""
         m, c = self.model, self.config
         batch, frames, _ = codes_BCN.shape
-        read = frames if c.context_frames else 0
         room = frames + ahead if c.context_frames else 1
         cache = m.transformer.new_cache(batch, c.text_length + room * c.frame_tokens, c.text_length)
-        parts = [m.embed_text(text_BL)]
-        for t in range(read):
-            action = actions_BCA[:, t - 1] if t else None
-            source = m.frame_source(codes_BCN[:, t - 1], action) if t else None
-            parts.append(m.embed_clean(action, codes_BCN[:, t], source))
-        positions, mask = m.layout(read, None)
-        m.transformer.remember(torch.cat(parts, 1), positions, mask, cache)
+        m.transformer.remember(*m.embed_history(text_BL, codes_BCN, actions_BCA), cache)
         return self._slide(StepCache(cache, text_BL, codes_BCN[:, -1], frames))
 
     def denoise(

@@ -252,6 +252,18 @@ class TokenModel(nn.Module):
             prefix = torch.cat([prefix[:, :-1], prefix[:, -1:] + source_BND[:, :1]], 1)
         return torch.cat([prefix, self.embed_noisy(codes_BN, hidden_BN, source_BND)], 1)
 
+    def embed_history(
+        self, text_BL: torch.Tensor, codes_BCN: torch.Tensor, actions_BCA: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Text and the frames that stay in sight, with their rotary positions and mask, as `Transformer.remember` wants."""
+        frames = codes_BCN.shape[1] if self.config.context_frames else 0
+        parts = [self.embed_text(text_BL)]
+        for t in range(frames):
+            action = actions_BCA[:, t - 1] if t else None
+            source = self.frame_source(codes_BCN[:, t - 1], action) if t else None
+            parts.append(self.embed_clean(action, codes_BCN[:, t], source))
+        return torch.cat(parts, 1), *self.layout(frames, None)
+
     def visual_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits (..., codebook_size) over the visual codes."""
         return F.linear(hidden, self.transformer.lm_head.weight[self.config.vocabulary.visual])

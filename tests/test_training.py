@@ -241,6 +241,7 @@ def test_adapting_needs_a_checkpoint_and_frames_of_its_size(tmp_path, capsys):
         (["stage=dada"], "stage: dada"),
         (["stage=dida", "from=nobody"], "checkpoint: nobody"),
         (["recipe.noise=pink"], "recipe.noise: pink"),
+        (["recipe.trajectory_loop.optimiser=adam"], "recipe.trajectory_loop.optimiser: adam"),
     ):
         assert main([*words, *more]) == 2
         error = capsys.readouterr().err

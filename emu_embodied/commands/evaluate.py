@@ -70,15 +70,14 @@ def _planning(config: DictConfig, options: dict, folder: Path) -> list:
 
     Episodes are kept in `folder` as they finish; the same command goes on where one was stopped.
     """
-    from emu_embodied.checkpoint import fingerprint
-    from emu_embodied.loading import checkpoint_path, load
+    from emu_embodied.loading import load, weights_label
     from emu_embodied.policies.cem import CEMConfig
     from emu_embodied.rollouts import planning
     from emu_embodied.rollouts.quality import Figure
 
     seeds = range(config.planning_seed, config.planning_seed + config.planning)
     make_model = functools.partial(load, config.checkpoint, passes=config.passes, device="cpu")
-    name = f"{config.checkpoint} {fingerprint(checkpoint_path(config.checkpoint))} passes={config.passes}"
+    name = weights_label(config.checkpoint, config.passes)
     rows = {}
     for agent in ("random", "oracle", "model"):
         label, make = (name, make_model) if agent == "model" else ("", None)

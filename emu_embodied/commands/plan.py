@@ -60,17 +60,13 @@ def run(config: DictConfig) -> None:
 
 
 def _settings(config: DictConfig):
-    from emu_embodied.checkpoint import fingerprint
-    from emu_embodied.loading import checkpoint_path
+    from emu_embodied.loading import weights_label
     from emu_embodied.policies.cem import CEMConfig
     from emu_embodied.rollouts.planning import PlanningSettings
 
     for name, least in (("episodes", 1), ("steps", 1), ("workers", 1), ("seed", 0), ("videos", 0), ("passes", 1)):
         if config[name] < least:
             raise ConfigError(name, config[name], f"give a whole number of at least {least}")
-    model = ""
-    if config.agent == "model":
-        model = f"{config.checkpoint} {fingerprint(checkpoint_path(config.checkpoint))} passes={config.passes}"
     budget = {name: config[name] for name in ("horizon", "candidates", "iterations", "elites", "execute")}
     return PlanningSettings(
         config.env.id,
@@ -79,7 +75,7 @@ def _settings(config: DictConfig):
         config.goal,
         CEMConfig(**budget),
         config.steps,
-        model,
+        weights_label(config.checkpoint, config.passes) if config.agent == "model" else "",
     )
 
 

@@ -65,7 +65,7 @@ def make_recipe(config: DictConfig):
     """
     from emu_embodied.noise import NOISES
     from emu_embodied.tokenizers.frames import FrameTokenizerConfig
-    from emu_embodied.training.loop import LoopConfig
+    from emu_embodied.training.loop import OPTIMISERS, LoopConfig
     from emu_embodied.training.objectives import TrajectoryConfig
     from emu_embodied.training.recipe import Recipe
 
@@ -77,6 +77,10 @@ def make_recipe(config: DictConfig):
     values["trajectory"] = TrajectoryConfig(**values["trajectory"])
     values["trajectory_loop"] = LoopConfig(**values["trajectory_loop"])
     recipe = Recipe(**values)
+    for name in ("tokenizer_loop", "trajectory_loop"):
+        optimiser = getattr(recipe, name).optimiser
+        if optimiser not in OPTIMISERS:
+            raise ConfigError(f"recipe.{name}.optimiser", optimiser, f"choose one of {OPTIMISERS}")
     if recipe.noise not in NOISES:
         raise ConfigError("recipe.noise", recipe.noise, f"choose one of {NOISES}")
     if recipe.tokenizer.image_size % recipe.tokenizer.patch:

@@ -10,7 +10,7 @@ import torch
 from emu_embodied.decoding.config import DecodingConfig
 from emu_embodied.decoding.sampling import draw, entropy, log_probs
 from emu_embodied.errors import InputError
-from emu_embodied.noise import Absorbing, Noise
+from emu_embodied.noise import Noise, Replacing, uniform
 from emu_embodied.protocols import StepEngine
 
 
@@ -43,7 +43,7 @@ def decode_frame(
     slots = cache.previous_BN.shape[1]
     if config.passes > slots:
         raise InputError("passes", config.passes, f"choose K from 1 to {slots}, the tokens of a frame")
-    if noise is not None and not isinstance(noise, Absorbing):
+    if isinstance(noise, Replacing):
         return _refine(engine, cache, actions_BA, config, generator, noise)
     codes_BN = torch.zeros_like(cache.previous_BN)
     open_BN = torch.ones_like(codes_BN, dtype=torch.bool)
@@ -97,7 +97,7 @@ def _sureness(order: str, sure_BN: torch.Tensor, generator: torch.Generator | No
     if order == "confidence":
         return sure_BN
     if order == "random":
-        return torch.rand(sure_BN.shape, generator=generator, device=sure_BN.device)
+        return uniform(sure_BN.shape, sure_BN, generator)
     return -torch.tensor(fixed_order(order, sure_BN.shape[1]), dtype=sure_BN.dtype, device=sure_BN.device).expand_as(
         sure_BN
     )

@@ -11,7 +11,7 @@ import torch
 
 from emu_embodied.decoding.config import DecodingConfig
 from emu_embodied.decoding.sampling import draw, entropy, log_probs
-from emu_embodied.noise import Absorbing, Noise
+from emu_embodied.noise import Absorbing, Noise, uniform
 from emu_embodied.protocols import StepEngine
 
 
@@ -72,4 +72,4 @@ def _accept(causal: torch.Tensor, draft: torch.Tensor, codes: torch.Tensor, gene
     """Which drafted codes (B, N) to keep, each with probability min(1, p / q)."""
     codes = codes[..., None]
     ratio = (causal.gather(-1, codes) - draft.gather(-1, codes))[..., 0]
-    return torch.rand(ratio.shape, generator=generator, device=ratio.device).log() < ratio
+    return uniform(ratio.shape, ratio, generator).log() < ratio

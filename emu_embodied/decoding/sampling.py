@@ -6,6 +6,7 @@ import torch
 
 from emu_embodied.decoding.config import DecodingConfig
 from emu_embodied.errors import InputError
+from emu_embodied.noise import uniform
 
 
 def log_probs(logits: torch.Tensor, config: DecodingConfig) -> torch.Tensor:
@@ -14,7 +15,7 @@ def log_probs(logits: torch.Tensor, config: DecodingConfig) -> torch.Tensor:
     Raises:
         InputError: logits that are not finite.
     """
-    if not torch.isfinite(logits.sum()):  # one pass over them; NaN and inf survive a sum
+    if not torch.isfinite(logits.sum(dtype=torch.float32)):  # NaN and inf survive a sum
         raise InputError("logits", "NaN or inf", "check the actions and the checkpoint")
     scores = logits.float() / (config.temperature or 1.0)
     if 0 < config.top_k < scores.shape[-1]:
@@ -34,9 +35,8 @@ def draw(
     """Draws codes (...) from log-probabilities (..., V) by Gumbel noise (the likeliest at temperature 0), and gives theirs."""
     scores = log_probs
     if config.temperature > 0:
-        device = generator.device if generator is not None else log_probs.device
-        uniform = torch.rand(log_probs.shape, generator=generator, device=device).clamp_(1e-9, 1 - 1e-7)
-        scores = log_probs - torch.log(-torch.log(uniform)).to(log_probs.device)
+        chance = uniform(log_probs.shape, log_probs, generator).clamp_(1e-9, 1 - 1e-7)
+        scores = log_probs - torch.log(-torch.log(chance))
     codes = scores.argmax(-1)
     return codes, log_probs.gather(-1, codes[..., None])[..., 0]
 

@@ -21,6 +21,7 @@ from emu_embodied.training.muon import Muon
 
 LossFunction = Callable[[nn.Module, int], tuple[torch.Tensor, dict[str, float]]]
 Evaluator = Callable[[nn.Module], dict[str, float]]
+OPTIMISERS = ("adamw", "muon")
 
 
 @dataclass(frozen=True)

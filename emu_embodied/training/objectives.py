@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -37,10 +38,15 @@ class TokenizerObjective:
         self.previous = np.maximum(
             np.arange(len(cache)) - 1, np.repeat(cache.episode_starts[:-1], np.diff(cache.episode_starts))
         )
-        moved = [_moved_pixels(cache.pixels, self.previous, part) for part in np.array_split(np.arange(len(cache)), 64)]
-        self.busy = np.cumsum(np.concatenate(moved), dtype=np.float64)
         some = np.random.default_rng(seed).choice(len(cache), min(2000, len(cache)), replace=False)
         self.mean = to_float(self.pixels[np.sort(some)]).mean(0)
+
+    @cached_property
+    def busy(self) -> np.ndarray:
+        """Running sum of the pixels that moved, frame by frame; even where nothing moves at all."""
+        pixels, parts = self.pixels.numpy(), np.array_split(np.arange(len(self.pixels)), 64)
+        moved = np.concatenate([_moved_pixels(pixels, self.previous, part) for part in parts])
+        return np.cumsum(moved if moved.any() else np.ones_like(moved), dtype=np.float64)
 
     def __call__(self, module: FrameTokenizer, step: int) -> tuple[torch.Tensor, dict[str, float]]:
         device = module.levels.device
