@@ -5,6 +5,7 @@ Interrupted or killed, the same command continues. The checkpoint is written to 
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -22,6 +23,7 @@ def run(config: DictConfig) -> None:
     """
     import torch
 
+    began = time.monotonic()
     from emu_embodied.checkpoint import World
     from emu_embodied.loading import checkpoint_path
     from emu_embodied.rollouts.quality import Truth, quick_quality, tokenizer_quality
@@ -41,6 +43,7 @@ def run(config: DictConfig) -> None:
     objects = {name: tuple(rgb) for name, rgb in described["objects"].items()}
     world = World(objects, tuple(described["position_scale"]), config.env.id, tuple(described["action_names"]))
     cache = _frames(config)
+    print(f"train: {cache.episodes} episodes of frames are there after {(time.monotonic() - began) / 60:.1f} min", flush=True)
     truth = Truth(cache.select(range(cache.episodes - recipe.held_out, cache.episodes)), objects, world.position_scale)
     job = {
         "evaluate_model": lambda tokenizer, text, model: quick_quality(
@@ -54,7 +57,8 @@ def run(config: DictConfig) -> None:
     else:
         job["evaluate_tokenizer"] = lambda tokenizer: tokenizer_quality(tokenizer, truth, episodes=20)
         path = train_checkpoint(cache, recipe, world, folder, device, **job)
-    print(f"train: finished; try it with  emu-embodied plan env=tabletop checkpoint={path}")
+    minutes = (time.monotonic() - began) / 60
+    print(f"train: finished after {minutes:.1f} min; try it with  emu-embodied plan env=tabletop checkpoint={path}")
 
 
 def make_recipe(config: DictConfig):
