@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 
-from emu_embodied.types import History, Observation, Plan, Rollout
+from emu_embodied.types import History, Observation, Plan, Proposal, Rollout
 
 
 @runtime_checkable
@@ -79,14 +79,33 @@ class Planner(Protocol):
 
 
 class StepEngine(Protocol):
-    """Executes the model's pure steps; decoding loops are blind to which engine does it. See `emu_embodied.step`."""
+    """Executes the model's pure steps; decoding loops are blind to which engine does it. See `emu_embodied.step`.
+
+    Attributes:
+        name: says what executes: "eager", "compiled", "onnx", ...
+        codebook_size: V.
+    """
+
+    name: str
+    codebook_size: int
 
     def prefill(self, text_BL: torch.Tensor, codes_BCN: torch.Tensor, actions_BCA: torch.Tensor, ahead: int):
         """Reads C frames and the actions between them; returns a cache with room for `ahead` more frames."""
         ...
 
-    def denoise(self, cache, actions_BA: torch.Tensor, codes_BN: torch.Tensor, hidden_BN: torch.Tensor):
-        """One bidirectional pass over the next frame's slots; returns logits (B, N, V) and hidden states (B, N, D)."""
+    def denoise(
+        self,
+        cache,
+        actions_BA: torch.Tensor,
+        codes_BN: torch.Tensor,
+        hidden_BN: torch.Tensor,
+        sharpness: float = 1.0,
+        gumbel_BNV: torch.Tensor | None = None,
+    ) -> Proposal:
+        """One bidirectional pass over the next frame's slots, with a drawing from softmax(sharpness * logits).
+
+        `gumbel_BNV` is the drawing's noise, so that engines can be compared token by token; None draws the likeliest.
+        """
         ...
 
     def verify(self, cache, actions_BA: torch.Tensor, codes_BN: torch.Tensor):
@@ -94,7 +113,7 @@ class StepEngine(Protocol):
         ...
 
     def commit(self, cache, actions_BA: torch.Tensor, codes_BN: torch.Tensor) -> None:
-        """One causal pass over the finished frame, which joins the cache."""
+        """Adds the finished frame to the past; its causal pass may wait for, or ride in, the next frame's first pass."""
         ...
 
     def frame_source(self, cache, actions_BA: torch.Tensor) -> torch.Tensor | None:
@@ -102,11 +121,22 @@ class StepEngine(Protocol):
         ...
 
     def next_token(
-        self, cache, actions_BA: torch.Tensor, index: int, codes_B: torch.Tensor | None, source_BND: torch.Tensor | None
-    ):
-        """Reads the token before slot `index`, which joins the cache; returns logits (B, V) and its hidden state (B, D)."""
+        self,
+        cache,
+        actions_BA: torch.Tensor,
+        index: int,
+        codes_B: torch.Tensor | None,
+        source_BND: torch.Tensor | None,
+        sharpness: float = 1.0,
+        gumbel_BV: torch.Tensor | None = None,
+    ) -> Proposal:
+        """Reads the token before slot `index`, which joins the cache, and draws the slot's code."""
         ...
 
     def finish(self, cache, codes_BN: torch.Tensor) -> None:
         """Closes a frame that `next_token` has read token by token."""
+        ...
+
+    def whole_frame(self, decode: Callable) -> Callable:
+        """A decoding function as this engine runs it best: itself, or the same as one captured graph."""
         ...

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 
 from emu_embodied.attention import KVCache
+from emu_embodied.decoding.sampling import draw_inside
 from emu_embodied.token_model import TokenModel
+from emu_embodied.types import Proposal
 
 
 @dataclass
@@ -19,6 +22,7 @@ class StepCache:
         text_BL: (B, L) instruction ids.
         previous_BN: (B, N) codes of the last clean frame.
         frames: clean frames read.
+        pending: a finished frame, its action and its source, whose causal pass waits until somebody looks at it.
         source: the last action asked about and what the next frame's slots start from under it, computed once a frame.
     """
 
@@ -26,6 +30,7 @@ class StepCache:
     text_BL: torch.Tensor
     previous_BN: torch.Tensor
     frames: int
+    pending: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None] | None = None
     source: tuple[torch.Tensor, torch.Tensor | None] | None = None
 
     def expand(self, copies: int) -> StepCache:
@@ -35,6 +40,7 @@ class StepCache:
             kv=self.kv.expand(copies),
             text_BL=self.text_BL.repeat_interleave(copies, 0),
             previous_BN=self.previous_BN.repeat_interleave(copies, 0),
+            pending=self.pending and tuple(x if x is None else x.repeat_interleave(copies, 0) for x in self.pending),
             source=None,
         )
 
@@ -51,6 +57,7 @@ class FrameStep:
     def __init__(self, model: TokenModel) -> None:
         self.model = model
         self.config = model.config
+        self.codebook_size = model.config.vocabulary.codebook_size
         self._masks: dict[tuple, torch.Tensor] = {}
 
     def prefill(
@@ -65,35 +72,53 @@ class FrameStep:
         return self._slide(StepCache(cache, text_BL, codes_BCN[:, -1], frames))
 
     def denoise(
-        self, cache: StepCache, actions_BA: torch.Tensor, codes_BN: torch.Tensor, hidden_BN: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self,
+        cache: StepCache,
+        actions_BA: torch.Tensor,
+        codes_BN: torch.Tensor,
+        hidden_BN: torch.Tensor,
+        sharpness: float = 1.0,
+        gumbel_BNV: torch.Tensor | None = None,
+    ) -> Proposal:
         """One parallel pass over the next frame's slots.
 
         Args:
-            cache: the past; not changed.
+            cache: the past.
             actions_BA: (B, A) the action that leads to the next frame.
             codes_BN: (B, N) codes of the slots that are already decided.
             hidden_BN: (B, N) bool, True where a slot is still open.
-
-        Returns:
-            logits (B, N, codebook_size) and hidden states (B, N, D).
+            sharpness: 1 / temperature of the drawing.
+            gumbel_BNV: (B, N, V) noise of the drawing; None draws the likeliest codes.
         """
         m, c = self.model, self.config
+        self._flush(cache)
         x = m.embed_draft(actions_BA, codes_BN, hidden_BN, self.frame_source(cache, actions_BA))
         hidden = m.transformer.hidden(
             x, self._positions(cache, c.frame_tokens), self._mask(cache, noisy=True), cache.kv
         )
         slots = hidden[:, c.prefix - 1 : -1] if c.next_token_shift else hidden[:, c.prefix :]
-        return m.visual_logits(slots), slots
+        return draw_inside(m.visual_logits(slots), slots, sharpness, gumbel_BNV)
 
     def commit(self, cache: StepCache, actions_BA: torch.Tensor, codes_BN: torch.Tensor) -> None:
-        """One causal pass over the finished frame (B, N); its keys and values join the cache."""
-        if not self.config.context_frames:
-            return self.finish(cache, codes_BN)
-        x = self.model.embed_clean(actions_BA, codes_BN, self.frame_source(cache, actions_BA))
+        """Adds the finished frame (B, N); the causal pass that writes its keys and values waits until they are needed."""
+        self._flush(cache)
+        pending = (actions_BA, codes_BN, self.frame_source(cache, actions_BA))
+        if self.config.context_frames:
+            cache.pending, cache.previous_BN, cache.source = pending, codes_BN, None
+        else:
+            self.finish(cache, codes_BN)
+
+    def _flush(self, cache: StepCache) -> None:
+        """The causal pass over a frame that waits for it."""
+        if cache.pending is None:
+            return
+        actions_BA, codes_BN, source_BND = cache.pending
+        cache.pending = None
+        x = self.model.embed_clean(actions_BA, codes_BN, source_BND)
         positions, mask = self._positions(cache, self.config.frame_tokens), self._mask(cache, noisy=False)
         self.model.transformer.remember(x, positions, mask, cache.kv)
-        self.finish(cache, codes_BN)
+        cache.frames += 1
+        self._slide(cache)
 
     def verify(
         self, cache: StepCache, actions_BA: torch.Tensor, codes_BN: torch.Tensor
@@ -104,6 +129,7 @@ class FrameStep:
             logits (B, N, codebook_size) of every slot given the slots before it, and the slots' own hidden states (B, N, D).
         """
         m, c = self.model, self.config
+        self._flush(cache)
         x = m.embed_clean(actions_BA, codes_BN, self.frame_source(cache, actions_BA))
         hidden = m.transformer.hidden(
             x, self._positions(cache, c.frame_tokens), self._mask(cache, noisy=False), cache.kv
@@ -117,21 +143,24 @@ class FrameStep:
         index: int,
         codes_B: torch.Tensor | None,
         source_BND: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        sharpness: float = 1.0,
+        gumbel_BV: torch.Tensor | None = None,
+    ) -> Proposal:
         """Reads the token before slot `index` (its code, or for slot 0 the action and image start); it joins the cache.
 
         Call it for index 0 .. N (at N it only reads the last code); `source_BND` is `frame_source(...)`, computed once.
 
         Returns:
-            logits (B, codebook_size) of slot `index`, and the hidden state (B, D) of the token just read.
+            what it says of slot `index` (B, ...), with the hidden state (B, D) of the token just read.
         """
         m = self.model
+        self._flush(cache)
         x = m.embed_prefix(actions_BA, len(actions_BA)) if index == 0 else m.embed_codes(codes_B[:, None])
         if source_BND is not None and index < self.config.slots:
             x = torch.cat([x[:, :-1], x[:, -1:] + source_BND[:, index : index + 1]], 1)
         mask = self._mask(cache, noisy=False)[: x.shape[1], : cache.kv.visible + x.shape[1]] if index == 0 else None
         hidden = m.transformer.hidden(x, self._positions(cache, x.shape[1]), mask, cache.kv, keep=True)[:, -1]
-        return m.visual_logits(hidden), hidden
+        return draw_inside(m.visual_logits(hidden), hidden, sharpness, gumbel_BV)
 
     def frame_source(self, cache: StepCache, actions_BA: torch.Tensor) -> torch.Tensor | None:
         """What the next frame's slots start from, (B, N, D); the same action tensor is not computed twice."""
@@ -143,6 +172,10 @@ class FrameStep:
         """Closes a frame whose tokens are all in the cache."""
         cache.previous_BN, cache.frames, cache.source = codes_BN, cache.frames + 1, None
         self._slide(cache)
+
+    def whole_frame(self, decode: Callable) -> Callable:
+        """The decoding function itself: eager runs it as it is."""
+        return decode
 
     def _positions(self, cache: StepCache, count: int) -> torch.Tensor:
         return torch.arange(cache.kv.length, cache.kv.length + count, device=cache.text_BL.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -88,6 +89,24 @@ class History:
             torch.cat([self.actions_BCA, actions_BA[:, None]], 1)[:, 1:],
             self.text_BL,
         )
+
+
+class Proposal(NamedTuple):
+    """What a pass says of the next frame's slots, and what it drew; (...) is (B, N) in parallel, (B,) token by token.
+
+    Attributes:
+        codes: (...) int64 drawn, the likeliest where no noise was given.
+        log_prob: (...) float32, of the drawn codes.
+        entropy: (...) float32 nats.
+        states: (..., D) hidden states: the slots' own in parallel, the token's just read token by token.
+        logits: (..., V).
+    """
+
+    codes: torch.Tensor
+    log_prob: torch.Tensor
+    entropy: torch.Tensor
+    states: torch.Tensor
+    logits: torch.Tensor
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from emu_embodied.decoding import autoregressive, dida, exact
 from emu_embodied.decoding.config import DecodingConfig
 from emu_embodied.errors import InputError
 from emu_embodied.noise import make_noise
-from emu_embodied.step import FrameStep, StepCache
+from emu_embodied.protocols import StepEngine
+from emu_embodied.step import FrameStep
 from emu_embodied.token_model import StateEstimate, TokenModel
 from emu_embodied.tokenizers.frames import FrameTokenizer
 from emu_embodied.tokenizers.text import TextTokenizer
@@ -25,6 +26,7 @@ class TokenWorldModel:
         tokenizer, text, model: the trained parts, in eval mode and on one device.
         world: names and scales (`checkpoint.World`).
         decoding: how frames are decoded.
+        engine: executes the model's steps; eager by default.
         seed: of the sampling noise; see `seed`.
         chunk: most dreams (B x S) that are imagined at once; more are done in turn, which keeps memory and caches small. By
             default 16 on the CPU, whose caches then hold a layer's states, and 1,024 elsewhere.
@@ -41,6 +43,7 @@ class TokenWorldModel:
         world,
         *,
         decoding: DecodingConfig | None = None,
+        engine: StepEngine | None = None,
         seed: int = 0,
         chunk: int | None = None,
     ) -> None:
@@ -50,7 +53,7 @@ class TokenWorldModel:
                 "passes", decoding.passes, f"choose K from 1 to {model.config.slots}, the tokens of a frame"
             )
         self.tokenizer, self.text, self.model, self.world = tokenizer.eval(), text, model.eval(), world
-        self.engine = FrameStep(model)
+        self.engine = engine or FrameStep(model)
         self.decoding = decoding
         self.noise = make_noise(model.config.noise, tokenizer.places())
         self.image_size = tokenizer.config.image_size
@@ -59,11 +62,12 @@ class TokenWorldModel:
         self.tokens_per_frame = model.config.slots
         self.device = model.noised.device
         self.chunk = chunk or (16 if self.device.type == "cpu" else 1024)
+        self.generator = torch.Generator(self.device)
         self.seed(seed)
 
     def seed(self, seed: int) -> None:
         """Restarts the sampling noise; greedy decoding has none."""
-        self.generator = torch.Generator(self.device).manual_seed(seed)
+        self.generator.manual_seed(seed)
 
     @torch.inference_mode()
     def encode(self, observations: Sequence[Observation]) -> History:
@@ -125,19 +129,15 @@ class TokenWorldModel:
         """The robot's own position (B, S, T, 2) float32 in world units: the first of `objects`."""
         return rollout.positions_BSTOD[..., 0, :].cpu().numpy()
 
-    def _dream(self, cache: StepCache, actions_BTA: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def _dream(self, cache, actions_BTA: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Codes, rewards, success, positions, presence and entropy of each step, (B, T, ...)."""
-        steps, text_BL, how = actions_BTA.shape[1], cache.text_BL, self.decoding.decoding
+        steps, text_BL = actions_BTA.shape[1], cache.text_BL
+        method = {"dida": dida, "exact": exact, "autoregressive": autoregressive}[self.decoding.decoding]
+        decode = self.engine.whole_frame(method.decode_frame)
         rows: list[tuple[torch.Tensor, ...]] = []
         for t in range(steps):
-            action = actions_BTA[:, t]
-            job = (self.engine, cache, action, self.decoding, self.generator)
-            if how == "autoregressive":
-                codes, hidden, entropy = autoregressive.decode_frame(*job)
-            else:
-                codes, hidden, entropy = {"dida": dida, "exact": exact}[how].decode_frame(*job, self.noise)
-                if t < steps - 1:
-                    self.engine.commit(cache, action, codes)
+            job = (self.engine, cache, actions_BTA[:, t], self.decoding, self.generator, self.noise)
+            codes, hidden, entropy = decode(*job)
             state: StateEstimate = self.model.estimate(hidden, text_BL)
             rows.append(
                 (codes, state.reward, state.success.sigmoid(), state.positions, state.presence.sigmoid(), entropy)

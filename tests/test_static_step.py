@@ -7,7 +7,7 @@ from test_token_model import batch, tiny_model
 from emu_embodied.decoding import autoregressive, dida, exact
 from emu_embodied.decoding.config import DecodingConfig
 from emu_embodied.errors import InputError
-from emu_embodied.static_step import StaticEngine
+from emu_embodied.engines.static import StaticEngine
 from emu_embodied.step import FrameStep
 
 WAYS = ("dida", "exact", "autoregressive", "mixed")
@@ -25,8 +25,6 @@ def dream(engine, model, way: str, frames: int, copies: int):
             how = ("dida", "exact", "autoregressive")[t % 3] if way == "mixed" else way
             decode = {"dida": dida, "exact": exact, "autoregressive": autoregressive}[how].decode_frame
             drawn, hidden, _ = decode(engine, cache, action, DecodingConfig(passes=2))
-            if how != "autoregressive":
-                engine.commit(cache, action, drawn)
             rows.append((drawn, hidden))
     return [torch.stack(column) for column in zip(*rows, strict=True)]
 
@@ -50,7 +48,7 @@ def test_buffers_stay_as_large_as_they_were_and_take_any_number_of_frames():
     with torch.no_grad():
         cache = engine.prefill(text, codes[:, :2], actions[:, :1], ahead=1)
         place = cache.keys.data_ptr(), cache.keys.shape
-        for _ in range(20):
+        for _ in range(21):
             engine.commit(cache, actions[:, 1], codes[:, 2])
     assert (cache.keys.data_ptr(), cache.keys.shape) == place and cache.frames == 22
     assert cache.seen_S.sum() == model.config.text_length + 2 * model.config.frame_tokens

@@ -92,12 +92,12 @@ def test_cached_steps_agree_with_the_training_pass(source, context, shift):
     with torch.no_grad():
         cache = step.prefill(text, codes[:, :2], actions[:, :1], ahead=3)
         for t in range(2, 5):
-            logits, _ = step.denoise(cache, actions[:, t - 1], noisy[:, t - 1], hidden[:, t - 1])
+            logits = step.denoise(cache, actions[:, t - 1], noisy[:, t - 1], hidden[:, t - 1]).logits
             torch.testing.assert_close(logits, model.visual_logits(predicted[:, t - 1]), atol=1e-4, rtol=1e-4)
             if t == 3:  # token by token
                 source_BND, before = step.frame_source(cache, actions[:, t - 1]), None
                 for n in range(model.config.slots + 1):
-                    logits, _ = step.next_token(cache, actions[:, t - 1], n, before, source_BND)
+                    logits = step.next_token(cache, actions[:, t - 1], n, before, source_BND).logits
                     if n < model.config.slots:
                         torch.testing.assert_close(logits, causal[:, t - 1, n], atol=1e-4, rtol=1e-4)
                         before = codes[:, t, n]
@@ -128,7 +128,7 @@ def test_every_slot_is_decided_once(passes, order, schedule):
     text, codes, actions, *_ = batch(model)
     step, opened = FrameStep(model), []
     denoise = step.denoise
-    step.denoise = lambda cache, a, c, h: (opened.append(h.clone()), denoise(cache, a, c, h))[1]
+    step.denoise = lambda cache, a, c, h, *draw: (opened.append(h.clone()), denoise(cache, a, c, h, *draw))[1]
     config = DecodingConfig(passes=passes, order=order, schedule=schedule, temperature=1.0)
     with torch.no_grad():
         cache = step.prefill(text, codes[:, :2], actions[:, :1], ahead=1)
@@ -144,7 +144,7 @@ def test_the_antidiagonal_order_decides_whole_diagonals():
     text, codes, actions, *_ = batch(model)
     step, opened = FrameStep(model), []
     denoise = step.denoise
-    step.denoise = lambda cache, a, c, h: (opened.append(h[0].clone()), denoise(cache, a, c, h))[1]
+    step.denoise = lambda cache, a, c, h, *draw: (opened.append(h[0].clone()), denoise(cache, a, c, h, *draw))[1]
     with torch.no_grad():
         cache = step.prefill(text, codes[:, :2], actions[:, :1], ahead=1)
         dida.decode_frame(step, cache, actions[:, 1], DecodingConfig(passes=5, order="antidiagonal"))
@@ -167,7 +167,7 @@ def test_remasking_may_open_a_slot_again_but_decides_all_in_the_end():
     text, codes, actions, *_ = batch(model)
     step, opened = FrameStep(model), []
     denoise = step.denoise
-    step.denoise = lambda cache, a, c, h: (opened.append(h.clone()), denoise(cache, a, c, h))[1]
+    step.denoise = lambda cache, a, c, h, *draw: (opened.append(h.clone()), denoise(cache, a, c, h, *draw))[1]
     with torch.no_grad():
         cache = step.prefill(text, codes[:, :2], actions[:, :1], ahead=1)
         config = DecodingConfig(passes=8, remask=True, temperature=2.0)

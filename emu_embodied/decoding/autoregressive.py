@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from emu_embodied.decoding.config import DecodingConfig
-from emu_embodied.decoding.sampling import draw, entropy, log_probs
+from emu_embodied.decoding.sampling import check_finite, drawing, restrict
 from emu_embodied.protocols import StepEngine
 
 
@@ -15,6 +15,7 @@ def decode_frame(
     actions_BA: torch.Tensor,
     config: DecodingConfig | None = None,
     generator: torch.Generator | None = None,
+    noise: object = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Decodes the next frame in raster order; it joins the cache as it goes, so no commit follows.
 
@@ -24,6 +25,7 @@ def decode_frame(
         actions_BA: (B, A) in [-1, 1].
         config: temperature, top-k and top-p.
         generator: source of the noise.
+        noise: not used; the other decodings take one.
 
     Returns:
         codes (B, N), the slots' hidden states (B, N, D), and the mean entropy of the slots (B,) in nats.
@@ -33,16 +35,18 @@ def decode_frame(
     """
     config, slots = config or DecodingConfig(), cache.previous_BN.shape[1]
     source_BND = engine.frame_source(cache, actions_BA)
-    codes, hidden, entropies = [], [], []
+    codes, states, entropies = [], [], []
     for index in range(slots + 1):
-        logits, state = engine.next_token(cache, actions_BA, index, codes[-1] if codes else None, source_BND)
+        sharpness, gumbel = drawing(config, (len(actions_BA), engine.codebook_size), actions_BA, generator)
+        before = codes[-1] if codes else None
+        proposal = engine.next_token(cache, actions_BA, index, before, source_BND, sharpness, gumbel)
         if index:
-            hidden.append(state)
-        if index == slots:
-            break
-        scores_BV = log_probs(logits, config)
-        codes.append(draw(scores_BV, config, generator)[0])
-        entropies.append(entropy(scores_BV))
-    codes_BN = torch.stack(codes, 1)
+            states.append(proposal.states)
+        if index < slots:
+            proposal = restrict(proposal, config, gumbel)
+            codes.append(proposal.codes)
+            entropies.append(proposal.entropy)
+    codes_BN, entropy_B = torch.stack(codes, 1), torch.stack(entropies, 1).mean(1)
+    check_finite(entropy_B)
     engine.finish(cache, codes_BN)
-    return codes_BN, torch.stack(hidden, 1), torch.stack(entropies, 1).mean(1)
+    return codes_BN, torch.stack(states, 1), entropy_B

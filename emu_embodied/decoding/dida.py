@@ -8,7 +8,7 @@ import math
 import torch
 
 from emu_embodied.decoding.config import DecodingConfig
-from emu_embodied.decoding.sampling import draw, entropy, log_probs
+from emu_embodied.decoding.sampling import check_finite, propose
 from emu_embodied.errors import InputError
 from emu_embodied.noise import Noise, Replacing, uniform
 from emu_embodied.protocols import StepEngine
@@ -22,11 +22,11 @@ def decode_frame(
     generator: torch.Generator | None = None,
     noise: Noise | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Decodes the next frame in `config.passes` parallel passes; the caller commits it.
+    """Decodes the next frame in `config.passes` parallel passes; it joins the cache.
 
     Args:
-        engine: executes `denoise`.
-        cache: the past; not changed.
+        engine: executes `denoise` and `commit`.
+        cache: the past; grows by one frame.
         actions_BA: (B, A) in [-1, 1].
         config: passes, order, schedule and sampling.
         generator: source of the noise.
@@ -43,24 +43,31 @@ def decode_frame(
     slots = cache.previous_BN.shape[1]
     if config.passes > slots:
         raise InputError("passes", config.passes, f"choose K from 1 to {slots}, the tokens of a frame")
-    if isinstance(noise, Replacing):
-        return _refine(engine, cache, actions_BA, config, generator, noise)
+    job = (engine, cache, actions_BA, config, generator)
+    codes_BN, hidden, entropy_BN = _refine(*job, noise) if isinstance(noise, Replacing) else _unmask(*job)
+    entropy_B = entropy_BN.mean(-1)
+    check_finite(entropy_B)
+    engine.commit(cache, actions_BA, codes_BN)
+    return codes_BN, hidden, entropy_B
+
+
+def _unmask(engine, cache, actions_BA, config, generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """From hidden tokens to the frame's, each pass deciding those that the order puts first."""
     codes_BN = torch.zeros_like(cache.previous_BN)
+    slots = codes_BN.shape[1]
     open_BN = torch.ones_like(codes_BN, dtype=torch.bool)
     entropy_BN = torch.zeros(codes_BN.shape, device=codes_BN.device)
     sureness_BN = torch.zeros_like(entropy_BN)
     for k in range(1, config.passes + 1):
-        logits, hidden = engine.denoise(cache, actions_BA, codes_BN, open_BN)
-        scores_BNV = log_probs(logits, config)
-        drawn, sure = draw(scores_BNV, config, generator)
-        codes_BN = torch.where(open_BN, drawn, codes_BN)
-        entropy_BN = torch.where(open_BN, entropy(scores_BNV), entropy_BN)
-        sureness_BN = torch.where(open_BN, _sureness(config.order, sure, generator), sureness_BN)
-        keep_open = open_after(k, slots, config)
-        if keep_open:
+        proposal = propose(engine, cache, actions_BA, codes_BN, open_BN, config, generator)
+        codes_BN = torch.where(open_BN, proposal.codes, codes_BN)
+        entropy_BN = torch.where(open_BN, proposal.entropy, entropy_BN)
+        if k < config.passes:
+            sure_BN = _sureness(config.order, proposal.log_prob, generator)
+            sureness_BN = torch.where(open_BN, sure_BN, sureness_BN)
             stays_BN = sureness_BN if config.remask else sureness_BN.masked_fill(~open_BN, math.inf)
-            open_BN = stays_BN.argsort(-1).argsort(-1) < keep_open
-    return codes_BN, hidden, entropy_BN.mean(-1)
+            open_BN = stays_BN.argsort(-1).argsort(-1) < open_after(k, slots, config)
+    return codes_BN, proposal.states, entropy_BN
 
 
 def _refine(engine, cache, actions_BA, config, generator, noise) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -68,13 +75,11 @@ def _refine(engine, cache, actions_BA, config, generator, noise) -> tuple[torch.
     everything = torch.ones_like(cache.previous_BN, dtype=torch.bool)
     codes_BN, hidden_BN = noise.blank(cache.previous_BN, everything, generator)
     for k in range(1, config.passes + 1):
-        logits, hidden = engine.denoise(cache, actions_BA, codes_BN, hidden_BN)
-        scores_BNV = log_probs(logits, config)
-        drawn_BN, _ = draw(scores_BNV, config, generator)
+        proposal = propose(engine, cache, actions_BA, codes_BN, hidden_BN, config, generator)
         before, after = _share_open((k - 1) / config.passes, config), _share_open(k / config.passes, config)
         last = k == config.passes
-        codes_BN = drawn_BN if last else noise.refine(codes_BN, drawn_BN, before, after, generator)
-    return codes_BN, hidden, entropy(scores_BNV).mean(-1)
+        codes_BN = proposal.codes if last else noise.refine(codes_BN, proposal.codes, before, after, generator)
+    return codes_BN, proposal.states, proposal.entropy
 
 
 def _share_open(x: float, config: DecodingConfig) -> float:
@@ -98,9 +103,12 @@ def _sureness(order: str, sure_BN: torch.Tensor, generator: torch.Generator | No
         return sure_BN
     if order == "random":
         return uniform(sure_BN.shape, sure_BN, generator)
-    return -torch.tensor(fixed_order(order, sure_BN.shape[1]), dtype=sure_BN.dtype, device=sure_BN.device).expand_as(
-        sure_BN
-    )
+    return -_ranks(order, sure_BN.shape[1], sure_BN.device).expand_as(sure_BN)
+
+
+@functools.cache
+def _ranks(order: str, slots: int, device: torch.device) -> torch.Tensor:
+    return torch.tensor(fixed_order(order, slots), dtype=torch.float32, device=device)
 
 
 @functools.cache

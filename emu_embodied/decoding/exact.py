@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from emu_embodied.decoding.config import DecodingConfig
-from emu_embodied.decoding.sampling import draw, entropy, log_probs
+from emu_embodied.decoding.sampling import check_finite, draw, entropy, log_probs, propose
 from emu_embodied.noise import Absorbing, Noise, uniform
 from emu_embodied.protocols import StepEngine
 
@@ -23,11 +23,11 @@ def decode_frame(
     generator: torch.Generator | None = None,
     noise: Noise | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Decodes the next frame in rounds of one draft and one verification; the caller commits it.
+    """Decodes the next frame in rounds of one draft and one verification; it joins the cache.
 
     Args:
-        engine: executes `denoise` and `verify`.
-        cache: the past; not changed.
+        engine: executes `denoise`, `verify` and `commit`.
+        cache: the past; grows by one frame.
         actions_BA: (B, A) in [-1, 1].
         config: temperature, top-k and top-p. Greedy keeps the longest prefix on which draft and causal half agree, and the
             causal half's token after it. Otherwise a drafted token is kept with probability min(1, p / q), and the first
@@ -48,11 +48,12 @@ def decode_frame(
     known_B = torch.zeros(batch, dtype=torch.long, device=codes_BN.device)  # accepted slots, from the left
     while True:
         open_BN = places >= known_B[:, None]
-        draft_BNV = log_probs(engine.denoise(cache, actions_BA, *noise.blank(codes_BN, open_BN, generator))[0], config)
-        codes_BN = torch.where(open_BN, draw(draft_BNV, config, generator)[0], codes_BN)
+        draft = propose(engine, cache, actions_BA, *noise.blank(codes_BN, open_BN, generator), config, generator)
+        codes_BN = torch.where(open_BN, draft.codes, codes_BN)
         logits, hidden = engine.verify(cache, actions_BA, codes_BN)
         causal_BNV = log_probs(logits, config)
         if config.temperature > 0:
+            draft_BNV = log_probs(draft.logits, config)
             agreed_BN = _accept(causal_BNV, draft_BNV, codes_BN, generator)
             instead_BNV = (causal_BNV.exp() - draft_BNV.exp()).clamp(min=0).log()
             instead_BN = draw(instead_BNV, config, generator)[0]
@@ -65,7 +66,11 @@ def decode_frame(
         codes_BN = torch.where(places == first_B[:, None], instead_BN, codes_BN)
         known_B = (first_B + 1).clamp(max=slots)
         if not wrong_BN.any():
-            return codes_BN, hidden, entropy(causal_BNV).mean(1)
+            break
+    entropy_B = entropy(causal_BNV).mean(1)
+    check_finite(entropy_B)
+    engine.commit(cache, actions_BA, codes_BN)
+    return codes_BN, hidden, entropy_B
 
 
 def _accept(causal: torch.Tensor, draft: torch.Tensor, codes: torch.Tensor, generator) -> torch.Tensor:

@@ -245,7 +245,6 @@ def _own_rollout(module: TokenModel, batch: WindowBatch, context, noise: Noise, 
     for t in range(known, frames - 1):
         action = batch.actions_BFA[:, t - 1]
         codes, _, _ = dida.decode_frame(step, cache, action, generator=generator, noise=noise)
-        step.commit(cache, action, codes)
         dreamt.append(codes)
     return torch.stack([*dreamt, batch.codes_BFN[:, -1]], 1)
 
