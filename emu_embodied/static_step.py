@@ -107,7 +107,7 @@ class StaticStep(nn.Module):
         m, c = self.model, self.model.config
         x = m.embed_clean(actions_BA, codes_BN, m.frame_source(previous_BN, actions_BA))
         hidden = self._hidden(x, seen_S, start, self.causal_mask, _PassCache(keys, values))
-        return m.visual_logits(hidden[:, c.prefix - 1 : -1]), hidden[:, c.prefix :]
+        return m.visual_logits(hidden[:, c.prefix - 1 : -1]), hidden[:, c.prefix :].float()
 
     def commit(self, keys, values, seen_S, start, previous_BN, actions_BA, codes_BN):
         """One causal pass: the frame's own keys and values (layers, B, heads, A + 1 + N, head_dim)."""

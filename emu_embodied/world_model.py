@@ -9,6 +9,7 @@ import torch
 
 from emu_embodied.decoding import autoregressive, dida, exact
 from emu_embodied.decoding.config import DecodingConfig
+from emu_embodied.decoding.guidance import GuidedEngine
 from emu_embodied.errors import InputError
 from emu_embodied.noise import make_noise
 from emu_embodied.protocols import StepEngine
@@ -55,6 +56,9 @@ class TokenWorldModel:
         self.tokenizer, self.text, self.model, self.world = tokenizer.eval(), text, model.eval(), world
         self.engine = engine or FrameStep(model)
         self.decoding = decoding
+        if decoding.guidance != 1:
+            empty_L = text.batch([""], model.config.text_length, model.config.vocabulary.pad)[0]
+            self.engine = GuidedEngine(self.engine, decoding.guidance, empty_L.to(model.noised.device))
         self.noise = make_noise(model.config.noise, tokenizer.places())
         self.image_size = tokenizer.config.image_size
         self.action_dim, self.agent_dim = model.config.action_dim, 2

@@ -27,6 +27,7 @@ class DecodingConfig:
         temperature: 0 takes the likeliest codes.
         top_k: draw among the k likeliest codes; 0 for all.
         top_p: draw among the likeliest codes that together have this probability.
+        guidance: scale of classifier-free guidance by the instruction, see `decoding.guidance`; 1 is off, and costs half.
 
     Raises:
         InputError: an option out of range. (`passes` above N shows when a frame is decoded.)
@@ -40,6 +41,7 @@ class DecodingConfig:
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
+    guidance: float = 1.0
 
     def __post_init__(self) -> None:
         for name, known in (("decoding", DECODINGS), ("order", ORDERS), ("schedule", SCHEDULES)):
@@ -51,5 +53,7 @@ class DecodingConfig:
                 raise InputError(name, value, f"give a whole number of at least {least}")
         if not (self.temperature >= 0 and math.isfinite(self.temperature)):
             raise InputError("temperature", self.temperature, "give 0 (greedy) or more")
+        if not math.isfinite(self.guidance):
+            raise InputError("guidance", self.guidance, "give a finite number, 1 for none")
         if not 0 < self.top_p <= 1:
             raise InputError("top_p", self.top_p, "give more than 0, and at most 1")

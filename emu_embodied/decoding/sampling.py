@@ -22,7 +22,7 @@ def draw_inside(logits: torch.Tensor, states: torch.Tensor, sharpness, gumbel: t
     """
     scores = (logits.float() * sharpness).log_softmax(-1)
     codes = (scores if gumbel is None else scores + gumbel).argmax(-1)
-    return Proposal(codes, scores.gather(-1, codes[..., None])[..., 0], entropy(scores), states, logits)
+    return Proposal(codes, scores.gather(-1, codes[..., None])[..., 0], entropy(scores), states.float(), logits)
 
 
 def drawing(config: DecodingConfig, shape, like: torch.Tensor, generator) -> tuple[float, torch.Tensor | None]:

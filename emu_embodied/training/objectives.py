@@ -84,6 +84,7 @@ class TrajectoryConfig:
         causal: weight of the next-token loss beside the noisy one.
         position, reward, success: weights of the state heads' losses.
         language: weight of the next-token loss on text and action tokens.
+        untold: share of windows whose tokens see an empty instruction, for classifier-free guidance; the heads see the true one.
         shift_frames: most frames by which windows are moved away from the text.
     """
 
@@ -102,6 +103,7 @@ class TrajectoryConfig:
     reward: float = 0.1
     success: float = 0.1
     language: float = 0.02
+    untold: float = 0.0
     shift_frames: int = 12
 
 
@@ -157,8 +159,12 @@ class TrajectoryObjective:
             * module.config.frame_tokens
         )
         copies, hidden = self._noise(batch, generator) if noisy else (None, None)
-        states = module(batch.text_BL, context, batch.actions_BFA, copies, hidden, shift, causal)
-        return self._loss(module, batch, states, hidden, rollout)
+        text_BL = batch.text_BL
+        if c.untold:
+            untold = torch.rand(c.batch, 1, generator=generator).to(device) < c.untold
+            text_BL = text_BL.masked_fill(untold, module.config.vocabulary.pad)
+        states = module(text_BL, context, batch.actions_BFA, copies, hidden, shift, causal)
+        return self._loss(module, batch, text_BL, states, hidden, rollout)
 
     def _noise(self, batch: WindowBatch, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """Noisy copies of frames 1.. and which of their tokens are hidden; levels follow a cosine, or are 1."""
@@ -167,7 +173,7 @@ class TrajectoryObjective:
         level[torch.rand(level.shape, generator=generator) < self.config.fully_hidden] = 1.0
         return self.noise.corrupt(targets, level[..., None].to(targets.device), generator)
 
-    def _loss(self, module: TokenModel, batch: WindowBatch, states: FrameStates, hidden, rollout: bool):
+    def _loss(self, module: TokenModel, batch: WindowBatch, text_BL, states: FrameStates, hidden, rollout: bool):
         c, loss, figures, heads = self.config, 0.0, {}, {}
         if states.noisy_BFND is not None:
             weight = self._weight(batch, batch.targets_BFN) * self.noise.counts(hidden)
@@ -184,7 +190,7 @@ class TrajectoryObjective:
                 heads["clean"] = states.clean_BFTD[:, :, 1 + module.config.prefix :]
             predicted = module.frame_predictions(states.clean_BFTD)
             causal = self._token_loss(module, predicted, targets, weight)
-            loss = loss + c.causal * causal + c.language * self._language_loss(module, batch, states)
+            loss = loss + c.causal * causal + c.language * self._language_loss(module, batch, text_BL, states)
             figures["causal"] = causal.item()
         for name, slots in heads.items():
             state, figures[f"position_{name}"] = self._state_loss(module, batch, slots)
@@ -217,11 +223,12 @@ class TrajectoryObjective:
         total = c.reward * reward + c.success * success + c.position * (position + 0.3 * presence)
         return total, (error.sum() / present.sum().clamp(min=1)).item()
 
-    def _language_loss(self, module: TokenModel, batch: WindowBatch, states: FrameStates) -> torch.Tensor:
+    def _language_loss(self, module: TokenModel, batch: WindowBatch, text_BL, states: FrameStates) -> torch.Tensor:
         """Next-token loss of the text and of the action tokens."""
         v, head = module.config.vocabulary, module.transformer.lm_head
         text_logits = head(states.text_BLD[:, :-1]).transpose(1, 2).float()
-        text = F.cross_entropy(text_logits, batch.text_BL[:, 1:], ignore_index=v.pad)
+        text = F.cross_entropy(text_logits, text_BL[:, 1:], ignore_index=v.pad, reduction="sum")
+        text = text / (text_BL[:, 1:] != v.pad).sum().clamp(min=1)
         actions = bin_actions(batch.actions_BFA, v.action_bins)
         logits = F.linear(states.clean_BFTD[:, :, : module.config.action_dim], head.weight[v.action]).float()
         return text + F.cross_entropy(logits.flatten(0, 2), actions.flatten())

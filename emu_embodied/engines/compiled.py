@@ -1,0 +1,104 @@
+"""The steps through torch.compile; on CUDA a whole frame, K passes and its commit, as one captured graph.
+
+Knows static buffers and decoding functions as callables, and nothing of what they decide.
+"""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Callable
+
+import torch
+
+from emu_embodied.engines.static import StaticCache, StaticEngine
+from emu_embodied.static_step import STEPS
+from emu_embodied.token_model import TokenModel
+
+
+class CompiledEngine(StaticEngine):
+    """Inductor's kernels for every step, compiled for each batch size when it first comes; CUDA graphs around whole frames.
+
+    Args:
+        model: the token model, in eval mode.
+        dtype: of weights and activations; drawing and rotary tables stay float32. None keeps the model's.
+    """
+
+    def __init__(self, model: TokenModel, dtype: torch.dtype | None = None) -> None:
+        dtype = dtype or model.noised.dtype
+        own = model if dtype == model.noised.dtype else copy.deepcopy(model).to(dtype)
+        super().__init__(own, name="compiled")
+        self.run = {name: torch.compile(getattr(self.step, name), dynamic=False, fullgraph=True) for name in STEPS}
+        self._graphs: dict[tuple, GraphedFrame] = {}
+
+    def whole_frame(self, decode: Callable) -> Callable:
+        """On CUDA the same function as a captured graph, one for each configuration and batch size; else itself."""
+        if not self._offsets.is_cuda:
+            return decode
+
+        def frame(engine, cache, actions_BA, config, generator, noise=None):
+            if config.decoding == "exact":  # how many rounds it takes depends on what is drawn
+                return decode(engine, cache, actions_BA, config, generator, noise)
+            key = (decode, config, id(generator), id(noise), len(actions_BA), cache.pending)
+            if key not in self._graphs:
+                self._graphs[key] = GraphedFrame(self, decode, cache, actions_BA, config, generator, noise)
+            return self._graphs[key](cache, actions_BA)
+
+        return frame
+
+
+class GraphedFrame:
+    """One frame's decoding, captured on buffers of its own and replayed for every cache that is brought there.
+
+    Args:
+        engine: whose steps are captured.
+        decode: the decoding function.
+        cache: an example, of the batch size and with or without a frame that waits for its commit; not changed.
+        actions_BA: an example.
+        config, generator, noise: as the function takes them; the generator goes on drawing with each replay.
+    """
+
+    def __init__(self, engine: CompiledEngine, decode: Callable, cache: StaticCache, actions_BA, config, generator, noise):
+        self.buffers, self.actions_BA = cache.expand(1), actions_BA.clone()
+        self.owner: Callable[[], StaticCache | None] = lambda: None
+        pending, side = cache.pending, torch.cuda.Stream()
+        job = (engine, self.buffers, self.actions_BA, config, generator, noise)
+        state = generator.get_state() if generator is not None else None
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # compiles, and lets libraries allocate
+            for _ in range(3):
+                self._load(cache)
+                decode(*job)
+        torch.cuda.current_stream().wait_stream(side)
+        self._load(cache)
+        if state is not None:
+            generator.set_state(state)
+        self.graph = torch.cuda.CUDAGraph()
+        if generator is not None:
+            self.graph.register_generator_state(generator)
+        with torch.cuda.graph(self.graph):
+            self.results = decode(*job)
+        self.leaves_pending, self.buffers.pending = self.buffers.pending, pending
+
+    def __call__(self, cache: StaticCache, actions_BA: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Decodes the next frame of a cache, whose state then lies in this graph's buffers until another's is brought."""
+        if cache.keys is not self.buffers.keys:
+            self._evict()
+            self._load(cache)
+            vars(cache).update(self.buffers.tensors())
+        self.owner = weakref.ref(cache)
+        self.actions_BA.copy_(actions_BA)
+        self.graph.replay()
+        cache.pending, cache.source = self.leaves_pending, None
+        return tuple(result.clone() for result in self.results)
+
+    def _evict(self) -> None:
+        """Gives whoever's state lies here buffers of its own."""
+        owner = self.owner()
+        if owner is not None and owner.keys is self.buffers.keys:
+            vars(owner).update({name: tensor.clone() for name, tensor in self.buffers.tensors().items()})
+
+    def _load(self, cache: StaticCache) -> None:
+        for name, tensor in self.buffers.tensors().items():
+            tensor.copy_(getattr(cache, name))
+        self.buffers.pending, self.buffers.read, self.buffers.source = cache.pending, 0, None
