@@ -43,3 +43,7 @@ class DatasetError(EmuEmbodiedError, RuntimeError):
 
 class SimulationError(EmuEmbodiedError, RuntimeError):
     """A simulator that left the numbers (NaN) or reset itself."""
+
+
+class EngineError(EmuEmbodiedError, RuntimeError):
+    """An engine that is not installed, cannot be built, or does not run on this machine."""

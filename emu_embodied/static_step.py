@@ -119,7 +119,7 @@ class StaticStep(nn.Module):
 
     def first_token(self, keys, values, seen_S, start, actions_BA, source_BD, sharpness, gumbel_BV):
         """Reads a frame's prefix and draws slot 0; then the new keys and values."""
-        x = self.model.embed_prefix(actions_BA, len(actions_BA))
+        x = self.model.embed_prefix(actions_BA, actions_BA.shape[0])
         x = torch.cat([x[:, :-1], x[:, -1:] + source_BD[:, None]], 1)
         return self._read(x, keys, values, seen_S, start, sharpness, gumbel_BV)
 

@@ -31,7 +31,7 @@ _RESTORE = "restore the file from a copy"
 def save_folder(
     path: str | os.PathLike,
     tensors: Mapping[str, Mapping[str, torch.Tensor]],
-    documents: Mapping[str, dict | str],
+    documents: Mapping[str, dict | str | bytes],
     *,
     max_shard_bytes: int | None = None,
 ) -> None:
@@ -42,7 +42,7 @@ def save_folder(
     Args:
         path: the folder; parents are made.
         tensors: each entry becomes `<name>.safetensors`; one file at a time is held in memory.
-        documents: dicts become `<name>.json`; texts are written under their full name ("README.md") as they are.
+        documents: dicts become `<name>.json`; texts and bytes are written under their full name ("README.md") as they are.
         max_shard_bytes: splits an entry with more bytes into `<name>-00001-of-0000N.safetensors` of at most so many
             (a single larger tensor stays whole).
 
@@ -109,6 +109,19 @@ def load_folder(
     if missing := set(tensors or ()) - loaded.keys():
         raise CheckpointError(str(folder), f"has no tensors {sorted(missing)}", f"ask for one listed in {MANIFEST}")
     return loaded, documents
+
+
+def load_file(path: str | os.PathLike, name: str) -> bytes:
+    """Reads one file of a folder that `save_folder` wrote, checked against the manifest.
+
+    Raises:
+        CheckpointError: the folder or the file is missing or damaged.
+    """
+    folder = Path(os.path.realpath(path))
+    files = _read_manifest(folder)
+    if name not in files:
+        raise CheckpointError(str(folder / name), f"not in {MANIFEST}", f"ask for one of {sorted(files)}")
+    return _read_verified(folder, name, files[name])
 
 
 def write_json(path: str | os.PathLike, value: object) -> None:
@@ -257,8 +270,8 @@ def _encode(tensors: Mapping, documents: Mapping, max_shard_bytes: int | None) -
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise CheckpointError(name, str(error), "store dense, finite tensors of safetensors' types") from error
     for name, document in documents.items():
-        if isinstance(document, str):
-            data = document.encode(errors="surrogatepass")
+        if isinstance(document, str | bytes):
+            data = document if isinstance(document, bytes) else document.encode(errors="surrogatepass")
         else:
             name, data = f"{name}.json", _encode_json(f"{name}.json", document)
         if name.endswith(".safetensors"):

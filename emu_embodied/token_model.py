@@ -117,7 +117,7 @@ class PreviousFrameSource(nn.Module):
         """(B, N, D) from the previous frame's embeddings (B, N, D) and the actions (B, A)."""
         batch, slots, d = previous_BND.shape
         x = previous_BND.transpose(1, 2).reshape(batch, d, self.grid, self.grid)
-        x = self.first(x) + self.action(actions_BA)[:, :, None, None]
+        x = self.first(x) + self.action(actions_BA.to(x.dtype))[:, :, None, None]
         x = self.second(F.silu(x)).flatten(2).transpose(1, 2)
         return x + previous_BND + self.place
 
@@ -220,7 +220,7 @@ class TokenModel(nn.Module):
         x = self.transformer.model.embed_tokens(ids)
         if actions_BA is None:
             return x
-        values = self.action_value(actions_BA).view(batch, c.action_dim, -1)
+        values = self.action_value(actions_BA.to(x.dtype)).view(batch, c.action_dim, -1)
         return torch.cat([x[:, :-1] + values, x[:, -1:]], 1)
 
     def frame_source(self, previous_BN: torch.Tensor, actions_BA: torch.Tensor) -> torch.Tensor | None:
@@ -231,7 +231,7 @@ class TokenModel(nn.Module):
         self, actions_BA: torch.Tensor | None, codes_BN: torch.Tensor, source_BND: torch.Tensor | None
     ) -> torch.Tensor:
         """One clean frame: (B, A + 1 + N, D). The source of slot i is added to the token before it, which predicts it."""
-        x = torch.cat([self.embed_prefix(actions_BA, len(codes_BN)), self.embed_codes(codes_BN)], 1)
+        x = torch.cat([self.embed_prefix(actions_BA, codes_BN.shape[0]), self.embed_codes(codes_BN)], 1)
         return x if source_BND is None else x + F.pad(source_BND, (0, 0, self.config.prefix - 1, 1))
 
     def embed_noisy(
@@ -247,7 +247,7 @@ class TokenModel(nn.Module):
         self, actions_BA: torch.Tensor, codes_BN: torch.Tensor, hidden_BN: torch.Tensor, source_BND: torch.Tensor | None
     ) -> torch.Tensor:
         """A frame's prefix and its noisy slots, as one parallel pass reads them: (B, A + 1 + N, D)."""
-        prefix = self.embed_prefix(actions_BA, len(codes_BN))
+        prefix = self.embed_prefix(actions_BA, codes_BN.shape[0])
         if source_BND is not None:
             prefix = torch.cat([prefix[:, :-1], prefix[:, -1:] + source_BND[:, :1]], 1)
         return torch.cat([prefix, self.embed_noisy(codes_BN, hidden_BN, source_BND)], 1)

@@ -17,7 +17,18 @@ ALLOWED = {
     "protocols": {"types"},
     "noise": set(),
     "decoding": {"noise", "protocols", "types", "errors"},
-    "engines": {"step", "static_step", "protocols", "types", "errors"},
+    "engines": {
+        "attention",
+        "decoding",
+        "errors",
+        "protocols",
+        "static_step",
+        "step",
+        "storage",
+        "token_model",
+        "transformer",
+        "types",
+    },
     "world_model": {
         "tokenizers",
         "token_model",
@@ -40,7 +51,9 @@ HEAVY = {
     "mujoco": ("envs.tabletop",),
     "lerobot": (),
     "tensorrt": (),
+    "tensorrt_rtx_bindings": (),
     "onnx": (),
+    "onnxscript": (),
     "onnxruntime": (),
 }
 BARRED = (

@@ -1,0 +1,84 @@
+"""What all executors share: an engine fetched when it is first needed, arguments checked and laid out, results allocated.
+
+Knows neither ONNX Runtime nor TensorRT: they are the sub-classes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+
+from emu_embodied.engines.cache import EngineCache, EngineKey
+from emu_embodied.engines.export import Exporter
+from emu_embodied.errors import InputError
+
+
+class StepExecutor(ABC):
+    """One static step, callable as `StaticStep`'s method is.
+
+    Args:
+        exporter: of the model.
+        step: of `static_step.STEPS`.
+        cache: where its engine is kept.
+    """
+
+    def __init__(self, exporter: Exporter, step: str, cache: EngineCache) -> None:
+        self.exporter, self.step, self.cache = exporter, step, cache
+        self.inputs, self.results = exporter.ports(step)
+        self._loaded = False
+
+    @property
+    @abstractmethod
+    def key(self) -> EngineKey:
+        """What the engine follows from."""
+
+    @abstractmethod
+    def _build(self) -> bytes:
+        """Makes the engine."""
+
+    @abstractmethod
+    def _open(self, engine: bytes) -> None:
+        """Gets ready to run an engine."""
+
+    @abstractmethod
+    def _run(self, inputs: dict[str, torch.Tensor], results: dict[str, torch.Tensor], batch: int) -> None:
+        """Runs it on contiguous tensors of the ports' shapes and types, and fills the results."""
+
+    def build(self) -> bytes:
+        """The engine's bytes, from the cache or built now.
+
+        Raises:
+            EngineError: it cannot be built here.
+        """
+        return self.cache.fetch(self.key, self._build)
+
+    def load(self) -> None:
+        """Makes ready to run, which the first call does otherwise.
+
+        Raises:
+            EngineError: it cannot be built or run here.
+        """
+        if not self._loaded:
+            self._open(self.build())
+            self._loaded = True
+
+    def __call__(self, *arguments: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Runs the step; see `StaticStep`'s method of this name.
+
+        Raises:
+            EngineError: it cannot be built or run here.
+            InputError: a tensor of another shape; engines read raw memory, so nothing is left to chance.
+        """
+        self.load()
+        batch, inputs = arguments[0].shape[1], {}
+        for port, tensor in zip(self.inputs, arguments, strict=True):
+            if tensor.shape != port.shape(batch):
+                raise InputError(port.name, tuple(tensor.shape), f"{self.step} takes {port.shape(batch)}")
+            inputs[port.name] = tensor.detach().to(arguments[0].device, port.dtype).contiguous()
+        results = {
+            port.name: torch.empty(port.shape(batch), dtype=port.dtype, device=arguments[0].device)
+            for port in self.results
+        }
+        self._run(inputs, results, batch)
+        return tuple(results.values())
