@@ -1,34 +1,40 @@
 """Decoding: token by token against parallel passes, on the same engine and the same cache; speed, and what it costs in quality.
 
-    python -m benchmarks.decoding [--quick] [--json] [--out FILE]
+    python -m benchmarks.decoding [--quick] [--json] [--out FILE] [--engines eager onnx compiled] [--planning N]
 
 64 tokens a frame: the shipped `nano-tabletop` on held-out frames of the real table-top. 256 tokens: its sizes with random
 weights, where the exact decoding is left out, whose speed depends on what was learnt. Prints a table, or one JSON object, of
-ms and frames a second, medians with quartiles.
+ms and frames a second, medians with quartiles. `--quick`: the eager engine, batch 1 and 16 of 64 tokens, within 50 s.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
-import statistics
-import time
-from collections.abc import Callable, Iterator
+import resource
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from emu_embodied.decoding import autoregressive, dida, exact
+from benchmarks.timing import (
+    bare_matrix_products,
+    machine,
+    speedups,
+    summary,
+    time_frames,
+    versions,
+)
 from emu_embodied.decoding.config import DecodingConfig
+from emu_embodied.decoding.dida import fixed_order, open_after
+from emu_embodied.engines.choose import make_engine
 from emu_embodied.loading import load
 from emu_embodied.metrics import bootstrap_interval
 from emu_embodied.rollouts.episodes import record_frames
 from emu_embodied.rollouts.quality import OpenLoop, Truth
-from emu_embodied.step import FrameStep
 from emu_embodied.storage import write_json
 from emu_embodied.token_model import TokenModel
 from emu_embodied.types import Observation
@@ -37,17 +43,7 @@ from emu_embodied.world_model import TokenWorldModel
 PASSES = (1, 2, 4, 8)
 SEED = 4_000_000
 HELD_OUT = {"episodes": 40, "steps": 24}
-
-
-def time_frames(decode: Callable[[], None], budget: float, fewest: int = 3) -> list[float]:
-    """Seconds of each call after one warm-up, until `budget` seconds are spent."""
-    decode()
-    times: list[float] = []
-    while len(times) < fewest or (sum(times) < budget and len(times) < 50):
-        start = time.perf_counter()
-        decode()
-        times.append(time.perf_counter() - start)
-    return times
+COMPILED = ("autoregressive", "k1")  # each further one would compile for minutes more
 
 
 def real_histories(world_model: TokenWorldModel, truth: Truth, batch: int) -> tuple[torch.Tensor, ...]:
@@ -62,71 +58,73 @@ def real_histories(world_model: TokenWorldModel, truth: Truth, batch: int) -> tu
 
 
 def random_histories(model: TokenModel, batch: int) -> tuple[torch.Tensor, ...]:
-    """The same of random codes."""
-    c, frames = model.config, max(1, model.config.context_frames)
-    text = torch.zeros(batch, c.text_length, dtype=torch.int64)
-    codes = torch.randint(0, c.vocabulary.codebook_size, (batch, frames, c.slots))
-    return text, codes, torch.zeros(batch, frames - 1, c.action_dim), torch.zeros(batch, c.action_dim)
+    """The same of random codes, where the model is."""
+    c, frames, device = model.config, max(1, model.config.context_frames), model.noised.device
+    text = torch.zeros(batch, c.text_length, dtype=torch.int64, device=device)
+    codes = torch.randint(0, c.vocabulary.codebook_size, (batch, frames, c.slots), device=device)
+    actions = torch.zeros(batch, frames, c.action_dim, device=device)
+    return text, codes, actions[:, 1:], actions[:, 0]
 
 
-def decodings(model: TokenModel, trained: bool) -> Iterator[tuple[str, Callable, DecodingConfig]]:
-    """Name, function and options of every way to decode a frame."""
-    yield "autoregressive", autoregressive.decode_frame, DecodingConfig("autoregressive")
+def decodings(model: TokenModel, trained: bool) -> Iterator[tuple[str, DecodingConfig]]:
+    """Name and options of every way to decode a frame."""
+    yield "autoregressive", DecodingConfig("autoregressive")
     if trained:
-        yield "exact", exact.decode_frame, DecodingConfig("exact")
-    diagonals = DecodingConfig(passes=2 * model.config.grid - 1, order="antidiagonal")
-    yield "antidiagonal", dida.decode_frame, diagonals
+        yield "exact", DecodingConfig("exact")
+    yield "antidiagonal", DecodingConfig(passes=2 * model.config.grid - 1, order="antidiagonal")
     for passes in PASSES:
-        yield f"k{passes}", dida.decode_frame, DecodingConfig(passes=passes)
+        yield f"k{passes}", DecodingConfig(passes=passes)
 
 
-@torch.inference_mode()
-def measure(model: TokenModel, histories: tuple[torch.Tensor, ...], trained: bool, budget: float) -> dict[str, dict]:
+def measure(engine, model: TokenModel, histories, trained: bool, budget: float, only=None) -> dict[str, dict]:
     """Times one frame of every decoding, with its commit, at the histories' batch size."""
-    step, (text, codes, actions, action) = FrameStep(model), histories
-    cache = step.prefill(text, codes, actions, ahead=1)
-    start = (cache.kv.length, cache.kv.visible_from, cache.previous_BN, cache.frames)
-
-    def frame(function: Callable, config: DecodingConfig) -> None:
-        cache.kv.length, cache.kv.visible_from, cache.previous_BN, cache.frames = start
-        cache.source = None
-        drawn, _, _ = function(step, cache, action, config)
-        if config.decoding != "autoregressive":
-            step.commit(cache, action, drawn)
-
     return {
-        name: summary(time_frames(lambda f=function, c=config: frame(f, c), budget), len(text))
-        for name, function, config in decodings(model, trained)
+        name: summary(time_frames(engine, histories, config, budget), len(histories[0]))
+        for name, config in decodings(model, trained)
+        if only is None or name in only
     }
 
 
-def summary(times: list[float], batch: int) -> dict[str, float]:
-    """Median and quartiles in ms a call, and frames a second at the median."""
-    low, middle, high = statistics.quantiles(times, n=4)
-    return {
-        "ms": 1e3 * middle,
-        "ms_quartiles": [1e3 * low, 1e3 * high],
-        "frames_per_second": batch / middle,
-        "n": len(times),
-    }
-
-
-def speedups(speed: dict[str, dict]) -> dict[str, dict[str, float]]:
-    """Each decoding's frames a second over token by token's, by batch size."""
-    return {
-        batch: {
-            f"{name}_over_autoregressive": row["autoregressive"]["ms"] / row[name]["ms"]
-            for name in row
-            if name != "autoregressive"
+def measure_engines(names: list[str], world_model, truth: Truth, quick: bool) -> dict[str, dict]:
+    """Speed and speedup of each engine; compiled is timed at batch 1 only."""
+    model, budget, found = world_model.model, 1.5 if quick else 4.0, {}
+    torch.manual_seed(0)
+    large = TokenModel(replace(model.config, grid=2 * model.config.grid)).eval()
+    for name in names:
+        compiled = name == "compiled"
+        batches = (1, 16) if quick else (1,) if compiled else (1, 16, 64, 256)
+        job = {"budget": budget, "only": COMPILED if compiled else None}
+        engine = make_engine(name, model)
+        speed = {
+            f"batch_{b}": measure(engine, model, real_histories(world_model, truth, b), True, **job) for b in batches
         }
-        for batch, row in speed.items()
+        found[name] = {"speed": speed, "speedup": speedups(speed)}
+        if not quick:
+            engine, batches = make_engine(name, large), (1,) if compiled else (1, 16)
+            speed = {f"batch_{b}": measure(engine, large, random_histories(large, b), False, **job) for b in batches}
+            found[name] |= {"speed_256_tokens": speed, "speedup_256_tokens": speedups(speed)}
+        found[name]["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(f"decoding: {name} measured", file=sys.stderr, flush=True)
+    return found
+
+
+def over_bare_products(model: TokenModel, engines: dict[str, dict], budget: float = 2.0) -> dict[str, float]:
+    """Token by token's time at batch 1 over that of its matrix products alone, by engine; and K = 1's."""
+    single = summary(bare_matrix_products(model, 1, 1, model.config.slots, budget), 1)["ms"]
+    whole = summary(bare_matrix_products(model, model.config.frame_tokens, 1, 1, budget), 1)["ms"]
+    rows = {name: found["speed"]["batch_1"] for name, found in engines.items()}
+    return {
+        "bare_ms_autoregressive": single,
+        "bare_ms_k1": whole,
+        "autoregressive": {name: row["autoregressive"]["ms"] / single for name, row in rows.items()},
+        "k1": {name: row["k1"]["ms"] / whole for name, row in rows.items()},
     }
 
 
 def quality(world_model: TokenWorldModel, truth: Truth, steps: int = 8) -> dict[str, dict]:
     """Error in px at step 8 of cubes that move >= 4 px, by eye, and how many codes equal token by token's at step 1."""
     result, reference = {}, None
-    for name, _, config in decodings(world_model.model, trained=True):
+    for name, config in decodings(world_model.model, trained=True):
         world_model.decoding = config
         loop = OpenLoop(world_model, truth, starts=(4, 12), steps=steps)
         moved = loop.present & (loop.moved[:, -1] >= 4) & (np.arange(len(truth.names)) > 0)
@@ -142,49 +140,109 @@ def quality(world_model: TokenWorldModel, truth: Truth, steps: int = 8) -> dict[
     return result
 
 
+@torch.inference_mode()
+def likelihoods(world_model: TokenWorldModel, truth: Truth) -> dict[str, float]:
+    """Nats a token of true next frames: token by token, and in K passes that reveal true tokens in Halton's order."""
+    engine, slots = make_engine("eager", world_model.model), world_model.tokens_per_frame
+    codes = torch.stack([world_model.encode(_seen(truth, t)).codes_BCN[:, -1] for t in range(truth.length - 1)], 1)
+    before, after = codes[:, :-1].flatten(0, 1), codes[:, 1:].flatten(0, 1)
+    actions = torch.from_numpy(truth.actions[:, : truth.length - 2]).flatten(0, 1)
+    text = world_model.encode(_seen(truth, 0)).text_BL.repeat_interleave(truth.length - 2, 0)
+    found: dict[str, list[torch.Tensor]] = {}
+    for rows in torch.arange(len(after)).split(64):
+        frames = before[rows, None].repeat(1, world_model.context_frames, 1)
+        between = torch.zeros(len(rows), world_model.context_frames - 1, actions.shape[1])
+        cache, action, true = engine.prefill(text[rows], frames, between, ahead=1), actions[rows], after[rows]
+
+        def scores(logits, true=true):
+            return logits.log_softmax(-1).gather(-1, true[..., None])[..., 0]
+
+        found.setdefault("autoregressive", []).append(scores(engine.verify(cache, action, true)[0]).sum(1))
+        ranks = torch.tensor(fixed_order("halton", slots))
+        for passes in PASSES:
+            config, total, left = DecodingConfig(passes=passes, order="halton"), torch.zeros(len(rows)), slots
+            for k in range(1, passes + 1):
+                open_N, after_k = ranks >= slots - left, open_after(k, slots, config)
+                decided = open_N & (ranks < slots - after_k)
+                logits = engine.denoise(cache, action, true, open_N.expand_as(true)).logits
+                total += (scores(logits) * decided).sum(1)
+                left = after_k
+            found.setdefault(f"k{passes}", []).append(total)
+    return {name: float(-torch.cat(parts).mean() / slots) for name, parts in found.items()}
+
+
+def _seen(truth: Truth, t: int) -> list[Observation]:
+    still = np.zeros(2, np.float32)
+    return [Observation(truth.pixels[e, t], still, truth.instructions[e]) for e in range(truth.episodes)]
+
+
+def planning(episodes: int, workers: int = 2) -> dict[str, dict]:
+    """Planning success with 512 frames a plan, imagined in one pass a frame and token by token, on the same seeds."""
+    import functools
+
+    from emu_embodied.loading import weights_label
+    from emu_embodied.policies.cem import CEMConfig
+    from emu_embodied.rollouts.planning import PlanningSettings, evaluate_planning, summarise
+
+    budget = CEMConfig(candidates=32, iterations=2, elites=6)
+    seeds, found = range(SEED, SEED + episodes), {}
+    for name, decoding in (("k1", "dida"), ("autoregressive", "autoregressive")):
+        label = weights_label("nano-tabletop", 1) + f" {decoding}"
+        settings = PlanningSettings("emu_embodied/TabletopPush-v0", {}, "model", "positions", budget, model=label)
+        make = functools.partial(load, "nano-tabletop", decoding=decoding, device="cpu")
+        found[name] = summarise(evaluate_planning(settings, seeds, make, workers))
+    return found
+
+
 def main() -> None:
     """Measures, prints, and writes JSON where asked to."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.decoding", description=__doc__)
-    parser.add_argument(
-        "--quick", action="store_true", help="batch 1 and 16 of 64 tokens only, within 50 s; prints JSON"
-    )
+    parser.add_argument("--quick", action="store_true", help="eager, batch 1 and 16 of 64 tokens only; prints JSON")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--out", type=Path, help="also write the JSON here")
+    parser.add_argument("--engines", nargs="+", default=["eager", "onnx", "compiled"], help="not with --quick")
+    parser.add_argument("--planning", type=int, default=0, help="episodes planned in one pass a frame and token by token")
     arguments = parser.parse_args()
-    world_model, budget = load("nano-tabletop", device="cpu"), 1.5 if arguments.quick else 6.0
-    model = world_model.model
+    world_model = load("nano-tabletop", device="cpu")
     seeds = range(SEED, SEED + HELD_OUT["episodes"])
     frames = record_frames(world_model.world.env_id, {}, seeds, HELD_OUT["steps"])
     truth = Truth(frames, world_model.world.objects, world_model.world.position_scale)
-    batches = (1, 16) if arguments.quick else (1, 16, 64, 256)
-    speed = {f"batch_{b}": measure(model, real_histories(world_model, truth, b), True, budget) for b in batches}
-    result = {"speed": speed, "speedup": speedups(speed)}
+    engines = measure_engines(["eager"] if arguments.quick else arguments.engines, world_model, truth, arguments.quick)
+    first = next(iter(engines))
+    result = {"speed": engines[first]["speed"], "speedup": engines[first]["speedup"], "engine": first}
     if not arguments.quick:
-        torch.manual_seed(0)
-        large = TokenModel(replace(model.config, grid=2 * model.config.grid)).eval()
-        speed = {f"batch_{b}": measure(large, random_histories(large, b), False, budget) for b in (1, 16)}
-        result |= {"speed_256_tokens": speed, "speedup_256_tokens": speedups(speed)}
-        result["quality"] = quality(world_model, truth)
+        result |= {"engines": engines, "over_bare_products": over_bare_products(world_model.model, engines)}
+        result |= {"quality": quality(world_model, truth), "nats_per_token": likelihoods(world_model, truth)}
+    if arguments.planning:
+        result["planning"] = planning(arguments.planning)
+    model = world_model.model
     result |= {
         "model": {"parameters": sum(p.numel() for p in model.parameters()), "context": model.config.context_frames},
-        "engine": FrameStep.name,
         "seed": SEED,
-        "machine": {"processor": platform.machine(), "threads": torch.get_num_threads()},
-        "versions": {name: metadata.version(name) for name in ("emu-embodied", "torch", "numpy")},
+        "machine": machine(torch.device("cpu")),
+        "versions": versions(),
     }
     if arguments.out:
         write_json(arguments.out, result)
     if arguments.json or arguments.quick:
         print(json.dumps(result))
-        return
-    for key in ("speed", "speed_256_tokens"):
-        for name, row in result[key].items():
-            for decoding, figures in row.items():
-                fps = figures["frames_per_second"]
-                print(f"{key:17} {name:10} {decoding:15} {figures['ms']:9.1f} ms  {fps:8.0f} frames/s")
+    else:
+        _print(result)
+
+
+def _print(result: dict) -> None:
+    for engine, found in result["engines"].items():
+        for key in ("speed", "speed_256_tokens"):
+            for name, row in found[key].items():
+                for decoding, figures in row.items():
+                    line = f"{engine:9} {key:17} {name:10} {decoding:15} {figures['ms']:9.1f} ms"
+                    print(f"{line}  {figures['frames_per_second']:8.0f} frames/s")
     for name, figures in result["quality"].items():
         error, same = figures["object_error_px"], figures["codes_as_token_by_token"]
         print(f"quality {name:15} {error:.2f} px at step 8, {100 * same:.2f}% of the codes at step 1 as token by token")
+    print("nats a token:", ", ".join(f"{name} {x:.3f}" for name, x in result["nats_per_token"].items()))
+    for name, share in result["over_bare_products"]["autoregressive"].items():
+        print(f"token by token over its bare matrix products: {name} {share:.2f}x")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,9 @@ import torch
 from emu_embodied.checkpoint import fingerprint, load_checkpoint
 from emu_embodied.decoding.config import DecodingConfig
 from emu_embodied.errors import CheckpointError, InputError
+from emu_embodied.protocols import StepEngine
+from emu_embodied.step import FrameStep
+from emu_embodied.token_model import TokenModel
 from emu_embodied.world_model import TokenWorldModel
 
 SHIPPED = Path(__file__).resolve().parent / "checkpoints"
@@ -29,15 +32,18 @@ def checkpoint_path(name_or_path: str | Path) -> Path:
     raise CheckpointError("checkpoint", str(name_or_path), f"choose one of {shipped} or give a checkpoint's folder")
 
 
-def weights_label(name_or_path: str | Path, passes: int) -> str:
-    """Names a checkpoint, its weights and K, so that a journal of planned episodes is not continued with others."""
-    return f"{name_or_path} {fingerprint(checkpoint_path(name_or_path))} passes={passes}"
+def weights_label(name_or_path: str | Path, passes: int, engine: str = "eager") -> str:
+    """Names a checkpoint, its weights, K and the engine, so that a journal of planned episodes is not continued with others."""
+    label = f"{name_or_path} {fingerprint(checkpoint_path(name_or_path))} passes={passes}"
+    return label if engine == "eager" else f"{label} engine={engine}"
 
 
 def load(
     name_or_path: str | Path = "nano-tabletop",
     *,
     device: str | torch.device | None = None,
+    engine: str = "eager",
+    precision: str = "fp32",
     seed: int = 0,
     **decoding: Any,
 ) -> TokenWorldModel:
@@ -46,12 +52,16 @@ def load(
     Args:
         name_or_path: a shipped name ("nano-tabletop") or a checkpoint's folder.
         device: where to run; by default CUDA where there is one, else the CPU.
+        engine: what executes the model's steps, one of `engines.choose.ENGINES`, or "auto" for the fastest that agrees with the
+            eager steps; the world model's `engine.name` says which runs.
+        precision: fp32, or fp16 or bf16 for engines that have it.
         seed: of the sampling noise.
         decoding: options of `decoding.config.DecodingConfig`: `decoding="exact"`, `passes=4`, `temperature=1.0`, ...
 
     Raises:
         CheckpointError: missing, damaged, or of another format.
-        InputError: a decoding option out of range.
+        InputError: a decoding option out of range, or an unknown engine.
+        EngineError: an engine that is not installed, or does not run here.
     """
     known = [option.name for option in fields(DecodingConfig)]
     for name in decoding:
@@ -60,4 +70,16 @@ def load(
     how = DecodingConfig(**decoding)
     tokenizer, text, model, world, _ = load_checkpoint(checkpoint_path(name_or_path))
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return TokenWorldModel(tokenizer.to(place), text, model.to(place), world, decoding=how, seed=seed)
+    model.to(place)
+    job = (tokenizer.to(place), text, model, world)
+    return TokenWorldModel(*job, decoding=how, engine=_engine(engine, model, precision), seed=seed)
+
+
+def _engine(name: str, model: TokenModel, precision: str) -> StepEngine:
+    if name == "eager" and precision == "fp32":
+        return FrameStep(model)
+    from emu_embodied.engines.choose import checked_engine, fastest_engine
+
+    if name == "auto":
+        return fastest_engine(model, 64 if model.noised.is_cuda else 16, precision=precision)[0]
+    return checked_engine(name, model, precision=precision)

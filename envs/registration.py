@@ -7,7 +7,10 @@ from typing import Any
 from gymnasium.envs.registration import register, registry
 
 # keywords of `emu_embodied.loading.load`
-LOADING = ("device", "decoding", "passes", "order", "schedule", "remask", "temperature", "top_k", "top_p")
+LOADING = (
+    *("device", "engine", "precision"),
+    *("decoding", "passes", "order", "schedule", "remask", "temperature", "top_k", "top_p", "guidance"),
+)
 
 
 def imagined(checkpoint: str = "nano-tabletop", world_model: Any = None, **options: Any):

@@ -37,7 +37,7 @@ def run(config: DictConfig) -> None:
     for name, least in (("episodes", 1), ("steps", 10), ("planning", 0), ("workers", 1), ("horizon", 1), ("worst", 0)):
         if config[name] < least:
             raise ConfigError(name, config[name], f"give a whole number of at least {least}")
-    model = load(config.checkpoint, passes=config.passes)
+    model = load(config.checkpoint, passes=config.passes, engine=config.engine)
     options, began = OmegaConf.to_container(config.env.options), time.monotonic()
     print(f"evaluate: {config.episodes} held-out episodes", flush=True)
     folder = Path(config.out)
@@ -52,6 +52,7 @@ def run(config: DictConfig) -> None:
         "checkpoint": str(config.checkpoint),
         "figures": [asdict(figure) for figure in figures],
         "settings": OmegaConf.to_container(config),
+        "engine": model.engine.name,
         "seeds": {"held_out": [config.seed, config.seed + config.episodes], "planning": config.planning_seed},
         "seconds": round(time.monotonic() - began, 1),
         "versions": {name: metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},
@@ -76,8 +77,8 @@ def _planning(config: DictConfig, options: dict, folder: Path) -> list:
     from emu_embodied.rollouts.quality import Figure
 
     seeds = range(config.planning_seed, config.planning_seed + config.planning)
-    make_model = functools.partial(load, config.checkpoint, passes=config.passes, device="cpu")
-    name = weights_label(config.checkpoint, config.passes)
+    make_model = functools.partial(load, config.checkpoint, passes=config.passes, engine=config.engine, device="cpu")
+    name = weights_label(config.checkpoint, config.passes, config.engine)
     rows = {}
     for agent in ("random", "oracle", "model"):
         label, make = (name, make_model) if agent == "model" else ("", None)

@@ -51,12 +51,12 @@ def run(config: DictConfig) -> None:
         **summary,
         "success": {str(row["seed"]): row["success"] for row in rows},
         "seeds": seeds,
-        "settings": asdict(settings) | {"passes": config.passes, "workers": config.workers},
+        "settings": asdict(settings) | {"passes": config.passes, "engine": _engine_name(player), "workers": config.workers},
         "versions": {name: metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},
         "episodes": rows,
     }
     write_json(folder / "result.json", result)
-    _report(console, folder, summary)
+    _report(console, folder, summary, _engine_name(player))
 
 
 def _settings(config: DictConfig):
@@ -75,15 +75,20 @@ def _settings(config: DictConfig):
         config.goal,
         CEMConfig(**budget),
         config.steps,
-        weights_label(config.checkpoint, config.passes) if config.agent == "model" else "",
+        weights_label(config.checkpoint, config.passes, config.engine) if config.agent == "model" else "",
     )
+
+
+def _engine_name(player) -> str:
+    """Of what really executes the model's steps; empty for agents without a model."""
+    return player.model.engine.name if player.model is not None else ""
 
 
 def _model_maker(config: DictConfig):
     """What loads the model, in this process or in a worker's."""
     from emu_embodied.loading import load
 
-    return functools.partial(load, config.checkpoint, passes=config.passes)
+    return functools.partial(load, config.checkpoint, passes=config.passes, engine=config.engine)
 
 
 def _folder(config: DictConfig) -> Path:
@@ -124,7 +129,7 @@ def _show(console: Console, folder: Path, pictured: list[int], run) -> None:
         video(run.frames, run.imagined, folder / f"episode-{run.seed}.mp4", run.instruction)
 
 
-def _report(console: Console, folder: Path, summary: dict) -> None:
+def _report(console: Console, folder: Path, summary: dict, engine: str) -> None:
     low, high = summary["wilson_95"]
     console.print(
         f"success {summary['rate']:.0%}, {summary['successes']} of {summary['n']} (95% interval {low:.0%} to {high:.0%})"
@@ -133,6 +138,7 @@ def _report(console: Console, folder: Path, summary: dict) -> None:
         console.print(
             f"{summary['seconds_per_plan_median']:.2f} s a plan, {summary['frames_per_plan']:.0f} predicted frames each, "
             f"{summary['predicted_frames_per_second']:.0f} frames a second"
+            + (f" on the {engine} engine" if engine else "")
         )
     for name, suffix in (("picture", "png"), ("video", "mp4")):
         for path in sorted(folder.glob(f"episode-*.{suffix}"))[:1]:

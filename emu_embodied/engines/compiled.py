@@ -5,7 +5,6 @@ Knows static buffers and decoding functions as callables, and nothing of what th
 
 from __future__ import annotations
 
-import copy
 import weakref
 from collections.abc import Callable
 
@@ -20,14 +19,11 @@ class CompiledEngine(StaticEngine):
     """Inductor's kernels for every step, compiled for each batch size when it first comes; CUDA graphs around whole frames.
 
     Args:
-        model: the token model, in eval mode.
-        dtype: of weights and activations; drawing and rotary tables stay float32. None keeps the model's.
+        model: the token model, in eval mode, in the precision to compute in.
     """
 
-    def __init__(self, model: TokenModel, dtype: torch.dtype | None = None) -> None:
-        dtype = dtype or model.noised.dtype
-        own = model if dtype == model.noised.dtype else copy.deepcopy(model).to(dtype)
-        super().__init__(own, name="compiled")
+    def __init__(self, model: TokenModel) -> None:
+        super().__init__(model, name="compiled")
         self.run = {name: torch.compile(getattr(self.step, name), dynamic=False, fullgraph=True) for name in STEPS}
         self._graphs: dict[tuple, GraphedFrame] = {}
 

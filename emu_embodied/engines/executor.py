@@ -6,6 +6,7 @@ Knows neither ONNX Runtime nor TensorRT: they are the sub-classes.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 
 import torch
 
@@ -44,6 +45,11 @@ class StepExecutor(ABC):
     @abstractmethod
     def _run(self, inputs: dict[str, torch.Tensor], results: dict[str, torch.Tensor], batch: int) -> None:
         """Runs it on contiguous tensors of the ports' shapes and types, and fills the results."""
+
+    @property
+    def path(self) -> Path:
+        """Where its engine is kept."""
+        return self.cache.path(self.key)
 
     def build(self) -> bytes:
         """The engine's bytes, from the cache or built now.
