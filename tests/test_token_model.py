@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from emu_embodied.attention import dida_mask, token_plan
 from emu_embodied.decoding import autoregressive, dida, exact, sampling
-from emu_embodied.decoding.config import ORDERS, SCHEDULES, DecodingConfig
+from emu_embodied.decoding.config import ORDERS, REDRAFTS, SCHEDULES, DecodingConfig
 from emu_embodied.errors import InputError
 from emu_embodied.step import FrameStep
 from emu_embodied.token_model import TokenModel, TokenModelConfig
@@ -238,16 +238,17 @@ def test_codes_that_lie_near_each_other_start_alike():
         assert 0.01 < table[VOCABULARY.visual].std() < 0.03
 
 
-@given(st.integers(0, 10**6), st.integers(1, 5), st.sampled_from([0, 2]))
+@given(st.integers(0, 10**6), st.integers(1, 5), st.sampled_from([0, 2]), st.sampled_from(REDRAFTS))
 @settings(max_examples=25, deadline=None)
-def test_exact_decoding_gives_the_greedy_tokens(seed, size, context):
+def test_exact_decoding_gives_the_greedy_tokens(seed, size, context, redraft):
     model = tiny_model(context_frames=context)
     step, generator = FrameStep(model), torch.Generator().manual_seed(seed)
     codes = torch.randint(0, 32, (size, 2, 9), generator=generator)
     text = torch.randint(0, 20, (size, 4), generator=generator)
     actions = torch.rand(size, 2, 2, generator=generator) * 2 - 1
     with torch.no_grad():
-        drawn, hidden, _ = exact.decode_frame(step, step.prefill(text, codes, actions[:, :1], ahead=1), actions[:, 1])
+        cache, config = step.prefill(text, codes, actions[:, :1], ahead=1), DecodingConfig("exact", redraft=redraft)
+        drawn, hidden, _ = exact.decode_frame(step, cache, actions[:, 1], config)
         wanted, states, _ = autoregressive.decode_frame(
             step, step.prefill(text, codes, actions[:, :1], ahead=1), actions[:, 1]
         )
@@ -255,11 +256,12 @@ def test_exact_decoding_gives_the_greedy_tokens(seed, size, context):
     torch.testing.assert_close(hidden, states, atol=1e-4, rtol=1e-4)
 
 
-def test_exact_sampling_has_the_autoregressive_distribution():
+@pytest.mark.parametrize("redraft", REDRAFTS)
+def test_exact_sampling_has_the_autoregressive_distribution(redraft):
     """A frame of one patch row is small enough to count: 4 slots of 3 codes, 81 frames."""
     vocabulary = Vocabulary(text_size=20, codebook_size=3, action_bins=8)
     model = tiny_model(vocabulary=vocabulary, transformer=replace(SIZES, vocab_size=vocabulary.size), grid=2)
-    step, n, temperature = FrameStep(model), 40_000, 1.3
+    step, n, temperature = FrameStep(model), 12_000, 1.3
     text, codes, actions = torch.zeros(1, 4, dtype=torch.long), torch.tensor([[[0, 1, 2, 0]]]), torch.full((1, 2), 0.4)
     frames = torch.cartesian_prod(*[torch.arange(3)] * 4)
     with torch.no_grad():
@@ -267,9 +269,8 @@ def test_exact_sampling_has_the_autoregressive_distribution():
         logits, _ = step.verify(cache.expand(81), actions.expand(81, 2), frames)
         true = (logits / temperature).log_softmax(-1).gather(-1, frames[..., None])[..., 0].sum(1).exp()
         generator = torch.Generator().manual_seed(0)
-        drawn, _, _ = exact.decode_frame(
-            step, cache.expand(n), actions.expand(n, 2), DecodingConfig("exact", temperature=temperature), generator
-        )
+        config = DecodingConfig("exact", temperature=temperature, redraft=redraft)
+        drawn, _, _ = exact.decode_frame(step, cache.expand(n), actions.expand(n, 2), config, generator)
     assert abs(true.sum() - 1) < 1e-4
     counts = torch.bincount((drawn * torch.tensor([27, 9, 3, 1])).sum(1), minlength=81).double()
     chi2 = ((counts - n * true) ** 2 / (n * true)).sum()

@@ -84,7 +84,7 @@ class TrajectoryConfig:
         causal: weight of the next-token loss beside the noisy one.
         position, reward, success: weights of the state heads' losses.
         language: weight of the next-token loss on text and action tokens.
-        untold: share of windows whose tokens see an empty instruction, for classifier-free guidance; the heads see the true one.
+        untold: share of windows whose tokens see an empty instruction, for classifier-free guidance; the heads see it all.
         shift_frames: most frames by which windows are moved away from the text.
     """
 
