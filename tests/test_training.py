@@ -177,6 +177,16 @@ def test_windows_follow_the_episodes():
         assert all(torch.equal(getattr(batch, k), getattr(again, k)) for k in vars(batch))
 
 
+def test_windows_of_a_random_world_are_drawn_evenly():
+    cache = frames(4, 12)
+    codes, text = torch.arange(48)[:, None].expand(-1, 4), torch.zeros(4, 16, dtype=torch.long)
+    share = make_recipe(compose_config("train", ["preset=tiny", "recipe.trajectory.contact_share=0.0"]))
+    sampler = WindowSampler(cache, codes, text, tuple(OBJECTS), 0, share.trajectory.contact_share)
+    batches = torch.cat([sampler.batch(step, 64, 3).codes_BFN[:, 1, 0] for step in range(40)]) % 12
+    counts = torch.bincount(batches, minlength=12)[1:11].float()
+    assert (counts - counts.mean()).abs().max() < 4 * counts.mean() ** 0.5
+
+
 def test_windows_prefer_contacts_in_which_much_moves():
     cache = frames(4, 12)
     columns = cache.names["state"]

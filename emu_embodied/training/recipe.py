@@ -172,6 +172,7 @@ def _train_trajectory(
         text.batch(train_cache.instructions, model.config.text_length, model.config.vocabulary.pad),
         tuple(world.objects),
         recipe.seed,
+        recipe.trajectory.contact_share,
     )
     steps, places = recipe.trajectory_loop.steps, tokenizer.places()
     noise = make_noise(model.config.noise, places)
