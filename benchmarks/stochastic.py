@@ -1,0 +1,252 @@
+"""Does K matter where the world is random? Imagined futures of the stochastic table-top against the simulator's own.
+
+    python -m benchmarks.stochastic --checkpoint PATH [--quick] [--out FILE] [--picture FILE]
+
+Each start is a scene (poses, a frame, four actions). The simulator plays it many times, from rest, with other gusts, masses and
+frictions: these are the true outcomes. The model dreams it as often, and both are read by eye from frames, an object out
+of sight counting as outside the frame. The "simulator" row is a second set of true outcomes after the tokenizer's
+round trip: what a perfect model would get. The checkpoint is the shipped one, adapted to this world:
+
+    emu-embodied collect env=tabletop env.options.stochastic=true episodes=1200 seed=5000000 root=DATA workers=1
+    emu-embodied train stage=dida from=nano-tabletop distil=false data=DATA threads=1 out=RUN recipe.held_out=40 \\
+        recipe.trajectory.contact_share=0.0 recipe.trajectory.changed=1.0 recipe.trajectory.soften=0.0 \\
+        recipe.trajectory.fully_hidden=0.3 recipe.trajectory.causal_share=0.5 recipe.trajectory.joint_until=1.0 \\
+        recipe.trajectory_loop.steps=2200 recipe.trajectory_loop.learning_rate=0.002
+
+Hard targets, and no weight or window chosen by its outcome, so that the odds learnt are the world's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import cv2
+import gymnasium
+import numpy as np
+import torch
+
+from emu_embodied.checkpoint import fingerprint
+from emu_embodied.envs.tasks import COLOURS, OBJECTS
+from emu_embodied.loading import checkpoint_path, load
+from emu_embodied.metrics import bootstrap_interval, colour_centroids, energy_score, spread
+from emu_embodied.rollouts.episodes import record_frames
+from emu_embodied.rollouts.quality import tokenizer_codes
+from emu_embodied.storage import write_json
+from emu_embodied.types import PIXELS, Observation
+
+ENV, OPTIONS = "emu_embodied/TabletopPush-v0", {"stochastic": True, "terminate_on_success": False}
+SEED, HORIZON, STEPS = 6_000_000, 4, (1, 4)
+WAYS = {
+    "greedy": {"passes": 1},
+    "K=1": {"passes": 1, "temperature": 1.0},
+    "K=4": {"passes": 4, "order": "halton", "temperature": 1.0},
+    "K=16": {"passes": 16, "order": "halton", "temperature": 1.0},
+    "exact": {"decoding": "exact", "temperature": 1.0},
+    "token by token": {"decoding": "autoregressive", "temperature": 1.0},
+}
+NAMES = ("pusher", *COLOURS)
+OUTSIDE = -16.0  # px, both coordinates of an object that is not seen
+PIECE_PX2 = 8.0  # a tenth of a cube, a quarter of the pusher
+NEAR_CM = 5.5  # pusher to cube: a push is about to begin
+
+
+@dataclass(frozen=True)
+class Start:
+    """A scene to go on from.
+
+    Attributes:
+        scene: options of the table-top's `reset`.
+        actions_TA: (4, 2) float32.
+        present: (O,) bool, which of `NAMES` are there.
+    """
+
+    scene: dict
+    actions_TA: np.ndarray
+    present: np.ndarray
+
+
+def find_starts(count: int) -> list[Start]:
+    """From each of `count` scripted episodes the first moment at which a push is about to begin, whatever comes of it."""
+    cache, starts = record_frames(ENV, {"stochastic": True}, range(SEED, SEED + 3 * count), 24), []
+    for first, instruction in zip(cache.episode_starts, cache.instructions, strict=False):
+        rows = cache.states[first : first + 25].reshape(25, len(OBJECTS), 4)[:, : len(NAMES)]
+        there = rows[0, :, 3] > 0
+        for t in range(2, 25 - HORIZON):
+            pusher, cubes = rows[t, 0, :2], rows[t, 1:][there[1:], :2]
+            apart = np.linalg.norm(cubes[:, None] - cubes[None], axis=-1) + 99 * np.eye(len(cubes))
+            near = np.linalg.norm(cubes - pusher, axis=-1).min() < NEAR_CM
+            if near and apart.min() > 4.6 and np.abs(cubes).max() < 12:
+                poses = {name: tuple(map(float, row[:3])) for name, row in zip(NAMES, rows[t], strict=True) if row[3]}
+                scene = {"pusher": poses.pop("pusher")[:2], "cubes": poses, "instruction": instruction}
+                starts.append(Start(scene, cache.actions[first + t : first + t + HORIZON], there))
+                break
+    return starts[:count]
+
+
+def play(env: gymnasium.Env, start: Start, seeds: range) -> tuple[np.ndarray, np.ndarray]:
+    """The first frame (H, W, 3), and the frames (S, steps, H, W, 3) at `STEPS` of one true outcome a seed."""
+    world, outcomes = env.unwrapped, []
+    for seed in seeds:
+        first = world.reset(seed=seed, options=start.scene)[0][PIXELS]
+        frames = []
+        for t, action in enumerate(start.actions_TA, 1):
+            world.act(action)
+            if t in STEPS:
+                frames.append(world.frame(world.config.image_size))
+        outcomes.append(frames)
+    return first, np.array(outcomes)
+
+
+def dream(model, start: Start, first: np.ndarray, samples: int) -> np.ndarray:
+    """The frames (S, steps, H, W, 3) at `STEPS` of as many imagined futures."""
+    seen = Observation(first, np.zeros(2, np.float32), start.scene["instruction"])
+    actions = np.broadcast_to(start.actions_TA, (1, samples, *start.actions_TA.shape)).copy()
+    rollout = model.rollout(model.encode([seen]), actions)
+    return model.decode(rollout.codes_BSTN[0, :, [t - 1 for t in STEPS]])
+
+
+def look(frames: np.ndarray, palette: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Positions (..., O, 2) in px, areas (..., O) in px^2, and in how many pieces (..., O) each object is seen."""
+    positions, areas = colour_centroids(frames, palette)
+    positions = np.where((areas > 4)[..., None], np.nan_to_num(positions), OUTSIDE)
+    distance = np.linalg.norm(frames[..., None, :].astype(np.float32) - palette, axis=-1)  # (..., H, W, O)
+    mask = (distance < 90) & (distance == distance.min(-1, keepdims=True))
+    flat = np.moveaxis(mask, -1, -3).reshape(-1, *frames.shape[-3:-1]).astype(np.uint8)
+    pieces = [(cv2.connectedComponentsWithStats(m)[2][1:, cv2.CC_STAT_AREA] >= PIECE_PX2).sum() for m in flat]
+    return positions, areas, np.reshape(pieces, areas.shape)
+
+
+def faults(areas: np.ndarray, pieces: np.ndarray, first_areas: np.ndarray, present: np.ndarray) -> dict[str, float]:
+    """Shares of frames (S, O) with an object missing, in several pieces or invented, and with any of these or a wrong size."""
+    missing = (areas[:, present] <= 4).any(1)
+    doubled = (pieces[:, present] > 1).any(1)
+    invented = (pieces[:, ~present] > 0).any(1)
+    size = areas[:, present] / first_areas[present]
+    broken = missing | doubled | invented | (size < 0.6).any(1) | (size > 1.5).any(1)
+    named = {"missing": missing, "doubled": doubled, "invented": invented, "broken": broken}
+    return {name: float(share.mean()) for name, share in named.items()}
+
+
+def figures_of(frames, outcomes, first, start: Start, palette) -> list[dict[str, float]]:
+    """What samples (S, steps, H, W, 3) are worth against outcomes of the same shape, at each of `STEPS`."""
+    positions, areas, pieces = look(frames, palette)
+    true = look(outcomes, palette)[0]
+    first_areas, rows = look(first, palette)[1], []
+    for t in range(len(STEPS)):
+        mine, real = (p[:, t, start.present].reshape(len(p), -1) for p in (positions, true))
+        random = real.std(0) > 0.5
+        pairs = zip(mine[:, random].T, real[:, random].T, strict=True)
+        crps = [energy_score(a[:, None], b[:, None]) for a, b in pairs]
+        row = {"energy_score": energy_score(mine, real), "spread": spread(mine), "true_spread": spread(real)}
+        row["crps"] = float(np.mean(crps)) if crps else None
+        rows.append(row | faults(areas[:, t], pieces[:, t], first_areas, start.present))
+    return rows
+
+
+def summarise(rows: list[dict], simulator: list[dict]) -> dict[str, dict]:
+    """Means over starts, with bootstrap 95% intervals; of some figures also the excess over the simulator's."""
+
+    def entry(values, statistic=lambda v: v.mean(0)) -> dict:
+        values = np.array(values, np.float64)
+        return {
+            "value": float(statistic(values)),
+            "interval_95": list(bootstrap_interval(values, statistic)),
+            "n": len(values),
+        }
+
+    result = {name: entry([r[name] for r in rows]) for name in ("energy_score", "broken", "missing", "doubled", "invented")}
+    pairs = list(zip(rows, simulator, strict=True))
+    result["energy_score_over_simulator"] = entry([a["energy_score"] - b["energy_score"] for a, b in pairs])
+    result["crps"] = entry([a["crps"] for a in rows if a["crps"] is not None])
+    result["crps_over_simulator"] = entry([a["crps"] - b["crps"] for a, b in pairs if a["crps"] is not None])
+    apart = [(a["spread"], a["true_spread"]) for a in rows]
+    result["spread_over_true"] = entry(apart, lambda v: v[:, 0].sum() / v[:, 1].sum())
+    return result
+
+
+def measure(checkpoint: str, count: int, samples: int, seed: int, report=print) -> tuple[dict, dict]:
+    """Figures of every way at each of `STEPS`, and the frames: way -> for each start (S, steps, H, W, 3)."""
+    palette = np.array(list(load(checkpoint).world.objects.values()), np.float32)
+    env, starts = gymnasium.make(ENV, **OPTIONS), find_starts(count)
+    played = [play(env, start, range(seed, seed + 2 * samples)) for start in starts]
+    env.close()
+    firsts = [first for first, _ in played]
+    truth, again = ([frames[part] for _, frames in played] for part in (slice(samples), slice(samples, None)))
+    model = load(checkpoint)
+    frames = {"simulator": [model.decode(tokenizer_codes(model.tokenizer, f)) for f in again]}
+    seconds = {}
+    for name, options in WAYS.items():
+        model, began = load(checkpoint, seed=seed, **options), time.monotonic()
+        frames[name] = [dream(model, s, f, samples) for s, f in zip(starts, firsts, strict=True)]
+        seconds[name] = time.monotonic() - began
+        report(f"{name}: {len(starts)} starts x {samples} futures in {seconds[name]:.0f} s", flush=True)
+    rows = {
+        name: [figures_of(*job, palette) for job in zip(dreamt, truth, firsts, starts, strict=True)]
+        for name, dreamt in frames.items()
+    }
+    result = {
+        f"step_{t}": {n: summarise([r[i] for r in rows[n]], [r[i] for r in rows["simulator"]]) for n in frames}
+        for i, t in enumerate(STEPS)
+    }
+    result["seconds"] = seconds
+    return result, {"first": firsts, "true": truth, **frames}
+
+
+def draw(frames: dict, path: Path, which: int, samples: int = 10) -> None:
+    """A row a way: the first samples of one start at the last step, and the mean of all."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names, samples = ["true", *list(WAYS)[1:]], min(samples, len(frames["true"][which]))
+    figure, axes = pyplot.subplots(len(names), samples + 2, figsize=(1.05 * (samples + 2), 1.15 * len(names)))
+    for row, name in zip(axes, names, strict=True):
+        shown = frames[name][which][:, -1]
+        for axis, frame in zip(row, [frames["first"][which], *shown[:samples], shown.mean(0).astype(np.uint8)], strict=True):
+            axis.imshow(frame)
+            axis.set_xticks([])
+            axis.set_yticks([])
+        row[0].set_ylabel("simulator" if name == "true" else name)
+    axes[0, 0].set_title("start", fontsize=9)
+    axes[0, -1].set_title(f"mean of {len(shown)}", fontsize=9)
+    figure.tight_layout(pad=0.3)
+    figure.savefig(path, dpi=90)
+
+
+def main() -> None:
+    """Measures, prints a table, and writes JSON and the picture where asked to."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.stochastic", description=__doc__.partition("\n")[0])
+    parser.add_argument("--checkpoint", default="nano-tabletop", help="a shipped name or a checkpoint's folder")
+    parser.add_argument("--quick", action="store_true", help="4 starts of 8 futures")
+    parser.add_argument("--starts", type=int, default=40)
+    parser.add_argument("--samples", type=int, default=32, help="futures of each start, imagined and true")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="also write the JSON here")
+    parser.add_argument("--picture", type=Path, help="draw one start here, as PNG")
+    arguments = parser.parse_args()
+    count, samples = (4, 8) if arguments.quick else (arguments.starts, arguments.samples)
+    result, frames = measure(arguments.checkpoint, count, samples, arguments.seed)
+    result |= {
+        "checkpoint": fingerprint(checkpoint_path(arguments.checkpoint)),
+        "starts": len(frames["first"]),
+        "samples": samples,
+        "seeds": {"starts": SEED, "simulator_and_model": arguments.seed},
+        "machine": {"processor": platform.machine(), "threads": torch.get_num_threads()},
+        "versions": {name: metadata.version(name) for name in ("emu-embodied", "torch", "numpy", "mujoco")},
+    }
+    if arguments.out:
+        write_json(arguments.out, result)
+    if arguments.picture:
+        draw(frames, arguments.picture, 0)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
