@@ -112,6 +112,11 @@ def dream(model, start: Start, first: np.ndarray, samples: int) -> np.ndarray:
     return model.decode(rollout.codes_BSTN[0, :, [t - 1 for t in STEPS]])
 
 
+def palette_of(model) -> np.ndarray:
+    """(O, 3) float32 RGB of `NAMES`."""
+    return np.array([model.world.objects[name] for name in NAMES], np.float32)
+
+
 def look(frames: np.ndarray, palette: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Positions (..., O, 2) in px, areas (..., O) in px^2, and in how many pieces (..., O) each object is seen."""
     positions, areas = colour_centroids(frames, palette)
@@ -123,15 +128,14 @@ def look(frames: np.ndarray, palette: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return positions, areas, np.reshape(pieces, areas.shape)
 
 
-def faults(areas: np.ndarray, pieces: np.ndarray, first_areas: np.ndarray, present: np.ndarray) -> dict[str, float]:
-    """Shares of frames (S, O) with an object missing, in several pieces or invented, and with any of these or a wrong size."""
+def faults(areas: np.ndarray, pieces: np.ndarray, first_areas: np.ndarray, present: np.ndarray) -> dict[str, np.ndarray]:
+    """Frames (S,) in which an object is missing, in several pieces or invented; "broken" adds those of a wrong size."""
     missing = (areas[:, present] <= 4).any(1)
     doubled = (pieces[:, present] > 1).any(1)
     invented = (pieces[:, ~present] > 0).any(1)
     size = areas[:, present] / first_areas[present]
     broken = missing | doubled | invented | (size < 0.6).any(1) | (size > 1.5).any(1)
-    named = {"missing": missing, "doubled": doubled, "invented": invented, "broken": broken}
-    return {name: float(share.mean()) for name, share in named.items()}
+    return {"missing": missing, "doubled": doubled, "invented": invented, "broken": broken}
 
 
 def figures_of(frames, outcomes, first, start: Start, palette) -> list[dict[str, float]]:
@@ -146,7 +150,8 @@ def figures_of(frames, outcomes, first, start: Start, palette) -> list[dict[str,
         crps = [energy_score(a[:, None], b[:, None]) for a, b in pairs]
         row = {"energy_score": energy_score(mine, real), "spread": spread(mine), "true_spread": spread(real)}
         row["crps"] = float(np.mean(crps)) if crps else None
-        rows.append(row | faults(areas[:, t], pieces[:, t], first_areas, start.present))
+        wrong = faults(areas[:, t], pieces[:, t], first_areas, start.present)
+        rows.append(row | {name: float(which.mean()) for name, which in wrong.items()})
     return rows
 
 
@@ -171,15 +176,14 @@ def summarise(rows: list[dict], simulator: list[dict]) -> dict[str, dict]:
     return result
 
 
-def measure(checkpoint: str, count: int, samples: int, seed: int, report=print) -> tuple[dict, dict]:
+def measure(checkpoint: str, starts: list[Start], samples: int, seed: int, report=print) -> tuple[dict, dict]:
     """Figures of every way at each of `STEPS`, and the frames: way -> for each start (S, steps, H, W, 3)."""
-    palette = np.array(list(load(checkpoint).world.objects.values()), np.float32)
-    env, starts = gymnasium.make(ENV, **OPTIONS), find_starts(count)
+    model, env = load(checkpoint), gymnasium.make(ENV, **OPTIONS)
+    palette = palette_of(model)
     played = [play(env, start, range(seed, seed + 2 * samples)) for start in starts]
     env.close()
     firsts = [first for first, _ in played]
     truth, again = ([frames[part] for _, frames in played] for part in (slice(samples), slice(samples, None)))
-    model = load(checkpoint)
     frames = {"simulator": [model.decode(tokenizer_codes(model.tokenizer, f)) for f in again]}
     seconds = {}
     for name, options in WAYS.items():
@@ -199,26 +203,34 @@ def measure(checkpoint: str, count: int, samples: int, seed: int, report=print) 
     return result, {"first": firsts, "true": truth, **frames}
 
 
-def draw(frames: dict, path: Path, which: int, samples: int = 10) -> None:
-    """A row a way: the first samples of one start at the last step, and the mean of all."""
+def draw(frames: dict, start: Start, which: int, palette: np.ndarray, path: Path, samples: int = 10) -> None:
+    """A row a way: the first samples of one start at the last step, red where an object is not whole, and the mean of all."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    first = frames["first"][which]
     names, samples = ["true", *list(WAYS)[1:]], min(samples, len(frames["true"][which]))
-    figure, axes = pyplot.subplots(len(names), samples + 2, figsize=(1.05 * (samples + 2), 1.15 * len(names)))
+    figure, axes = pyplot.subplots(len(names), samples + 1, figsize=(samples + 2.2, 1.02 * len(names) + 0.3))
     for row, name in zip(axes, names, strict=True):
         shown = frames[name][which][:, -1]
-        for axis, frame in zip(row, [frames["first"][which], *shown[:samples], shown.mean(0).astype(np.uint8)], strict=True):
+        _, areas, pieces = look(shown, palette)
+        broken = faults(areas, pieces, look(first, palette)[1], start.present)["broken"]
+        for axis, frame, wrong in zip(row, shown, broken, strict=False):
             axis.imshow(frame)
-            axis.set_xticks([])
-            axis.set_yticks([])
-        row[0].set_ylabel("simulator" if name == "true" else name)
-    axes[0, 0].set_title("start", fontsize=9)
+            for edge in axis.spines.values():
+                edge.set(color="red" if wrong else "lightgrey", linewidth=2 if wrong else 1)
+        row[-1].clear()
+        row[-1].imshow(shown.mean(0).astype(np.uint8))
+        row[0].set_ylabel("simulator" if name == "true" else name, rotation=0, ha="right", va="center")
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
     axes[0, -1].set_title(f"mean of {len(shown)}", fontsize=9)
+    title = f"{samples} futures of one start after {STEPS[-1]} steps; red: an object missing, doubled or of a wrong size"
+    figure.suptitle(title, fontsize=10)
     figure.tight_layout(pad=0.3)
-    figure.savefig(path, dpi=90)
+    figure.savefig(path, dpi=80)
 
 
 def main() -> None:
@@ -231,12 +243,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="also write the JSON here")
     parser.add_argument("--picture", type=Path, help="draw one start here, as PNG")
+    parser.add_argument("--picture-of", type=int, default=0, help="which start")
     arguments = parser.parse_args()
     count, samples = (4, 8) if arguments.quick else (arguments.starts, arguments.samples)
-    result, frames = measure(arguments.checkpoint, count, samples, arguments.seed)
+    starts = find_starts(count)
+    result, frames = measure(arguments.checkpoint, starts, samples, arguments.seed)
     result |= {
         "checkpoint": fingerprint(checkpoint_path(arguments.checkpoint)),
-        "starts": len(frames["first"]),
+        "starts": len(starts),
         "samples": samples,
         "seeds": {"starts": SEED, "simulator_and_model": arguments.seed},
         "machine": {"processor": platform.machine(), "threads": torch.get_num_threads()},
@@ -245,7 +259,8 @@ def main() -> None:
     if arguments.out:
         write_json(arguments.out, result)
     if arguments.picture:
-        draw(frames, arguments.picture, 0)
+        which, palette = arguments.picture_of, palette_of(load(arguments.checkpoint))
+        draw(frames, starts[which], which, palette, arguments.picture)
     print(json.dumps(result))
 
 
