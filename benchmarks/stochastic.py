@@ -2,9 +2,9 @@
 
     python -m benchmarks.stochastic --checkpoint PATH [--quick] [--out FILE] [--picture FILE]
 
-Each start is a scene (poses, a frame, four actions). The simulator plays it many times, from rest, with other gusts, masses and
-frictions: these are the true outcomes. The model dreams it as often, and both are read by eye from frames, an object out
-of sight counting as outside the frame. The "simulator" row is a second set of true outcomes after the tokenizer's
+Each start is a scene of one cube (poses, a frame, four actions). The simulator plays it many times, from rest, with other
+gusts, masses and frictions: these are the true outcomes. The model dreams it as often, and both are read by eye from frames, an
+object out of sight counting as outside the frame. The "simulator" row is a second set of true outcomes after the tokenizer's
 round trip: what a perfect model would get. The checkpoint is the shipped one, adapted to this world:
 
     emu-embodied collect env=tabletop env.options.stochastic=true episodes=1200 seed=5000000 root=DATA workers=1
@@ -23,6 +23,7 @@ import argparse
 import json
 import platform
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -41,7 +42,7 @@ from emu_embodied.rollouts.quality import tokenizer_codes
 from emu_embodied.storage import write_json
 from emu_embodied.types import PIXELS, Observation
 
-ENV, OPTIONS = "emu_embodied/TabletopPush-v0", {"stochastic": True, "terminate_on_success": False}
+ENV, OPTIONS = "emu_embodied/TabletopPush-v0", {"stochastic": True, "cubes": 1}
 SEED, HORIZON, STEPS = 6_000_000, 4, (1, 4)
 WAYS = {
     "greedy": {"passes": 1},
@@ -74,7 +75,7 @@ class Start:
 
 def find_starts(count: int) -> list[Start]:
     """From each of `count` scripted episodes the first moment at which a push is about to begin, whatever comes of it."""
-    cache, starts = record_frames(ENV, {"stochastic": True}, range(SEED, SEED + 3 * count), 24), []
+    cache, starts = record_frames(ENV, OPTIONS, range(SEED, SEED + 3 * count), 24), []
     for first, instruction in zip(cache.episode_starts, cache.instructions, strict=False):
         rows = cache.states[first : first + 25].reshape(25, len(OBJECTS), 4)[:, : len(NAMES)]
         there = rows[0, :, 3] > 0
@@ -90,7 +91,7 @@ def find_starts(count: int) -> list[Start]:
     return starts[:count]
 
 
-def play(env: gymnasium.Env, start: Start, seeds: range) -> tuple[np.ndarray, np.ndarray]:
+def play(env: gymnasium.Env, start: Start, seeds: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """The first frame (H, W, 3), and the frames (S, steps, H, W, 3) at `STEPS` of one true outcome a seed."""
     world, outcomes = env.unwrapped, []
     for seed in seeds:
@@ -155,8 +156,8 @@ def figures_of(frames, outcomes, first, start: Start, palette) -> list[dict[str,
     return rows
 
 
-def summarise(rows: list[dict], simulator: list[dict]) -> dict[str, dict]:
-    """Means over starts, with bootstrap 95% intervals; of some figures also the excess over the simulator's."""
+def summarise(rows: list[dict], simulator: list[dict], one_pass: list[dict]) -> dict[str, dict]:
+    """Means over starts, with bootstrap 95% intervals; of the scores also the excess over the simulator's and over K=1's."""
 
     def entry(values, statistic=lambda v: v.mean(0)) -> dict:
         values = np.array(values, np.float64)
@@ -167,10 +168,11 @@ def summarise(rows: list[dict], simulator: list[dict]) -> dict[str, dict]:
         }
 
     result = {name: entry([r[name] for r in rows]) for name in ("energy_score", "broken", "missing", "doubled", "invented")}
-    pairs = list(zip(rows, simulator, strict=True))
-    result["energy_score_over_simulator"] = entry([a["energy_score"] - b["energy_score"] for a, b in pairs])
     result["crps"] = entry([a["crps"] for a in rows if a["crps"] is not None])
-    result["crps_over_simulator"] = entry([a["crps"] - b["crps"] for a, b in pairs if a["crps"] is not None])
+    for other, theirs in (("simulator", simulator), ("k1", one_pass)):
+        for kind in ("energy_score", "crps"):
+            pairs = [(a[kind], b[kind]) for a, b in zip(rows, theirs, strict=True) if a[kind] is not None]
+            result[f"{kind}_over_{other}"] = entry([a - b for a, b in pairs])
     apart = [(a["spread"], a["true_spread"]) for a in rows]
     result["spread_over_true"] = entry(apart, lambda v: v[:, 0].sum() / v[:, 1].sum())
     return result
@@ -180,7 +182,8 @@ def measure(checkpoint: str, starts: list[Start], samples: int, seed: int, repor
     """Figures of every way at each of `STEPS`, and the frames: way -> for each start (S, steps, H, W, 3)."""
     model, env = load(checkpoint), gymnasium.make(ENV, **OPTIONS)
     palette = palette_of(model)
-    played = [play(env, start, range(seed, seed + 2 * samples)) for start in starts]
+    seeds = np.arange(2 * samples * len(starts)).reshape(len(starts), -1) + seed  # others for each start: independent
+    played = [play(env, start, row.tolist()) for start, row in zip(starts, seeds, strict=True)]
     env.close()
     firsts = [first for first, _ in played]
     truth, again = ([frames[part] for _, frames in played] for part in (slice(samples), slice(samples, None)))
@@ -196,41 +199,39 @@ def measure(checkpoint: str, starts: list[Start], samples: int, seed: int, repor
         for name, dreamt in frames.items()
     }
     result = {
-        f"step_{t}": {n: summarise([r[i] for r in rows[n]], [r[i] for r in rows["simulator"]]) for n in frames}
+        f"step_{t}": {n: summarise(*([r[i] for r in rows[m]] for m in (n, "simulator", "K=1"))) for n in frames}
         for i, t in enumerate(STEPS)
     }
     result["seconds"] = seconds
     return result, {"first": firsts, "true": truth, **frames}
 
 
-def draw(frames: dict, start: Start, which: int, palette: np.ndarray, path: Path, samples: int = 10) -> None:
-    """A row a way: the first samples of one start at the last step, red where an object is not whole, and the mean of all."""
+def draw(frames: dict, start: Start, which: int, palette: np.ndarray, path: Path, samples: int = 8) -> None:
+    """A row a way: the first samples of one start at each of `STEPS`, with a red edge where an object is not whole."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    first = frames["first"][which]
-    names, samples = ["true", *list(WAYS)[1:]], min(samples, len(frames["true"][which]))
-    figure, axes = pyplot.subplots(len(names), samples + 1, figsize=(samples + 2.2, 1.02 * len(names) + 0.3))
-    for row, name in zip(axes, names, strict=True):
-        shown = frames[name][which][:, -1]
-        _, areas, pieces = look(shown, palette)
-        broken = faults(areas, pieces, look(first, palette)[1], start.present)["broken"]
-        for axis, frame, wrong in zip(row, shown, broken, strict=False):
-            axis.imshow(frame)
-            for edge in axis.spines.values():
-                edge.set(color="red" if wrong else "lightgrey", linewidth=2 if wrong else 1)
-        row[-1].clear()
-        row[-1].imshow(shown.mean(0).astype(np.uint8))
-        row[0].set_ylabel("simulator" if name == "true" else name, rotation=0, ha="right", va="center")
-    for axis in axes.flat:
-        axis.set(xticks=[], yticks=[])
-    axes[0, -1].set_title(f"mean of {len(shown)}", fontsize=9)
-    title = f"{samples} futures of one start after {STEPS[-1]} steps; red: an object missing, doubled or of a wrong size"
-    figure.suptitle(title, fontsize=10)
-    figure.tight_layout(pad=0.3)
-    figure.savefig(path, dpi=80)
+    names, samples = ["true", *WAYS], min(samples, len(frames["true"][which]))
+    first_areas = look(frames["first"][which], palette)[1]
+    figure = pyplot.figure(figsize=(1.6 + 0.8 * len(STEPS) * samples, 0.83 * len(names) + 0.4), layout="constrained")
+    blocks = figure.subfigures(1, len(STEPS), wspace=0.02)
+    for t, block in enumerate(blocks):
+        block.suptitle(f"after {STEPS[t]} step" + "s" * (STEPS[t] > 1), fontsize=11)
+        axes = block.subplots(len(names), samples)
+        for row, name in zip(axes, names, strict=True):
+            shown = frames[name][which][:samples, t]
+            _, areas, pieces = look(shown, palette)
+            broken = faults(areas, pieces, first_areas, start.present)["broken"]
+            for axis, frame, wrong in zip(row, shown, broken, strict=True):
+                axis.imshow(frame)
+                axis.set(xticks=[], yticks=[])
+                for edge in axis.spines.values():
+                    edge.set(color="red" if wrong else "lightgrey", linewidth=2 if wrong else 1)
+            if t == 0:
+                row[0].set_ylabel("simulator" if name == "true" else name, rotation=0, ha="right", va="center")
+    figure.savefig(path, dpi=90)
 
 
 def main() -> None:
@@ -238,8 +239,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.stochastic", description=__doc__.partition("\n")[0])
     parser.add_argument("--checkpoint", default="nano-tabletop", help="a shipped name or a checkpoint's folder")
     parser.add_argument("--quick", action="store_true", help="4 starts of 8 futures")
-    parser.add_argument("--starts", type=int, default=40)
-    parser.add_argument("--samples", type=int, default=32, help="futures of each start, imagined and true")
+    parser.add_argument("--starts", type=int, default=24)
+    parser.add_argument("--samples", type=int, default=16, help="futures of each start, imagined and true")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="also write the JSON here")
     parser.add_argument("--picture", type=Path, help="draw one start here, as PNG")

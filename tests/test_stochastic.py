@@ -44,10 +44,11 @@ def test_samples_like_the_outcomes_score_best():
     outcomes, like, one = (futures(c) for c in (rng.choice([12, 44], 16), rng.choice([12, 44], 16), [28] * 16))
     start = Start({}, np.zeros((4, 2), np.float32), PRESENT)
     rows = {n: [figures_of(f, outcomes, first, start, PALETTE)[0]] * 2 for n, f in (("like", like), ("one", one))}
-    figures = summarise(rows["one"], rows["like"])
+    figures = summarise(rows["one"], rows["like"], rows["one"])
     assert figures["energy_score_over_simulator"]["value"] > 3 and figures["crps_over_simulator"]["value"] > 1
     assert figures["spread_over_true"]["value"] == 0 and figures["broken"]["value"] == 0
-    assert summarise(rows["like"], rows["like"])["spread_over_true"]["value"] == pytest.approx(1, abs=0.3)
+    assert figures["energy_score_over_k1"]["value"] == 0
+    assert summarise(rows["like"], rows["like"], rows["one"])["spread_over_true"]["value"] == pytest.approx(1, abs=0.3)
 
 
 def test_outcomes_start_alike_differ_and_repeat():
