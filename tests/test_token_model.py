@@ -6,8 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.attention.flex_attention import BlockMask, create_mask
 
-from emu_embodied.attention import dida_mask, token_plan
+from emu_embodied.attention import dida_blocks, dida_mask, token_plan
 from emu_embodied.decoding import autoregressive, dida, exact, sampling
 from emu_embodied.decoding.config import ORDERS, REDRAFTS, SCHEDULES, DecodingConfig
 from emu_embodied.errors import InputError
@@ -58,24 +59,77 @@ def test_the_mask_never_shows_a_frame_its_clean_copy(text, prefix, slots, frames
         assert seen[clean & (plan.frame == -1)].sum() == (text if plan.frame[i] >= 0 else i + 1)
 
 
-@pytest.mark.parametrize("context", [0, 2, 4])
-@pytest.mark.parametrize("shift", [False, True])
-def test_no_gradient_flows_from_a_noisy_frame_to_its_clean_copy(shift, context):
-    vocabulary = replace(VOCABULARY, codebook_size=72)  # every token its own id, so that its gradient names it
-    sizes = replace(SIZES, vocab_size=vocabulary.size)
-    model = tiny_model(vocabulary=vocabulary, transformer=sizes, next_token_shift=shift, context_frames=context)
-    text, _, actions, _, _ = batch(model)
-    codes = torch.arange(72).view(2, 4, 9)
-    noisy = codes[:, 1:].clone()
-    predicted = model(text, codes, actions, noisy, torch.ones_like(noisy, dtype=torch.bool)).noisy_BFND
+def every_code_its_own(**changes) -> tuple[TokenModel, torch.Tensor]:
+    """A model whose codebook has an id for every token of a batch of 2 x 4 frames, and these codes."""
+    vocabulary = replace(VOCABULARY, codebook_size=72)
+    sizes = replace(SIZES, vocab_size=vocabulary.size, head_dim=16)
+    return tiny_model(vocabulary=vocabulary, transformer=sizes, **changes), torch.arange(72).view(2, 4, 9)
+
+
+def assert_no_gradient_flows_from_a_noisy_frame_to_its_clean_copy(model: TokenModel, codes: torch.Tensor) -> None:
+    device = model.noised.device
+    text, _, actions, _, _ = (x.to(device) for x in batch(model))
+    noisy = codes[:, 1:].to(device)
+    predicted = model(text, codes.to(device), actions, noisy, torch.ones_like(noisy, dtype=torch.bool)).noisy_BFND
     table = model.transformer.model.embed_tokens.weight
     for t in range(1, 4):
         grad = torch.autograd.grad(predicted[:, t - 1].square().sum(), table, retain_graph=True)[0]
-        seen = grad[vocabulary.visual].abs().sum(-1).view(2, 4, 9) > 0
+        seen = grad[model.config.vocabulary.visual].abs().sum(-1).view(2, 4, 9) > 0
         for u in range(4):
             # without a context the previous frame comes through the source; one in sight has itself seen those before it
-            expected = u == t - 1 if context == 0 else u < t
+            expected = u == t - 1 if model.config.context_frames == 0 else u < t
             assert seen[:, u].all() if expected else not seen[:, u].any(), f"frame {t} and clean frame {u}"
+
+
+@pytest.mark.parametrize("context", [0, 2, 4])
+@pytest.mark.parametrize("shift", [False, True])
+def test_no_gradient_flows_from_a_noisy_frame_to_its_clean_copy(shift, context):
+    job = every_code_its_own(next_token_shift=shift, context_frames=context)
+    assert_no_gradient_flows_from_a_noisy_frame_to_its_clean_copy(*job)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="FlexAttention has gradients on CUDA only, and there is none")
+@pytest.mark.parametrize("context", [0, 2, 4])
+@pytest.mark.parametrize("shift", [False, True])
+def test_no_gradient_flows_through_blocks_either(shift, context):
+    model, codes = every_code_its_own(next_token_shift=shift, context_frames=context)
+    model.cuda()
+    assert isinstance(model.layout(4, 1, blocks=True)[1], BlockMask)
+    assert_no_gradient_flows_from_a_noisy_frame_to_its_clean_copy(model, codes)
+
+
+@given(st.integers(0, 40), st.integers(1, 3), st.integers(1, 64), st.integers(1, 5), st.integers(0, 4), st.booleans())
+@settings(max_examples=25, deadline=None)
+def test_blocks_are_the_dense_mask(text, prefix, slots, frames, window, noisy):
+    plan = token_plan(text, prefix, slots, frames, min(1, frames - 1) if noisy else None)
+    dense, blocks, length = dida_mask(plan, slots, window), dida_blocks(plan, window), len(plan.position)
+    assert create_mask(blocks.mask_mod, None, None, length, length, "cpu")[0, 0].equal(dense)
+    rows = -(-length // 128)  # a block of 128 x 128 pairs is passed over only where no pair attends
+    padded = torch.nn.functional.pad(dense, (0, 128 * rows - length, 0, 128 * rows - length))
+    assert blocks.to_dense()[0, 0].bool().equal(padded.view(rows, 128, rows, 128).any(3).any(1))
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("source, context", [(True, 2), (False, 2), (True, 0)])
+@pytest.mark.parametrize("shift", [False, True])
+@torch.no_grad()
+def test_blocks_give_the_dense_states_and_do_not_leak(shift, source, context):
+    model = tiny_model(previous_frame_source=source, next_token_shift=shift, context_frames=context)
+    text, codes, actions, noisy, hidden = batch(model)
+    dense = model(text, codes, actions, noisy, hidden)
+    assert model.blocks is None and isinstance(model.layout(4, 1)[1], torch.Tensor)
+    model.blocks = True
+    base = model(text, codes, actions, noisy, hidden)
+    torch.testing.assert_close(base.noisy_BFND, dense.noisy_BFND, atol=1e-5, rtol=0)
+    torch.testing.assert_close(base.clean_BFTD, dense.clean_BFTD, atol=1e-5, rtol=0)
+    for t in range(1, 4):  # another clean frame t: no noisy frame until t and no clean one before t may notice
+        other = codes.clone()
+        other[:, t] = (other[:, t] + 1) % 32
+        states = model(text, other, actions, noisy, hidden)
+        assert states.noisy_BFND[:, :t].equal(base.noisy_BFND[:, :t])
+        assert states.clean_BFTD[:, : t - 1].equal(base.clean_BFTD[:, : t - 1])
+        if t < 3:
+            assert not torch.isclose(states.noisy_BFND[:, t], base.noisy_BFND[:, t]).all(-1).any()
 
 
 @pytest.mark.parametrize("source, context", [(True, 2), (False, 2), (True, 0)])
