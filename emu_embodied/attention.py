@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
+from emu_embodied.errors import InputError
+
 
 def rotary_tables(positions: torch.Tensor, head_dim: int, theta: float) -> tuple[torch.Tensor, torch.Tensor]:
     """cos and sin tables (..., L, head_dim) float32 for positions (..., L); rotate-half layout as in Emu3.5."""
@@ -147,7 +149,7 @@ class KVCache:
         if keep:
             end = self.length + k.shape[2]
             if end > self.capacity:
-                raise IndexError(f"cache of {self.capacity} tokens is full: {end} asked for")
+                raise InputError("tokens", end, f"the cache holds {self.capacity}: prefill with more frames ahead")
             self.keys[layer][:, :, self.length : end] = k
             self.values[layer][:, :, self.length : end] = v
             if self.visible_from <= self.pinned:

@@ -329,3 +329,14 @@ def test_exact_sampling_has_the_autoregressive_distribution(redraft):
     counts = torch.bincount((drawn * torch.tensor([27, 9, 3, 1])).sum(1), minlength=81).double()
     chi2 = ((counts - n * true) ** 2 / (n * true)).sum()
     assert chi2 < 140  # 80 degrees of freedom: exceeded by chance once in 40,000 seeds
+
+
+def test_more_frames_than_the_cache_holds_are_refused():
+    model = tiny_model()
+    text, codes, actions, *_ = batch(model)
+    step = FrameStep(model)
+    with torch.no_grad():
+        cache = step.prefill(text, codes[:, :2], actions[:, :1], ahead=1)
+        with pytest.raises(InputError, match="the cache holds"):
+            for _ in range(3):
+                step.commit(cache, actions[:, 1], codes[:, 2])

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from emu_embodied.errors import InputError
 from emu_embodied.transformer import Transformer, TransformerConfig
 
 REFERENCE = Path(os.environ.get("EMU35_REFERENCE", Path(__file__).parents[2] / "shared" / "emu3.5")) / "tiny"
@@ -61,5 +62,5 @@ def test_a_cache_changes_nothing_and_the_future_is_not_seen():
         changed[:, 10:] = 1
         assert torch.allclose(model(changed)[:, :10], whole[:, :10], atol=1e-5)
     torch.testing.assert_close(stepwise, whole, atol=1e-5, rtol=0)
-    with pytest.raises(IndexError, match="full"):
+    with pytest.raises(InputError, match="the cache holds"):
         model(ids[:, :1], cache)

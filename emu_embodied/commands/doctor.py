@@ -27,7 +27,11 @@ REQUIRED = {
     "cv2": ("opencv-python", "opencv-python-headless"),
     "hydra": ("hydra-core",),
 }
-OPTIONAL = {"tensorrt": ("tensorrt", "tensorrt-cu12", "tensorrt-cu13")}
+OPTIONAL = {
+    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+    "tensorrt": ("tensorrt", "tensorrt-cu12", "tensorrt-cu13"),
+    "tensorrt_rtx": ("tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu12-bindings"),
+}
 # In a process of its own, because a broken OpenGL driver may end it.
 RENDER = """
 import emu_embodied, mujoco
