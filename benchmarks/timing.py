@@ -1,4 +1,4 @@
-"""How frames are timed: dreams on a step engine, one frame after another, each with the commit of the one before. Knows no model."""
+"""How frames are timed: on a step engine, in a row, each with the commit of the one before. Knows no checkpoint."""
 
 from __future__ import annotations
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 
 def rotary_tables(positions: torch.Tensor, head_dim: int, theta: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -60,8 +64,8 @@ def token_plan(text: int, prefix: int, slots: int, frames: int, noisy_from: int 
     return TokenPlan(torch.tensor(position), torch.tensor(frame), torch.arange(len(frame)) >= clean_length)
 
 
-def dida_mask(plan: TokenPlan, slots: int, window: int) -> torch.Tensor:
-    """Who may look at whom: (L, L) bool, True where row attends to column.
+def dida_rule(plan: TokenPlan, window: int) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """Who may look at whom, as a function of indices: (row, column) -> bool, True where row attends to column.
 
     Clean tokens are causal. The noisy slots of frame t see the text, the clean frames before t, frame t's own action and
     image-start tokens, and each other in both directions; never the clean slots of frame t. Frames further back than
@@ -71,12 +75,46 @@ def dida_mask(plan: TokenPlan, slots: int, window: int) -> torch.Tensor:
     first_slot = torch.full_like(position, -1)
     for t in frame[noisy].unique():
         first_slot[noisy & (frame == t)] = position[noisy & (frame == t)].min()
-    row, col = position[:, None], position[None, :]
-    near = (frame[None, :] < 0) | (frame[None, :] >= frame[:, None] - window)
-    clean_to_clean = ~noisy[:, None] & ~noisy[None, :] & (col <= row)
-    noisy_to_clean = noisy[:, None] & ~noisy[None, :] & (col < first_slot[:, None])
-    noisy_to_noisy = noisy[:, None] & noisy[None, :] & (frame[:, None] == frame[None, :])
-    return near & (clean_to_clean | noisy_to_clean | noisy_to_noisy)
+
+    def attends(row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
+        near = (frame[column] < 0) | (frame[column] >= frame[row] - window)
+        clean_to_clean = ~noisy[row] & ~noisy[column] & (position[column] <= position[row])
+        noisy_to_clean = noisy[row] & ~noisy[column] & (position[column] < first_slot[row])
+        noisy_to_noisy = noisy[row] & noisy[column] & (frame[row] == frame[column])
+        return near & (clean_to_clean | noisy_to_clean | noisy_to_noisy)
+
+    return attends
+
+
+def dida_mask(plan: TokenPlan, slots: int, window: int) -> torch.Tensor:
+    """`dida_rule` for every pair: (L, L) bool."""
+    index = torch.arange(len(plan.position), device=plan.position.device)
+    return dida_rule(plan, window)(index[:, None], index[None, :])
+
+
+def dida_blocks(plan: TokenPlan, window: int) -> BlockMask:
+    """`dida_rule` for FlexAttention, which passes over blocks of pairs that do not attend and keeps no (L, L) scores."""
+    rule, length = dida_rule(plan, window), len(plan.position)
+    return create_block_mask(lambda b, h, row, column: rule(row, column), None, None, length, length, plan.position.device)
+
+
+@functools.cache
+def _compiled_flex() -> Callable[..., torch.Tensor]:
+    return torch.compile(flex_attention, dynamic=False)
+
+
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | BlockMask | None) -> torch.Tensor:
+    """Attention (B, heads, L, head_dim) of q over k and v, by the implementation that the mask is for.
+
+    Args:
+        q, k, v: (B, heads, L or keys, head_dim).
+        mask: (L, keys) bool, or blocks of it; None lets every row attend to every key. Uncompiled, as on the CPU, blocks have
+            no gradient.
+    """
+    if not isinstance(mask, BlockMask):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    flex = _compiled_flex() if q.is_cuda else flex_attention
+    return flex(q.to(v.dtype), k.to(v.dtype), v, block_mask=mask)  # under autocast the norms of q and k give float32
 
 
 class KVCache:

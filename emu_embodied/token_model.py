@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from emu_embodied.attention import dida_mask, token_plan
+from emu_embodied.attention import TokenPlan, dida_blocks, dida_mask, token_plan
 from emu_embodied.tokenizers.actions import bin_actions
 from emu_embodied.transformer import Transformer, TransformerConfig
 from emu_embodied.vocabulary import Vocabulary
@@ -158,7 +158,12 @@ class TokenModel(nn.Module):
     """Emu3.5's transformer over a robot's trajectory, with DiDA's noisy copies and state heads.
 
     The training pass is `forward`; single pure inference steps are in `emu_embodied.step`.
+
+    Attributes:
+        blocks: whether the training pass masks by blocks (FlexAttention); None does on CUDA, where they have gradients.
     """
+
+    blocks: bool | None = None
 
     def __init__(self, config: TokenModelConfig) -> None:
         super().__init__()
@@ -278,14 +283,16 @@ class TokenModel(nn.Module):
     def _masks(self) -> dict:
         return {}
 
-    def layout(self, frames: int, noisy_from: int | None, cut: bool = False):
-        """Rotary positions (L,) and mask (L, L) of a packed sequence (see `token_plan`); computed once."""
-        key = (frames, noisy_from, cut, self.noised.device)
+    def layout(self, frames: int, noisy_from: int | None, cut: bool = False, blocks: bool = False):
+        """Rotary positions (L,) and mask of a packed sequence (see `token_plan`), dense (L, L) or in blocks; computed once."""
+        device = self.noised.device
+        key = (frames, noisy_from, cut, blocks, device)
         if key not in self._masks:
             c = self.config
             plan = token_plan(c.text_length, c.prefix, c.slots, frames, noisy_from, cut)
-            mask = dida_mask(plan, c.slots, c.context_frames)
-            self._masks[key] = (plan.position.to(self.noised.device), mask.to(self.noised.device))
+            plan = TokenPlan(plan.position.to(device), plan.frame.to(device), plan.noisy.to(device))
+            mask = dida_blocks(plan, c.context_frames) if blocks else dida_mask(plan, c.slots, c.context_frames)
+            self._masks[key] = (plan.position, mask)
         return self._masks[key]
 
     # training
@@ -347,7 +354,8 @@ class TokenModel(nn.Module):
         if noisy_BFN is not None:
             for t in range(first, frames):
                 parts.append(self.embed_noisy(noisy_BFN[:, t - first], hidden_BFN[:, t - first], sources[t]))
-        positions, mask = self.layout(frames, None if noisy_BFN is None else first, not causal)
+        blocks = self.noised.is_cuda if self.blocks is None else self.blocks
+        positions, mask = self.layout(frames, None if noisy_BFN is None else first, not causal, blocks)
         if shift_B is not None:
             positions = positions + shift_B[:, None] * (positions >= c.text_length)
         hidden = self.transformer.hidden(torch.cat(parts, 1), positions, mask)

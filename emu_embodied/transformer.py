@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from emu_embodied.attention import KVCache, rotary_tables, rotate
+from emu_embodied.attention import BlockMask, KVCache, attend, rotary_tables, rotate
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Attention(nn.Module):
             k, v = cache.attend(layer, k, v, keep)
         groups = self.config.num_attention_heads // self.config.num_key_value_heads
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-        out = F.scaled_dot_product_attention(rotate(q, cos, sin), k, v, attn_mask=mask)
+        out = attend(rotate(q, cos, sin), k, v, mask)
         return self.o_proj(out.transpose(1, 2).reshape(batch, length, -1))
 
     def keys_values(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -147,7 +147,7 @@ class Transformer(nn.Module):
         self,
         x: torch.Tensor,
         positions: torch.Tensor,
-        mask: torch.Tensor | None,
+        mask: torch.Tensor | BlockMask | None,
         cache: KVCache | None = None,
         keep: bool = False,
     ) -> torch.Tensor:
@@ -156,7 +156,7 @@ class Transformer(nn.Module):
         Args:
             x: (B, L, D) embeddings.
             positions: (L,) or (B, L) rotary positions.
-            mask: (L, keys) bool, True where a row attends; None lets every row attend to every key.
+            mask: (L, keys) bool, True where a row attends, or blocks of it; None lets every row attend to every key.
             cache: keys and values seen before these tokens.
             keep: write these tokens' keys and values to the cache.
         """

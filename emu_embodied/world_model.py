@@ -10,6 +10,7 @@ import torch
 from emu_embodied.decoding import autoregressive, dida, exact
 from emu_embodied.decoding.config import DecodingConfig
 from emu_embodied.decoding.guidance import GuidedEngine
+from emu_embodied.decoding.sampling import check_finite
 from emu_embodied.errors import InputError
 from emu_embodied.noise import make_noise
 from emu_embodied.protocols import StepEngine
@@ -109,7 +110,7 @@ class TokenWorldModel:
         """Imagines the futures of actions (B, S, T, A) in [-1, 1]; the S candidates of a world share its prefix.
 
         Raises:
-            InputError: actions of another shape or dtype, out of range or not finite.
+            InputError: actions of another shape or dtype, out of range or not finite; or logits that are not finite.
         """
         actions_BSTA = self._actions(actions, (len(history), None, None, self.action_dim))
         batch, candidates, steps, _ = actions_BSTA.shape
@@ -120,7 +121,9 @@ class TokenWorldModel:
             for part in actions_BSTA.split(per_world, dim=1)
         ]
         split = [[x.unflatten(0, (batch, -1)) for x in part] for part in parts]
-        return Rollout(*(torch.cat(pieces, 1) for pieces in zip(*split, strict=True)))
+        rollout = Rollout(*(torch.cat(pieces, 1) for pieces in zip(*split, strict=True)))
+        check_finite(rollout.entropy_BST)  # once: a captured frame cannot tell
+        return rollout
 
     @torch.inference_mode()
     def decode(self, codes: torch.Tensor) -> np.ndarray:

@@ -9,7 +9,7 @@ from gymnasium.envs.registration import register, registry
 # keywords of `emu_embodied.loading.load`
 LOADING = (
     *("device", "engine", "precision"),
-    *("decoding", "passes", "order", "schedule", "remask", "temperature", "top_k", "top_p", "guidance"),
+    *("decoding", "passes", "order", "schedule", "remask", "redraft", "temperature", "top_k", "top_p", "guidance"),
 )
 
 

@@ -7,7 +7,7 @@ from tiny import tiny_world_model
 from emu_embodied.checkpoint import World
 from emu_embodied.data.frame_cache import FrameCache
 from emu_embodied.errors import DatasetError
-from emu_embodied.metrics import bootstrap_interval, colour_centroids, wilson_interval
+from emu_embodied.metrics import bootstrap_interval, colour_centroids, energy_score, spread, wilson_interval
 from emu_embodied.rollouts import quality
 
 WORLD = World(
@@ -33,6 +33,25 @@ def test_centroids_are_found_at_every_size(size):
     positions, areas = colour_centroids(frame, PALETTE)
     assert positions[1] == pytest.approx([24, 12], abs=0.05) and areas[1] == pytest.approx(64, abs=1)
     assert np.isnan(positions[[0, 2]]).all() and (areas[[0, 2]] < 4).all()
+
+
+def test_the_energy_score_is_least_for_the_true_distribution():
+    rng = np.random.default_rng(0)
+    outcomes, normal = rng.normal(size=(2000, 1)), rng.normal(size=(2000, 1))
+    assert spread(normal) == pytest.approx(2 / np.pi**0.5, abs=0.03)  # of two standard normal numbers
+    assert energy_score(normal, outcomes) == pytest.approx(1 / np.pi**0.5, abs=0.03)  # the CRPS, in closed form
+    for wrong in (normal + 1, 3 * normal, 0 * normal, np.sign(normal) * 0.8):
+        assert energy_score(wrong, outcomes) > energy_score(normal, outcomes) + 0.01
+    few = [energy_score(rng.normal(size=(2, 1)), outcomes) for _ in range(2000)]
+    assert np.mean(few) == pytest.approx(1 / np.pi**0.5, abs=0.04)
+
+
+def test_the_energy_score_sees_what_belongs_together():
+    """Each coordinate alone is right in both; only one has them move together, as the outcomes do."""
+    rng = np.random.default_rng(1)
+    outcomes, together = (np.repeat(rng.choice([-1.0, 1.0], (400, 1)), 2, 1) for _ in range(2))
+    alone = rng.choice([-1.0, 1.0], (400, 2))
+    assert energy_score(together, outcomes) < energy_score(alone, outcomes) - 0.05
 
 
 def test_intervals_are_the_known_ones():

@@ -6,8 +6,8 @@ from test_token_model import batch, tiny_model
 
 from emu_embodied.decoding import autoregressive, dida, exact
 from emu_embodied.decoding.config import DecodingConfig
-from emu_embodied.errors import InputError
 from emu_embodied.engines.static import StaticEngine
+from emu_embodied.errors import InputError
 from emu_embodied.step import FrameStep
 
 WAYS = ("dida", "exact", "autoregressive", "mixed")

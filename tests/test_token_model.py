@@ -6,10 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.attention.flex_attention import BlockMask, create_mask
 
-from emu_embodied.attention import dida_mask, token_plan
+from emu_embodied.attention import dida_blocks, dida_mask, token_plan
 from emu_embodied.decoding import autoregressive, dida, exact, sampling
-from emu_embodied.decoding.config import ORDERS, SCHEDULES, DecodingConfig
+from emu_embodied.decoding.config import ORDERS, REDRAFTS, SCHEDULES, DecodingConfig
 from emu_embodied.errors import InputError
 from emu_embodied.step import FrameStep
 from emu_embodied.token_model import TokenModel, TokenModelConfig
@@ -58,24 +59,77 @@ def test_the_mask_never_shows_a_frame_its_clean_copy(text, prefix, slots, frames
         assert seen[clean & (plan.frame == -1)].sum() == (text if plan.frame[i] >= 0 else i + 1)
 
 
-@pytest.mark.parametrize("context", [0, 2, 4])
-@pytest.mark.parametrize("shift", [False, True])
-def test_no_gradient_flows_from_a_noisy_frame_to_its_clean_copy(shift, context):
-    vocabulary = replace(VOCABULARY, codebook_size=72)  # every token its own id, so that its gradient names it
-    sizes = replace(SIZES, vocab_size=vocabulary.size)
-    model = tiny_model(vocabulary=vocabulary, transformer=sizes, next_token_shift=shift, context_frames=context)
-    text, _, actions, _, _ = batch(model)
-    codes = torch.arange(72).view(2, 4, 9)
-    noisy = codes[:, 1:].clone()
-    predicted = model(text, codes, actions, noisy, torch.ones_like(noisy, dtype=torch.bool)).noisy_BFND
+def every_code_its_own(**changes) -> tuple[TokenModel, torch.Tensor]:
+    """A model whose codebook has an id for every token of a batch of 2 x 4 frames, and these codes."""
+    vocabulary = replace(VOCABULARY, codebook_size=72)
+    sizes = replace(SIZES, vocab_size=vocabulary.size, head_dim=16)
+    return tiny_model(vocabulary=vocabulary, transformer=sizes, **changes), torch.arange(72).view(2, 4, 9)
+
+
+def assert_no_gradient_flows_from_a_noisy_frame_to_its_clean_copy(model: TokenModel, codes: torch.Tensor) -> None:
+    device = model.noised.device
+    text, _, actions, _, _ = (x.to(device) for x in batch(model))
+    noisy = codes[:, 1:].to(device)
+    predicted = model(text, codes.to(device), actions, noisy, torch.ones_like(noisy, dtype=torch.bool)).noisy_BFND
     table = model.transformer.model.embed_tokens.weight
     for t in range(1, 4):
         grad = torch.autograd.grad(predicted[:, t - 1].square().sum(), table, retain_graph=True)[0]
-        seen = grad[vocabulary.visual].abs().sum(-1).view(2, 4, 9) > 0
+        seen = grad[model.config.vocabulary.visual].abs().sum(-1).view(2, 4, 9) > 0
         for u in range(4):
             # without a context the previous frame comes through the source; one in sight has itself seen those before it
-            expected = u == t - 1 if context == 0 else u < t
+            expected = u == t - 1 if model.config.context_frames == 0 else u < t
             assert seen[:, u].all() if expected else not seen[:, u].any(), f"frame {t} and clean frame {u}"
+
+
+@pytest.mark.parametrize("context", [0, 2, 4])
+@pytest.mark.parametrize("shift", [False, True])
+def test_no_gradient_flows_from_a_noisy_frame_to_its_clean_copy(shift, context):
+    job = every_code_its_own(next_token_shift=shift, context_frames=context)
+    assert_no_gradient_flows_from_a_noisy_frame_to_its_clean_copy(*job)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="FlexAttention has gradients on CUDA only, and there is none")
+@pytest.mark.parametrize("context", [0, 2, 4])
+@pytest.mark.parametrize("shift", [False, True])
+def test_no_gradient_flows_through_blocks_either(shift, context):
+    model, codes = every_code_its_own(next_token_shift=shift, context_frames=context)
+    model.cuda()
+    assert isinstance(model.layout(4, 1, blocks=True)[1], BlockMask)
+    assert_no_gradient_flows_from_a_noisy_frame_to_its_clean_copy(model, codes)
+
+
+@given(st.integers(0, 40), st.integers(1, 3), st.integers(1, 64), st.integers(1, 5), st.integers(0, 4), st.booleans())
+@settings(max_examples=25, deadline=None)
+def test_blocks_are_the_dense_mask(text, prefix, slots, frames, window, noisy):
+    plan = token_plan(text, prefix, slots, frames, min(1, frames - 1) if noisy else None)
+    dense, blocks, length = dida_mask(plan, slots, window), dida_blocks(plan, window), len(plan.position)
+    assert create_mask(blocks.mask_mod, None, None, length, length, "cpu")[0, 0].equal(dense)
+    rows = -(-length // 128)  # a block of 128 x 128 pairs is passed over only where no pair attends
+    padded = torch.nn.functional.pad(dense, (0, 128 * rows - length, 0, 128 * rows - length))
+    assert blocks.to_dense()[0, 0].bool().equal(padded.view(rows, 128, rows, 128).any(3).any(1))
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("source, context", [(True, 2), (False, 2), (True, 0)])
+@pytest.mark.parametrize("shift", [False, True])
+@torch.no_grad()
+def test_blocks_give_the_dense_states_and_do_not_leak(shift, source, context):
+    model = tiny_model(previous_frame_source=source, next_token_shift=shift, context_frames=context)
+    text, codes, actions, noisy, hidden = batch(model)
+    dense = model(text, codes, actions, noisy, hidden)
+    assert model.blocks is None and isinstance(model.layout(4, 1)[1], torch.Tensor)
+    model.blocks = True
+    base = model(text, codes, actions, noisy, hidden)
+    torch.testing.assert_close(base.noisy_BFND, dense.noisy_BFND, atol=1e-5, rtol=0)
+    torch.testing.assert_close(base.clean_BFTD, dense.clean_BFTD, atol=1e-5, rtol=0)
+    for t in range(1, 4):  # another clean frame t: no noisy frame until t and no clean one before t may notice
+        other = codes.clone()
+        other[:, t] = (other[:, t] + 1) % 32
+        states = model(text, other, actions, noisy, hidden)
+        assert states.noisy_BFND[:, :t].equal(base.noisy_BFND[:, :t])
+        assert states.clean_BFTD[:, : t - 1].equal(base.clean_BFTD[:, : t - 1])
+        if t < 3:
+            assert not torch.isclose(states.noisy_BFND[:, t], base.noisy_BFND[:, t]).all(-1).any()
 
 
 @pytest.mark.parametrize("source, context", [(True, 2), (False, 2), (True, 0)])
@@ -238,16 +292,17 @@ def test_codes_that_lie_near_each_other_start_alike():
         assert 0.01 < table[VOCABULARY.visual].std() < 0.03
 
 
-@given(st.integers(0, 10**6), st.integers(1, 5), st.sampled_from([0, 2]))
+@given(st.integers(0, 10**6), st.integers(1, 5), st.sampled_from([0, 2]), st.sampled_from(REDRAFTS))
 @settings(max_examples=25, deadline=None)
-def test_exact_decoding_gives_the_greedy_tokens(seed, size, context):
+def test_exact_decoding_gives_the_greedy_tokens(seed, size, context, redraft):
     model = tiny_model(context_frames=context)
     step, generator = FrameStep(model), torch.Generator().manual_seed(seed)
     codes = torch.randint(0, 32, (size, 2, 9), generator=generator)
     text = torch.randint(0, 20, (size, 4), generator=generator)
     actions = torch.rand(size, 2, 2, generator=generator) * 2 - 1
     with torch.no_grad():
-        drawn, hidden, _ = exact.decode_frame(step, step.prefill(text, codes, actions[:, :1], ahead=1), actions[:, 1])
+        cache, config = step.prefill(text, codes, actions[:, :1], ahead=1), DecodingConfig("exact", redraft=redraft)
+        drawn, hidden, _ = exact.decode_frame(step, cache, actions[:, 1], config)
         wanted, states, _ = autoregressive.decode_frame(
             step, step.prefill(text, codes, actions[:, :1], ahead=1), actions[:, 1]
         )
@@ -255,11 +310,12 @@ def test_exact_decoding_gives_the_greedy_tokens(seed, size, context):
     torch.testing.assert_close(hidden, states, atol=1e-4, rtol=1e-4)
 
 
-def test_exact_sampling_has_the_autoregressive_distribution():
+@pytest.mark.parametrize("redraft", REDRAFTS)
+def test_exact_sampling_has_the_autoregressive_distribution(redraft):
     """A frame of one patch row is small enough to count: 4 slots of 3 codes, 81 frames."""
     vocabulary = Vocabulary(text_size=20, codebook_size=3, action_bins=8)
     model = tiny_model(vocabulary=vocabulary, transformer=replace(SIZES, vocab_size=vocabulary.size), grid=2)
-    step, n, temperature = FrameStep(model), 40_000, 1.3
+    step, n, temperature = FrameStep(model), 12_000, 1.3
     text, codes, actions = torch.zeros(1, 4, dtype=torch.long), torch.tensor([[[0, 1, 2, 0]]]), torch.full((1, 2), 0.4)
     frames = torch.cartesian_prod(*[torch.arange(3)] * 4)
     with torch.no_grad():
@@ -267,9 +323,8 @@ def test_exact_sampling_has_the_autoregressive_distribution():
         logits, _ = step.verify(cache.expand(81), actions.expand(81, 2), frames)
         true = (logits / temperature).log_softmax(-1).gather(-1, frames[..., None])[..., 0].sum(1).exp()
         generator = torch.Generator().manual_seed(0)
-        drawn, _, _ = exact.decode_frame(
-            step, cache.expand(n), actions.expand(n, 2), DecodingConfig("exact", temperature=temperature), generator
-        )
+        config = DecodingConfig("exact", temperature=temperature, redraft=redraft)
+        drawn, _, _ = exact.decode_frame(step, cache.expand(n), actions.expand(n, 2), config, generator)
     assert abs(true.sum() - 1) < 1e-4
     counts = torch.bincount((drawn * torch.tensor([27, 9, 3, 1])).sum(1), minlength=81).double()
     chi2 = ((counts - n * true) ** 2 / (n * true)).sum()

@@ -21,7 +21,7 @@ from emu_embodied.errors import CheckpointError, DatasetError
 from emu_embodied.loading import load
 from emu_embodied.storage import load_folder
 from emu_embodied.training.loop import LoopConfig, train_stage
-from emu_embodied.training.recipe import adapt_checkpoint, train_checkpoint
+from emu_embodied.training.recipe import adapt_checkpoint, keep_shift, train_checkpoint
 from emu_embodied.training.windows import WindowSampler
 from emu_embodied.types import Observation
 
@@ -177,6 +177,16 @@ def test_windows_follow_the_episodes():
         assert all(torch.equal(getattr(batch, k), getattr(again, k)) for k in vars(batch))
 
 
+def test_windows_of_a_random_world_are_drawn_evenly():
+    cache = frames(4, 12)
+    codes, text = torch.arange(48)[:, None].expand(-1, 4), torch.zeros(4, 16, dtype=torch.long)
+    share = make_recipe(compose_config("train", ["preset=tiny", "recipe.trajectory.contact_share=0.0"]))
+    sampler = WindowSampler(cache, codes, text, tuple(OBJECTS), 0, share.trajectory.contact_share)
+    batches = torch.cat([sampler.batch(step, 64, 3).codes_BFN[:, 1, 0] for step in range(40)]) % 12
+    counts = torch.bincount(batches, minlength=12)[1:11].float()
+    assert (counts - counts.mean()).abs().max() < 4 * counts.mean() ** 0.5
+
+
 def test_windows_prefer_contacts_in_which_much_moves():
     cache = frames(4, 12)
     columns = cache.names["state"]
@@ -226,10 +236,39 @@ def test_a_checkpoint_that_decodes_token_by_token_is_adapted(tmp_path, noise):
     assert figure("adapted", "causal", -1) < figure("causal", "causal", -1) + 0.1
     _, _, model, _, config = load_checkpoint(adapted)
     assert model.config.noise == noise and config["training"]["recipe"]["trajectory"]["autoregressive_until"] == 0
+    assert model.config.next_token_shift and config["training"]["recipe"]["next_token_shift"]
     world_model = load(adapted, passes=3)
     history = world_model.encode([Observation(cache.pixels[0], np.zeros(2, np.float32), cache.instructions[0])])
     rollout = world_model.rollout(history, np.zeros((1, 2, 2, 2), np.float32))
     assert ((rollout.codes_BSTN >= 0) & (rollout.codes_BSTN < 64)).all()
+
+
+@pytest.mark.parametrize(
+    ("training", "had", "gets"),
+    [
+        ({}, False, True),  # nothing known of a noisy half: an autoregressive checkpoint from elsewhere
+        ({"recipe": {"trajectory": {"autoregressive_until": 1.0}}}, False, True),
+        ({"recipe": {"trajectory": {"autoregressive_until": 0.1}}}, False, False),
+        ({"recipe": {"trajectory": {"autoregressive_until": 0.0}}}, True, True),
+    ],
+)
+def test_an_untrained_noisy_half_gets_the_shift_and_a_trained_one_keeps_its_wiring(training, had, gets):
+    assert keep_shift({"training": training, "model": {"next_token_shift": had}}) is gets
+
+
+@pytest.mark.parametrize(("word", "gets"), [("shift=null", False), ("shift=true", True)])
+def test_adapting_is_judged_in_the_checkpoints_own_world(tmp_path, word, gets):
+    """A checkpoint that knows two objects and another scale: the environment's five would not fit its heads."""
+    cache = frames()
+    own = World({name: OBJECTS[name] for name in ("pusher", "red")}, (20.0, -20.0), "", ("x", "y"))
+    source = train_checkpoint(cache, tiny_recipe(), own, tmp_path / "source", torch.device("cpu"), report=str)
+    save_frame_cache(tmp_path / "frames", cache)
+    words = ["preset=tiny", "recipe.trajectory_loop.steps=4", "recipe.trajectory_loop.evaluate_every=2", "distil=false"]
+    words += ["stage=dida", f"from={source}", f"frames={tmp_path / 'frames'}", f"out={tmp_path / 'out'}", word]
+    assert main(["train", *words]) == 0
+    _, _, model, world, _ = load_checkpoint(tmp_path / "out" / "checkpoint")
+    assert tuple(world.objects) == ("pusher", "red") and tuple(world.position_scale) == (20.0, -20.0)
+    assert model.config.next_token_shift is gets
 
 
 def test_adapting_needs_a_checkpoint_and_frames_of_its_size(tmp_path, capsys):
@@ -239,6 +278,7 @@ def test_adapting_needs_a_checkpoint_and_frames_of_its_size(tmp_path, capsys):
         (["stage=dida"], "from: None"),
         (["from=nano-tabletop"], "from: nano-tabletop"),
         (["stage=dada"], "stage: dada"),
+        (["shift=1"], "shift: 1"),
         (["stage=dida", "from=nobody"], "checkpoint: nobody"),
         (["recipe.noise=pink"], "recipe.noise: pink"),
         (["recipe.trajectory_loop.optimiser=adam"], "recipe.trajectory_loop.optimiser: adam"),

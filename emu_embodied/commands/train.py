@@ -24,7 +24,7 @@ def run(config: DictConfig) -> None:
     import torch
 
     began = time.monotonic()
-    from emu_embodied.checkpoint import World
+    from emu_embodied.checkpoint import load_checkpoint
     from emu_embodied.loading import checkpoint_path
     from emu_embodied.rollouts.quality import Truth, quick_quality, tokenizer_quality
     from emu_embodied.training.recipe import adapt_checkpoint, train_checkpoint
@@ -34,17 +34,17 @@ def run(config: DictConfig) -> None:
         raise ConfigError("stage", config.stage, "choose all, or dida to adapt a checkpoint")
     if (config.stage == "dida") != (config["from"] is not None):
         raise ConfigError("from", config["from"], "name the checkpoint to adapt with stage=dida, and only then")
+    if config.shift is not None and not isinstance(config.shift, bool):
+        raise ConfigError("shift", config.shift, "choose true, false or null")
     source = checkpoint_path(config["from"]) if config.stage == "dida" else None
     device = _device(config.device)
     if config.threads:
         torch.set_num_threads(config.threads)
     recipe = make_recipe(config)
-    described = OmegaConf.to_container(config.env.world)
-    objects = {name: tuple(rgb) for name, rgb in described["objects"].items()}
-    world = World(objects, tuple(described["position_scale"]), config.env.id, tuple(described["action_names"]))
+    world = _world(config) if source is None else load_checkpoint(source)[3]
     cache = _frames(config)
     print(f"train: {cache.episodes} episodes of frames are there after {(time.monotonic() - began) / 60:.1f} min", flush=True)
-    truth = Truth(cache.select(range(cache.episodes - recipe.held_out, cache.episodes)), objects, world.position_scale)
+    truth = Truth(cache.select(range(cache.episodes - recipe.held_out, cache.episodes)), world.objects, world.position_scale)
     job = {
         "evaluate_model": lambda tokenizer, text, model: quick_quality(
             TokenWorldModel(tokenizer, text, model, world), truth
@@ -53,12 +53,23 @@ def run(config: DictConfig) -> None:
     }
     folder = Path(config.out)
     if source is not None:
-        path = adapt_checkpoint(cache, recipe, source, folder, device, temperature=config.distil, **job)
+        temperature = config.distil_temperature if config.distil else None
+        job |= {"temperature": temperature, "shift": config.shift}
+        path = adapt_checkpoint(cache, recipe, source, folder, device, **job)
     else:
         job["evaluate_tokenizer"] = lambda tokenizer: tokenizer_quality(tokenizer, truth, episodes=20)
         path = train_checkpoint(cache, recipe, world, folder, device, **job)
     minutes = (time.monotonic() - began) / 60
     print(f"train: finished after {minutes:.1f} min; try it with  emu-embodied plan env=tabletop checkpoint={path}")
+
+
+def _world(config: DictConfig):
+    """What a new model is told about the frames: the environment's description."""
+    from emu_embodied.checkpoint import World
+
+    described = OmegaConf.to_container(config.env.world)
+    objects = {name: tuple(rgb) for name, rgb in described["objects"].items()}
+    return World(objects, tuple(described["position_scale"]), config.env.id, tuple(described["action_names"]))
 
 
 def make_recipe(config: DictConfig):

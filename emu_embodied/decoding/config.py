@@ -10,6 +10,7 @@ from emu_embodied.errors import InputError
 DECODINGS = ("dida", "exact", "autoregressive")
 ORDERS = ("confidence", "random", "halton", "antidiagonal")
 SCHEDULES = ("cosine", "linear")
+REDRAFTS = ("causal", "noisy")
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class DecodingConfig:
             spread evenly ("halton", arXiv 2503.17076), or from the top left corner on ("antidiagonal").
         schedule: share of slots that are still open after a share x of the passes: cos(pi x / 2) or 1 - x.
         remask: let DiDA open slots again that it was least sure of when it decided them; helps from 8 passes on.
+        redraft: what "exact" goes on with after a wrong slot: what the causal half has just said of the slots behind it
+            ("causal", one pass a round), or a new draft of the noisy half that sees the accepted ones ("noisy", two).
         temperature: 0 takes the likeliest codes.
         top_k: draw among the k likeliest codes; 0 for all.
         top_p: draw among the likeliest codes that together have this probability.
@@ -38,13 +41,15 @@ class DecodingConfig:
     order: str = "confidence"
     schedule: str = "cosine"
     remask: bool = False
+    redraft: str = "causal"
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
     guidance: float = 1.0
 
     def __post_init__(self) -> None:
-        for name, known in (("decoding", DECODINGS), ("order", ORDERS), ("schedule", SCHEDULES)):
+        choices = {"decoding": DECODINGS, "order": ORDERS, "schedule": SCHEDULES, "redraft": REDRAFTS}
+        for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise InputError(name, getattr(self, name), f"choose one of {known}")
         for name, least in (("passes", 1), ("top_k", 0)):

@@ -1,8 +1,9 @@
 """Exact decoding: draft a frame in parallel, verify it with the causal half. Knows the step protocol, no model.
 
 Speculative decoding (Leviathan et al., arXiv 2211.17192) in which one network is both: its noisy half drafts all open slots
-at once, its causal half says what token by token would have said. The result is the autoregressive one: the same
-tokens when greedy, the same distribution when sampled.
+at once, its causal half says what token by token would have said, and what it says after the first wrong slot is the next
+draft (Jacobi decoding; Santilli et al., arXiv 2305.10427). The result is the autoregressive one: the same tokens when greedy,
+the same distribution when sampled.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def decode_frame(
     generator: torch.Generator | None = None,
     noise: Noise | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Decodes the next frame in rounds of one draft and one verification; it joins the cache.
+    """Decodes the next frame from a parallel draft and some verifications; it joins the cache.
 
     Args:
         engine: executes `denoise`, `verify` and `commit`.
@@ -46,27 +47,30 @@ def decode_frame(
     batch, slots = codes_BN.shape
     places = torch.arange(slots, device=codes_BN.device)
     known_B = torch.zeros(batch, dtype=torch.long, device=codes_BN.device)  # accepted slots, from the left
+    draft = None
     while True:
         open_BN = places >= known_B[:, None]
-        draft = propose(engine, cache, actions_BA, *noise.blank(codes_BN, open_BN, generator), config, generator)
-        codes_BN = torch.where(open_BN, draft.codes, codes_BN)
+        if draft is None or config.redraft == "noisy":
+            proposal = propose(engine, cache, actions_BA, *noise.blank(codes_BN, open_BN, generator), config, generator)
+            draft = log_probs(proposal.logits, config) if config.temperature > 0 else proposal.logits, proposal.codes
+        draft_BNV, drawn_BN = draft
+        codes_BN = torch.where(open_BN, drawn_BN, codes_BN)
         logits, hidden = engine.verify(cache, actions_BA, codes_BN)
         causal_BNV = log_probs(logits, config)
         if config.temperature > 0:
-            draft_BNV = log_probs(draft.logits, config)
             agreed_BN = _accept(causal_BNV, draft_BNV, codes_BN, generator)
-            instead_BNV = (causal_BNV.exp() - draft_BNV.exp()).clamp(min=0).log()
-            instead_BN = draw(instead_BNV, config, generator)[0]
+            instead_BN = draw((causal_BNV.exp() - draft_BNV.exp()).clamp(min=0).log(), config, generator)[0]
         else:
             instead_BN = causal_BNV.argmax(-1)
             agreed_BN = codes_BN == instead_BN
         # Everything before the first slot that is open and not agreed on is as token by token would have it.
         wrong_BN = open_BN & ~agreed_BN
+        if not wrong_BN.any():
+            break
         first_B = torch.where(wrong_BN.any(1), wrong_BN.int().argmax(1), slots)
         codes_BN = torch.where(places == first_B[:, None], instead_BN, codes_BN)
         known_B = (first_B + 1).clamp(max=slots)
-        if not wrong_BN.any():
-            break
+        draft = causal_BNV, draw(causal_BNV, config, generator)[0]
     entropy_B = entropy(causal_BNV).mean(1)
     check_finite(entropy_B)
     engine.commit(cache, actions_BA, codes_BN)

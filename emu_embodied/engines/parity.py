@@ -38,7 +38,7 @@ class Parity:
 
     @property
     def holds(self) -> bool:
-        """float32: 99.99% equal codes, and log-probabilities within 1e-4. Half: cosine 0.999, and 99% where the choice is clear."""
+        """float32: 99.99% equal codes, log-probabilities within 1e-4. Half: cosine 0.999, 99% where the choice is clear."""
         if self.exact:
             return self.equal >= 0.9999 and self.log_prob_error <= 1e-4
         return self.cosine >= 0.999 and self.equal_clear >= 0.99

@@ -223,7 +223,7 @@ class StaticEngine:
         return where
 
     def _seen(self, cache: StaticCache, ahead: int = 0) -> torch.Tensor:
-        """Slots in sight of the frame that comes `ahead` after the next: the text, and the last C frames but what is missing."""
+        """Slots in sight of the frame that comes `ahead` after the next: the text, and what is there of its last C frames."""
         size, last = self.config.context_frames + 1, cache.frames - 1
         frame_S = last - (last - self._ring_S) % size  # the newest frame that lies in the slot
         oldest = (cache.frames + ahead - self.config.context_frames).clamp(min=0)

@@ -78,13 +78,15 @@ class TrajectoryConfig:
         causal_share: share of the steps after the autoregressive phase that also train the causal half.
         fully_hidden: share of noisy frames with every token hidden, which is what makes one pass strong.
         corruption: share of context tokens replaced at random, in half of the samples.
+        contact_share: share of windows drawn because objects move in them, which are the hard ones. Give 0 where the world is
+            random: what is drawn for its outcome is learnt to be likelier than it is. (So is what `changed` > 1 weighs more.)
         changed: weight of tokens that differ from the previous frame's.
         soften: width, in levels of the tokenizer's latent, of the bell over which a target code is spread. Codes of nearly the
             same patch then share votes instead of splitting them, and being off by a little costs little. 0 for hard targets.
         causal: weight of the next-token loss beside the noisy one.
         position, reward, success: weights of the state heads' losses.
         language: weight of the next-token loss on text and action tokens.
-        untold: share of windows whose tokens see an empty instruction, for classifier-free guidance; the heads see the true one.
+        untold: share of windows whose tokens see an empty instruction, for classifier-free guidance; the heads see it all.
         shift_frames: most frames by which windows are moved away from the text.
     """
 
@@ -96,6 +98,7 @@ class TrajectoryConfig:
     causal_share: float = 1.0
     fully_hidden: float = 0.5
     corruption: float = 0.1
+    contact_share: float = 0.5
     changed: float = 6.0
     soften: float = 0.0
     causal: float = 0.5

@@ -113,22 +113,24 @@ def adapt_checkpoint(
     device: torch.device,
     *,
     temperature: float | None = 0.0,
+    shift: bool | None = None,
     evaluate_model: Callable[[FrameTokenizer, TextTokenizer, TokenModel], dict[str, float]] | None = None,
     report: Callable[[str], None] = print,
 ) -> Path:
     """DiDA's adaptation of a checkpoint that decodes token by token: its noisy half learns to draw whole frames at once.
 
-    Its sizes and tokenizers stay; the recipe gives the noise process, the next-token shift, the loss and the schedule, whose
-    autoregressive phase is skipped. The causal half goes on learning beside (Emu3.5, arXiv 2510.26583).
+    Its sizes and tokenizers stay; the recipe gives the noise process, the loss and the schedule, whose autoregressive phase is
+    skipped. The causal half goes on learning beside (Emu3.5, arXiv 2510.26583).
 
     Args:
         cache: the dataset; its last `held_out` episodes are left for evaluation.
-        recipe: noise, shift, loss and schedule.
+        recipe: noise, loss and schedule.
         source: the checkpoint's folder.
         folder: of the run.
         device: where to train.
         temperature: the targets are frames that the unadapted model draws token by token at this temperature; None for the
             data's own frames.
+        shift: whether the state before a noisy slot predicts it, as in next-token prediction; None decides by `keep_shift`.
         evaluate_model: figures on held-out episodes.
         report: prints a line of progress.
 
@@ -139,10 +141,12 @@ def adapt_checkpoint(
         DatasetError: too few episodes, or frames of another size.
         CheckpointError: the source is missing or damaged, or the run folder holds a state of other settings.
     """
-    tokenizer, text, teacher, world, _ = load_checkpoint(source)
+    tokenizer, text, teacher, world, config = load_checkpoint(source)
     _check(cache, recipe, tokenizer.config.image_size)
     torch.manual_seed(recipe.seed)
-    wired = replace(teacher.config, next_token_shift=recipe.next_token_shift, noise=recipe.noise)
+    shift = keep_shift(config) if shift is None else shift
+    recipe = replace(recipe, next_token_shift=shift)
+    wired = replace(teacher.config, next_token_shift=shift, noise=recipe.noise)
     model = TokenModel(wired)
     model.load_state_dict(teacher.state_dict())
     if temperature is None:
@@ -152,6 +156,16 @@ def adapt_checkpoint(
     recipe = replace(recipe, trajectory=replace(recipe.trajectory, autoregressive_until=0.0))
     job = (model.to(device), tokenizer.to(device), text, world, cache, recipe, folder, evaluate_model, report)
     return _train_trajectory(*job, teacher, temperature or 0.0)
+
+
+def keep_shift(config: Mapping) -> bool:
+    """Whether the noisy half of a checkpoint's configuration is to be trained with the next-token shift.
+
+    A noisy half that was trained keeps its wiring. Where only the causal half was, slots are best read where it predicts
+    them already: one token earlier. Trained it was where the recorded recipe left the autoregressive phase.
+    """
+    trained = config["training"].get("recipe", {}).get("trajectory", {}).get("autoregressive_until", 1.0) < 1.0
+    return config["model"]["next_token_shift"] if trained else True
 
 
 def _check(cache: FrameCache, recipe: Recipe, image_size: int) -> None:
@@ -172,6 +186,7 @@ def _train_trajectory(
         text.batch(train_cache.instructions, model.config.text_length, model.config.vocabulary.pad),
         tuple(world.objects),
         recipe.seed,
+        recipe.trajectory.contact_share,
     )
     steps, places = recipe.trajectory_loop.steps, tokenizer.places()
     noise = make_noise(model.config.noise, places)
