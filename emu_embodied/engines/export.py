@@ -24,7 +24,7 @@ from emu_embodied.errors import ConfigError, EngineError
 from emu_embodied.static_step import StaticStep
 from emu_embodied.token_model import TokenModel, TokenModelConfig
 
-OPSET = 20  # the newest whose nodes both ONNX Runtime and TensorRT-RTX take in float32 (23 has a fused Attention)
+OPSET = 20  # not 23: TensorRT-RTX has no kernel for its Attention node in float32 or with small heads
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 EXTRAS = {"onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx", "tensorrt_rtx_bindings": "tensorrt-rtx"}
 _NEW = ("new_keys", "new_values")
@@ -97,18 +97,17 @@ class Exporter:
     Args:
         model: the token model; it is left as it is, on its device.
         precision: one of `PRECISIONS`, that of weights, keys and values; by default the model's own.
-        opset: of ONNX.
 
     Raises:
         ConfigError: an unknown precision.
     """
 
-    def __init__(self, model: TokenModel, precision: str | None = None, opset: int = OPSET) -> None:
+    def __init__(self, model: TokenModel, precision: str | None = None) -> None:
         own = {dtype: name for name, dtype in PRECISIONS.items()}[model.noised.dtype]
-        self.model, self.precision, self.opset = model, precision or own, opset
+        self.model, self.precision = model, precision or own
         if self.precision not in PRECISIONS:
             raise ConfigError("precision", precision, f"choose one of {sorted(PRECISIONS)}")
-        self.fingerprint = _fingerprint(model, opset)
+        self.fingerprint = _fingerprint(model)
 
     def ports(self, step: str) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
         """The inputs and the results of a step."""
@@ -130,7 +129,7 @@ class Exporter:
                 graph,
                 tuple(torch.zeros(port.shape(batch=3), dtype=port.dtype) for port in inputs),
                 dynamo=True,
-                opset_version=self.opset,
+                opset_version=OPSET,
                 input_names=[port.name for port in inputs],
                 output_names=[port.name for port in results],
                 dynamic_shapes=(tuple({p.axes.index("B"): batch} if "B" in p.axes else None for p in inputs),),
@@ -172,16 +171,20 @@ def require(module: str) -> ModuleType:
         raise EngineError(module, str(error), f'run: pip install "emu-embodied[{extra}]"') from error
 
 
-def _fingerprint(model: TokenModel, opset: int) -> dict[str, str]:
+def _fingerprint(model: TokenModel) -> dict[str, str]:
     """What a graph follows from: hashes of the weights and of the code that computes with them, and the configuration."""
     weights, code = hashlib.sha256(), hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    for module in (attention, transformer, token_model, static_step, sampling):
-        code.update(Path(module.__file__).read_bytes())
-    code.update(Path(__file__).read_bytes())
-    code.update(f"opset {opset}, torch {torch.__version__}, onnxscript {_version('onnxscript')}".encode())
+    computing = [Path(module.__file__) for module in (attention, transformer, token_model, static_step, sampling)]
+    for file in (
+        *computing,
+        Path(__file__),
+        Path(__file__).with_name("tensorrt.py"),
+    ):  # those that compute, export, build
+        code.update(file.read_bytes())
+    code.update(f"torch {torch.__version__}, onnxscript {_version('onnxscript')}".encode())
     return {"weights": weights.hexdigest(), "config": repr(model.config), "code": code.hexdigest()}
 
 

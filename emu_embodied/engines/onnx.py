@@ -8,7 +8,7 @@ import torch
 
 from emu_embodied.engines.cache import EngineCache, EngineKey
 from emu_embodied.engines.executor import StepExecutor
-from emu_embodied.engines.export import OPSET, Exporter, require
+from emu_embodied.engines.export import Exporter, require
 from emu_embodied.errors import EngineError
 from emu_embodied.static_step import STEPS
 from emu_embodied.token_model import TokenModel
@@ -16,21 +16,18 @@ from emu_embodied.token_model import TokenModel
 _ELEMENTS = {torch.float32: 1, torch.int64: 7, torch.bool: 9, torch.float16: 10, torch.bfloat16: 16}  # ONNX's numbers
 
 
-def executors(
-    model: TokenModel, *, cache: EngineCache | str | os.PathLike | None = None, opset: int = OPSET
-) -> dict[str, OnnxStep]:
+def executors(model: TokenModel, *, cache: EngineCache | str | os.PathLike | None = None) -> dict[str, OnnxStep]:
     """The static steps, run by ONNX Runtime on the model's device; each is exported when it is first called.
 
     Args:
         model: the token model, in eval mode.
         cache: of engines, or its folder.
-        opset: of ONNX.
 
     Raises:
         EngineError: ONNX Runtime is not installed, or has no provider for the device.
     """
     check_provider(model.noised.device)
-    exporter, place = Exporter(model, opset=opset), cache if isinstance(cache, EngineCache) else EngineCache(cache)
+    exporter, place = Exporter(model), cache if isinstance(cache, EngineCache) else EngineCache(cache)
     return {step: OnnxStep(exporter, step, place) for step in STEPS}
 
 

@@ -10,6 +10,7 @@ import ctypes
 import os
 import re
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 
@@ -130,7 +131,8 @@ class TensorRTStep(StepExecutor):
         trt = require(FLAVOURS[self.flavour])
         self._trt, self._errors = trt, _log(trt)
         self._runtime = trt.Runtime(self._errors)
-        self._engine = self._runtime.deserialize_cuda_engine(engine)
+        with _on(self.exporter.model.noised.device):
+            self._engine = self._runtime.deserialize_cuda_engine(engine)
         if self._engine is None:
             raise _refused(trt, "does not load the engine", self._errors)
         count = self._engine.num_io_tensors
@@ -140,16 +142,17 @@ class TensorRTStep(StepExecutor):
         device = next(iter(results.values())).device
         if device.type != "cuda":
             raise EngineError(f"engine {self.flavour}", f"tensors on {device}", "move the model to device=cuda")
-        stream = torch.cuda.current_stream(device).cuda_stream
-        context = self._context(batch, stream)
-        for name in self._names & inputs.keys():
-            if not context.set_input_shape(name, tuple(inputs[name].shape)):
-                raise _refused(self._trt, f"does not take {name} {tuple(inputs[name].shape)}", self._errors)
-        for name, x in (inputs | results).items():
-            if name in self._names:
-                context.set_tensor_address(name, x.data_ptr())
-        if not context.execute_async_v3(stream):
-            raise _refused(self._trt, f"does not run {self.step}", self._errors)
+        with _on(device):
+            stream = torch.cuda.current_stream().cuda_stream
+            context = self._context(batch, stream)
+            for name in self._names & inputs.keys():
+                if not context.set_input_shape(name, tuple(inputs[name].shape)):
+                    raise _refused(self._trt, f"does not take {name} {tuple(inputs[name].shape)}", self._errors)
+            for name, x in (inputs | results).items():
+                if name in self._names:
+                    context.set_tensor_address(name, x.data_ptr())
+            if not context.execute_async_v3(stream):
+                raise _refused(self._trt, f"does not run {self.step}", self._errors)
 
     def profile(self, batch: int) -> int:
         """The first optimisation profile that a batch fits.
@@ -172,6 +175,11 @@ class TensorRTStep(StepExecutor):
                 raise _refused(self._trt, "has no execution context", self._errors)
             self._contexts[index] = context
         return self._contexts[index]
+
+
+def _on(device: torch.device):
+    """Makes a GPU the current one, as TensorRT expects of its callers; nothing for other devices."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _log(trt: ModuleType):
