@@ -24,7 +24,11 @@ class CompiledEngine(StaticEngine):
 
     def __init__(self, model: TokenModel) -> None:
         super().__init__(model, name="compiled")
-        self.run = {name: torch.compile(getattr(self.step, name), dynamic=False, fullgraph=True) for name in STEPS}
+        how = {"cpp_wrapper": not self._offsets.is_cuda}  # on the CPU a token's call costs a third less than from Python
+        steps = {name: getattr(self.step, name) for name in STEPS}
+        self.run = {
+            name: torch.compile(step, dynamic=False, fullgraph=True, options=how) for name, step in steps.items()
+        }
         self._graphs: dict[tuple, GraphedFrame] = {}
 
     def whole_frame(self, decode: Callable) -> Callable:
