@@ -10,6 +10,7 @@ ms and frames a second, medians with quartiles. `--quick`: the eager engine, bat
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import resource
 import sys
@@ -31,9 +32,11 @@ from benchmarks.timing import (
 from emu_embodied.decoding.config import DecodingConfig
 from emu_embodied.decoding.dida import fixed_order, open_after
 from emu_embodied.engines.choose import make_engine
-from emu_embodied.loading import load
+from emu_embodied.loading import load, weights_label
 from emu_embodied.metrics import bootstrap_interval
+from emu_embodied.policies.cem import CEMConfig
 from emu_embodied.rollouts.episodes import record_frames
+from emu_embodied.rollouts.planning import PlanningSettings, evaluate_planning, summarise
 from emu_embodied.rollouts.quality import OpenLoop, Truth
 from emu_embodied.storage import write_json
 from emu_embodied.token_model import TokenModel
@@ -177,16 +180,13 @@ def _seen(truth: Truth, t: int) -> list[Observation]:
 
 
 def planning(episodes: int, workers: int = 2) -> dict[str, dict]:
-    """Planning success with 512 frames a plan, imagined in one pass a frame and token by token, on the same seeds."""
-    import functools
+    """Planning success with 512 frames a plan, imagined in one pass a frame and as token by token would, on the same seeds.
 
-    from emu_embodied.loading import weights_label
-    from emu_embodied.policies.cem import CEMConfig
-    from emu_embodied.rollouts.planning import PlanningSettings, evaluate_planning, summarise
-
+    The latter by the exact decoding, which gives the same tokens in a fraction of the time.
+    """
     budget = CEMConfig(candidates=32, iterations=2, elites=6)
     seeds, found = range(SEED, SEED + episodes), {}
-    for name, decoding in (("k1", "dida"), ("autoregressive", "autoregressive")):
+    for name, decoding in (("k1", "dida"), ("exact", "exact")):
         label = weights_label("nano-tabletop", 1) + f" {decoding}"
         settings = PlanningSettings("emu_embodied/TabletopPush-v0", {}, "model", "positions", budget, model=label)
         make = functools.partial(load, "nano-tabletop", decoding=decoding, device="cpu")
@@ -201,7 +201,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--out", type=Path, help="also write the JSON here")
     parser.add_argument("--engines", nargs="+", default=["eager", "onnx", "compiled"], help="not with --quick")
-    parser.add_argument("--planning", type=int, default=0, help="episodes planned in one pass a frame and token by token")
+    parser.add_argument("--planning", type=int, default=0, help="episodes planned in one pass a frame and exactly")
     arguments = parser.parse_args()
     world_model = load("nano-tabletop", device="cpu")
     seeds = range(SEED, SEED + HELD_OUT["episodes"])
