@@ -1,5 +1,7 @@
 """The compiled engine dreams what the eager one dreams: step by step here, as captured graphs where there is a GPU."""
 
+import shutil
+
 import pytest
 import torch
 from test_static_step import dream
@@ -14,6 +16,7 @@ from emu_embodied.step import FrameStep
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="graphs are captured on a CUDA device, and there is none")
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for the CPU needs g++")
 def test_compiled_steps_dream_the_same_frames():
     model = tiny_model(context_frames=1, previous_frame_source=True)
     engine = CompiledEngine(model)
