@@ -5,7 +5,8 @@
 Each start is a scene of one cube (poses, a frame, four actions). The simulator plays it many times, from rest, with other
 gusts, masses and frictions: these are the true outcomes. The model dreams it as often, and both are read by eye from frames, an
 object out of sight counting as outside the frame. The "simulator" row is a second set of true outcomes after the tokenizer's
-round trip: what a perfect model would get. The checkpoint is the shipped one, adapted to this world:
+round trip: what a perfect model would get. "whole_and_far" is the share of frames in which the cube is whole and at least 8 px
+from where it was, after one step because of a gust. The checkpoint is the shipped one, adapted to this world:
 
     emu-embodied collect env=tabletop env.options.stochastic=true episodes=1200 seed=5000000 root=DATA workers=1
     emu-embodied train stage=dida from=nano-tabletop distil=false data=DATA threads=1 out=RUN recipe.held_out=40 \\
@@ -55,6 +56,7 @@ WAYS = {
 NAMES = ("pusher", *COLOURS)
 OUTSIDE = -16.0  # px, both coordinates of an object that is not seen
 PIECE_PX2 = 8.0  # a tenth of a cube, a quarter of the pusher
+FAR_PX = 8.0  # from where it was at first: further than a push takes a cube in one step
 NEAR_CM = 5.5  # pusher to cube: a push is about to begin
 
 
@@ -143,7 +145,8 @@ def figures_of(frames, outcomes, first, start: Start, palette) -> list[dict[str,
     """What samples (S, steps, H, W, 3) are worth against outcomes of the same shape, at each of `STEPS`."""
     positions, areas, pieces = look(frames, palette)
     true = look(outcomes, palette)[0]
-    first_areas, rows = look(first, palette)[1], []
+    at_first, first_areas, _ = look(first, palette)
+    rows = []
     for t in range(len(STEPS)):
         mine, real = (p[:, t, start.present].reshape(len(p), -1) for p in (positions, true))
         random = real.std(0) > 0.5
@@ -152,6 +155,8 @@ def figures_of(frames, outcomes, first, start: Start, palette) -> list[dict[str,
         row = {"energy_score": energy_score(mine, real), "spread": spread(mine), "true_spread": spread(real)}
         row["crps"] = float(np.mean(crps)) if crps else None
         wrong = faults(areas[:, t], pieces[:, t], first_areas, start.present)
+        away = np.linalg.norm(positions[:, t, start.present] - at_first[start.present], axis=-1)[:, 1:].max(1) >= FAR_PX
+        wrong["whole_and_far"] = away & ~wrong["broken"]
         rows.append(row | {name: float(which.mean()) for name, which in wrong.items()})
     return rows
 
@@ -167,7 +172,8 @@ def summarise(rows: list[dict], simulator: list[dict], one_pass: list[dict]) -> 
             "n": len(values),
         }
 
-    result = {name: entry([r[name] for r in rows]) for name in ("energy_score", "broken", "missing", "doubled", "invented")}
+    shares = ("broken", "missing", "doubled", "invented", "whole_and_far")
+    result = {name: entry([r[name] for r in rows]) for name in ("energy_score", *shares)}
     result["crps"] = entry([a["crps"] for a in rows if a["crps"] is not None])
     for other, theirs in (("simulator", simulator), ("k1", one_pass)):
         for kind in ("energy_score", "crps"):

@@ -47,6 +47,7 @@ def test_samples_like_the_outcomes_score_best():
     figures = summarise(rows["one"], rows["like"], rows["one"])
     assert figures["energy_score_over_simulator"]["value"] > 3 and figures["crps_over_simulator"]["value"] > 1
     assert figures["spread_over_true"]["value"] == 0 and figures["broken"]["value"] == 0
+    assert rows["like"][0]["whole_and_far"] == 1  # 8 and 24 px to the sides
     assert figures["energy_score_over_k1"]["value"] == 0
     assert summarise(rows["like"], rows["like"], rows["one"])["spread_over_true"]["value"] == pytest.approx(1, abs=0.3)
 

@@ -123,7 +123,7 @@ def test_bad_options_are_refused(options):
 
 
 def test_gymnasium_knows_the_loaders_options():
-    assert set(LOADING) == {"device", *(field.name for field in fields(DecodingConfig))}
+    assert set(LOADING) == {"device", "engine", "precision", *(field.name for field in fields(DecodingConfig))}
     with pytest.raises(InputError, match="option: pases"):
         load(pases=2)
 
