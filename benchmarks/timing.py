@@ -15,7 +15,7 @@ from emu_embodied.decoding import autoregressive, dida, exact
 from emu_embodied.decoding.config import DecodingConfig
 
 METHODS = {"autoregressive": autoregressive, "exact": exact, "dida": dida}
-FRAMES = 3  # timed in a row
+FRAMES = 2  # timed in a row
 
 
 @torch.inference_mode()
