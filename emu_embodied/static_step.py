@@ -16,7 +16,7 @@ from emu_embodied.token_model import TokenModel
 STEPS = ("denoise", "commit_denoise", "verify", "commit", "first_token", "next_token")
 
 
-class _PassCache:
+class PassCache:
     """Stands in for a `KVCache` within one pass: what is there, and what the pass adds."""
 
     def __init__(self, keys_LBHSD: torch.Tensor, values_LBHSD: torch.Tensor) -> None:
@@ -66,7 +66,7 @@ class StaticStep(nn.Module):
         """One parallel pass, and the drawing."""
         m = self.model
         x = m.embed_draft(actions_BA, codes_BN, hidden_BN, m.frame_source(previous_BN, actions_BA))
-        hidden = self._hidden(x, seen_S, start, self.noisy_mask, _PassCache(keys, values))
+        hidden = self._hidden(x, seen_S, start, self.noisy_mask, PassCache(keys, values))
         return self._draw(hidden, sharpness, gumbel_BNV)
 
     def commit_denoise(
@@ -96,7 +96,7 @@ class StaticStep(nn.Module):
         upper = torch.cat([seen_S.expand(tokens, -1), self.causal_mask, nothing], 1)
         lower = torch.cat([seen_next_S.expand(tokens, -1), ~nothing, self.noisy_mask], 1)
         positions = start + torch.arange(2 * tokens, device=clean.device)
-        cache = _PassCache(keys, values)
+        cache = PassCache(keys, values)
         hidden = m.transformer.hidden(
             torch.cat([clean, draft], 1), positions, torch.cat([upper, lower]), cache, keep=True
         )
@@ -106,12 +106,12 @@ class StaticStep(nn.Module):
         """One causal pass: logits (B, N, V) and hidden states (B, N, D)."""
         m, c = self.model, self.model.config
         x = m.embed_clean(actions_BA, codes_BN, m.frame_source(previous_BN, actions_BA))
-        hidden = self._hidden(x, seen_S, start, self.causal_mask, _PassCache(keys, values))
+        hidden = self._hidden(x, seen_S, start, self.causal_mask, PassCache(keys, values))
         return m.visual_logits(hidden[:, c.prefix - 1 : -1]), hidden[:, c.prefix :].float()
 
     def commit(self, keys, values, seen_S, start, previous_BN, actions_BA, codes_BN):
         """One causal pass: the frame's own keys and values (layers, B, heads, A + 1 + N, head_dim)."""
-        m, cache = self.model, _PassCache(keys, values)
+        m, cache = self.model, PassCache(keys, values)
         x = m.embed_clean(actions_BA, codes_BN, m.frame_source(previous_BN, actions_BA))
         mask = torch.cat([seen_S.expand(x.shape[1], -1), self.causal_mask], 1)
         m.transformer.remember(x, start + torch.arange(x.shape[1], device=x.device), mask, cache)
@@ -129,7 +129,7 @@ class StaticStep(nn.Module):
         return self._read(x, keys, values, seen_S, start, sharpness, gumbel_BV)
 
     def _read(self, x, keys, values, seen_S, start, sharpness, gumbel_BV):
-        cache, tokens = _PassCache(keys, values), x.shape[1]
+        cache, tokens = PassCache(keys, values), x.shape[1]
         hidden = self._hidden(x, seen_S, start, self.causal_mask[:tokens, :tokens], cache, keep=True)[:, -1]
         return *draw_inside(self.model.visual_logits(hidden), hidden, sharpness, gumbel_BV), *cache.new()
 

@@ -70,7 +70,8 @@ def decode_frame(
         first_B = torch.where(wrong_BN.any(1), wrong_BN.int().argmax(1), slots)
         codes_BN = torch.where(places == first_B[:, None], instead_BN, codes_BN)
         known_B = (first_B + 1).clamp(max=slots)
-        draft = causal_BNV, draw(causal_BNV, config, generator)[0]
+        if config.redraft == "causal":
+            draft = causal_BNV, draw(causal_BNV, config, generator)[0]
     entropy_B = entropy(causal_BNV).mean(1)
     check_finite(entropy_B)
     engine.commit(cache, actions_BA, codes_BN)

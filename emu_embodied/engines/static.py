@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 
 from emu_embodied.errors import InputError
-from emu_embodied.static_step import STEPS, StaticStep, _PassCache
+from emu_embodied.static_step import STEPS, PassCache, StaticStep
 from emu_embodied.token_model import TokenModel
 from emu_embodied.types import Proposal
 
@@ -108,7 +108,7 @@ class StaticEngine:
             like.new_zeros(batch, c.action_dim, dtype=torch.float32),
             torch.zeros_like(codes_BCN[:, -1]),
         )
-        fresh = _PassCache(*2 * (like.new_zeros(*shape[:3], 0, shape[4]),))
+        fresh = PassCache(*2 * (like.new_zeros(*shape[:3], 0, shape[4]),))
         m.transformer.remember(*m.embed_history(text_BL, codes_BCN, actions_BCA), fresh)
         keys, values = fresh.new()
         cache.keys[..., : keys.shape[3], :], cache.values[..., : keys.shape[3], :] = keys, values
