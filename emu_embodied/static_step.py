@@ -107,10 +107,10 @@ class StaticStep(nn.Module):
         m, c = self.model, self.model.config
         x = m.embed_clean(actions_BA, codes_BN, m.frame_source(previous_BN, actions_BA))
         hidden = self._hidden(x, seen_S, start, self.causal_mask, PassCache(keys, values))
-        return m.visual_logits(hidden[:, c.prefix - 1 : -1]), hidden[:, c.prefix :].float()
+        return m.visual_logits(m.at_slots(hidden, before=True)), m.at_slots(hidden, before=False).float()
 
     def commit(self, keys, values, seen_S, start, previous_BN, actions_BA, codes_BN):
-        """One causal pass: the frame's own keys and values (layers, B, heads, A + 1 + N, head_dim)."""
+        """One causal pass: the frame's own keys and values (layers, B, heads, prefix + block, head_dim)."""
         m, cache = self.model, PassCache(keys, values)
         x = m.embed_clean(actions_BA, codes_BN, m.frame_source(previous_BN, actions_BA))
         mask = torch.cat([seen_S.expand(x.shape[1], -1), self.causal_mask], 1)
@@ -123,9 +123,9 @@ class StaticStep(nn.Module):
         x = torch.cat([x[:, :-1], x[:, -1:] + source_BD[:, None]], 1)
         return self._read(x, keys, values, seen_S, start, sharpness, gumbel_BV)
 
-    def next_token(self, keys, values, seen_S, start, codes_B, source_BD, sharpness, gumbel_BV):
-        """Reads one slot's code and draws the next; then the new keys and values."""
-        x = self.model.embed_codes(codes_B[:, None]) + source_BD[:, None]
+    def next_token(self, keys, values, seen_S, start, ids_B, source_BD, sharpness, gumbel_BV):
+        """Reads one token of an image's block and draws the slot behind it; then the new keys and values."""
+        x = self.model.transformer.model.embed_tokens(ids_B[:, None]) + source_BD[:, None]
         return self._read(x, keys, values, seen_S, start, sharpness, gumbel_BV)
 
     def _read(self, x, keys, values, seen_S, start, sharpness, gumbel_BV):
@@ -134,8 +134,7 @@ class StaticStep(nn.Module):
         return *draw_inside(self.model.visual_logits(hidden), hidden, sharpness, gumbel_BV), *cache.new()
 
     def _draw(self, hidden, sharpness, gumbel_BNV):
-        c = self.model.config
-        slots = hidden[:, c.prefix - 1 : -1] if c.next_token_shift else hidden[:, c.prefix :]
+        slots = self.model.at_slots(hidden, before=self.model.config.next_token_shift)
         return tuple(draw_inside(self.model.visual_logits(slots), slots, sharpness, gumbel_BNV))
 
     def _hidden(self, x, seen_S, start, own_mask, cache, keep=False):

@@ -96,7 +96,7 @@ class FrameStep:
         hidden = m.transformer.hidden(
             x, self._positions(cache, c.frame_tokens), self._mask(cache, noisy=True), cache.kv
         )
-        slots = hidden[:, c.prefix - 1 : -1] if c.next_token_shift else hidden[:, c.prefix :]
+        slots = m.at_slots(hidden, before=c.next_token_shift)
         return draw_inside(m.visual_logits(slots), slots, sharpness, gumbel_BNV)
 
     def commit(self, cache: StepCache, actions_BA: torch.Tensor, codes_BN: torch.Tensor) -> None:
@@ -134,7 +134,7 @@ class FrameStep:
         hidden = m.transformer.hidden(
             x, self._positions(cache, c.frame_tokens), self._mask(cache, noisy=False), cache.kv
         )
-        return m.visual_logits(hidden[:, c.prefix - 1 : -1]), hidden[:, c.prefix :]
+        return m.visual_logits(m.at_slots(hidden, before=True)), m.at_slots(hidden, before=False)
 
     def next_token(
         self,
@@ -146,21 +146,26 @@ class FrameStep:
         sharpness: float = 1.0,
         gumbel_BV: torch.Tensor | None = None,
     ) -> Proposal:
-        """Reads the token before slot `index` (its code, or for slot 0 the action and image start); it joins the cache.
+        """Reads what comes before slot `index` (the action and header, or a code and the structure behind it) into the cache.
 
         Call it for index 0 .. N (at N it only reads the last code); `source_BND` is `frame_source(...)`, computed once.
 
         Returns:
-            what it says of slot `index` (B, ...), with the hidden state (B, D) of the token just read.
+            what is said of slot `index` (B, ...), with the hidden state (B, D) of the code just read.
         """
         m = self.model
         self._flush(cache)
-        x = m.embed_prefix(actions_BA, len(actions_BA)) if index == 0 else m.embed_codes(codes_B[:, None])
+        if index == 0:
+            x = m.embed_prefix(actions_BA, len(actions_BA))
+        else:
+            x = m.transformer.model.embed_tokens(m.read_ids(codes_B, index))
         if source_BND is not None and index < self.config.slots:
             x = torch.cat([x[:, :-1], x[:, -1:] + source_BND[:, index : index + 1]], 1)
-        mask = self._mask(cache, noisy=False)[: x.shape[1], : cache.kv.visible + x.shape[1]] if index == 0 else None
-        hidden = m.transformer.hidden(x, self._positions(cache, x.shape[1]), mask, cache.kv, keep=True)[:, -1]
-        return draw_inside(m.visual_logits(hidden), hidden, sharpness, gumbel_BV)
+        tokens, seen = x.shape[1], cache.kv.visible
+        mask = torch.ones(tokens, seen + tokens, dtype=torch.bool, device=x.device).tril(seen) if tokens > 1 else None
+        hidden = m.transformer.hidden(x, self._positions(cache, tokens), mask, cache.kv, keep=True)
+        proposal = draw_inside(m.visual_logits(hidden[:, -1]), hidden[:, -1], sharpness, gumbel_BV)
+        return proposal if tokens == 1 or index == 0 else proposal._replace(states=hidden[:, 0].float())
 
     def frame_source(self, cache: StepCache, actions_BA: torch.Tensor) -> torch.Tensor | None:
         """What the next frame's slots start from, (B, N, D); the same action tensor is not computed twice."""
@@ -190,7 +195,7 @@ class FrameStep:
         return cache
 
     def _mask(self, cache: StepCache, noisy: bool) -> torch.Tensor:
-        """(A + 1 + N, visible + A + 1 + N): everything visible, then causal; the noisy slots see each other both ways."""
+        """(prefix + block, visible + prefix + block): everything visible, then causal; the noisy slots see each other both ways."""
         key = (cache.kv.visible, noisy, cache.text_BL.device)
         if key not in self._masks:
             size, seen = self.config.frame_tokens, cache.kv.visible

@@ -1,8 +1,10 @@
 """The trajectory model: text, frames and actions as one sequence, each frame with a noisy copy. Knows no sampling, no pixels.
 
-Sequence: `text | frame 0 | frame 1 | ... || noisy 1 | noisy 2 | ...`, where a frame is `action tokens, <|image start|>,
-visual tokens`. The clean half is trained to predict the next token, as Emu3.5; the noisy half is DiDA's: hidden visual
-tokens, predicted all at once from the clean past and from each other.
+Sequence: `text | frame 0 | frame 1 | ... || noisy 1 | noisy 2 | ...`, where a frame is `action tokens, image header, image
+block`. In a small model the header is `<|image start|>` and the block the visual tokens; in the released models the header
+tells the size, and the block has an EOL between its rows and an EOI at its end. The clean half is trained to predict the next
+token, as Emu3.5; the noisy half is DiDA's: hidden visual tokens, predicted all at once from the clean past and from each other,
+between structure that is always known.
 """
 
 from __future__ import annotations
@@ -16,9 +18,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from emu_embodied.attention import TokenPlan, dida_blocks, dida_mask, token_plan
+from emu_embodied.errors import InputError
 from emu_embodied.tokenizers.actions import bin_actions
 from emu_embodied.transformer import Transformer, TransformerConfig
-from emu_embodied.vocabulary import Vocabulary
+from emu_embodied.vocabulary import Emu35Vocabulary, Vocabulary
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class TokenModelConfig:
     """Sizes of the trajectory model.
 
     Attributes:
-        vocabulary: the id space.
+        vocabulary: the id space, which also says how a frame is written.
         transformer: sizes of the transformer; its vocab_size is the vocabulary's.
         grid: visual tokens per side of a frame.
         action_dim: A, values of an action.
@@ -34,15 +37,18 @@ class TokenModelConfig:
         context_frames: C, frames whose keys are in sight of the next one; with 0 it knows the last frame from the
             previous-frame source alone, which makes a frame half as dear where the world hides nothing.
         previous_frame_source: feed the next frame's slots from a 3x3 convolution of the previous frame and the action;
-            off, the model is plain Emu3.5 with a noisy half.
+            off, the model is plain Emu3.5 with a noisy half. Frames with structure between their slots have none.
         next_token_shift: noisy slot i is predicted by the hidden state before it, as when an autoregressive checkpoint is
             adapted; off, slots are predicted in place.
         noise: what a noisy copy is made with, one of `noise.NOISES`.
         objects: names of the objects whose positions the state head reports.
         position_scale: world units at the right and at the lower edge of the frame (table-top: 16 and -16 cm).
+
+    Raises:
+        InputError: a previous-frame source in the released layout.
     """
 
-    vocabulary: Vocabulary
+    vocabulary: Vocabulary | Emu35Vocabulary
     transformer: TransformerConfig
     grid: int
     action_dim: int
@@ -54,19 +60,28 @@ class TokenModelConfig:
     objects: tuple[str, ...] = ()
     position_scale: tuple[float, float] = (16.0, -16.0)
 
+    def __post_init__(self) -> None:
+        if self.previous_frame_source and self.block > self.slots:
+            raise InputError("previous_frame_source", True, "choose false where frames have structure between their slots")
+
     @property
     def slots(self) -> int:
         """N, visual tokens a frame."""
         return self.grid**2
 
-    @property
+    @cached_property
     def prefix(self) -> int:
-        """Tokens of a frame before its first slot."""
-        return self.action_dim + 1
+        """Tokens of a frame before its first slot: its action and the image header."""
+        return self.action_dim + len(self.vocabulary.image_header(self.grid, self.grid))
+
+    @cached_property
+    def block(self) -> int:
+        """Tokens of a frame from its first slot on: N, and the structure between and behind them."""
+        return len(self.vocabulary.image_block(self.grid, self.grid))
 
     @property
     def frame_tokens(self) -> int:
-        return self.prefix + self.slots
+        return self.prefix + self.block
 
 
 @dataclass(frozen=True)
@@ -75,7 +90,7 @@ class FrameStates:
 
     Attributes:
         text_BLD: (B, L, D).
-        clean_BFTD: (B, F - 1, 1 + A + 1 + N, D), the token before each of frames 1.. and its own; None where left out.
+        clean_BFTD: (B, F - 1, 1 + prefix + block, D), the token before each of frames 1.. and its own; None where left out.
         noisy_BFND: (B, F - 1, N, D), the states that predict the noisy copies' slots; None where there are none.
     """
 
@@ -159,17 +174,27 @@ class TokenModel(nn.Module):
 
     The training pass is `forward`; single pure inference steps are in `emu_embodied.step`.
 
+    Args:
+        config: sizes.
+        transformer: one that is there already, such as a released one; by default a new one.
+
     Attributes:
         blocks: whether the training pass masks by blocks (FlexAttention); None does on CUDA, where they have gradients.
     """
 
     blocks: bool | None = None
 
-    def __init__(self, config: TokenModelConfig) -> None:
+    def __init__(self, config: TokenModelConfig, transformer: Transformer | None = None) -> None:
         super().__init__()
         self.config = config
-        d = config.transformer.hidden_size
-        self.transformer = Transformer(config.transformer)
+        d, grid = config.transformer.hidden_size, config.grid
+        self.transformer = transformer or Transformer(config.transformer)
+        block = config.vocabulary.image_block(grid, grid)
+        header = torch.tensor(config.vocabulary.image_header(grid, grid))
+        self.register_buffer("header", header, persistent=False)
+        self.register_buffer("structure", torch.tensor([i or 0 for i in block]), persistent=False)
+        slots = torch.tensor([place for place, i in enumerate(block) if i is None])
+        self.register_buffer("places", slots, persistent=False)  # of the slots in the block
         self.hidden_token = nn.Parameter(0.02 * torch.randn(d))
         self.noised = nn.Parameter(0.02 * torch.randn(d))
         self.action_value = nn.Linear(config.action_dim, config.action_dim * d)
@@ -213,20 +238,42 @@ class TokenModel(nn.Module):
         """Visual codes (..., N) -> (..., N, D)."""
         return self.transformer.model.embed_tokens(codes + self.config.vocabulary.visual_offset)
 
+    def embed_block(self, codes_BN: torch.Tensor) -> torch.Tensor:
+        """A frame's visual tokens with the structure around them: (B, block, D)."""
+        if len(self.structure) == len(self.places):
+            return self.embed_codes(codes_BN)
+        ids_BT = self.structure.expand(len(codes_BN), -1).clone()
+        ids_BT[:, self.places] = codes_BN + self.config.vocabulary.visual_offset
+        return self.transformer.model.embed_tokens(ids_BT)
+
+    def read_ids(self, codes_B: torch.Tensor, index: int) -> torch.Tensor:
+        """The ids between the drawing of slot `index - 1`, whose code is given, and of slot `index`: (B, 1 or 2) int64."""
+        ids_BT = codes_B[:, None] + self.config.vocabulary.visual_offset
+        if len(self.structure) == len(self.places) or index % self.config.grid:
+            return ids_BT
+        behind = index + index // self.config.grid - 1  # the row's EOL, or the EOI
+        return torch.cat([ids_BT, self.structure[behind].expand(len(ids_BT), 1)], 1)
+
+    def at_slots(self, hidden_BTD: torch.Tensor, before: bool) -> torch.Tensor:
+        """The hidden states (B, N, D) of a whole frame's (B, prefix + block, D) at its slots, or at the tokens before them."""
+        first = self.config.prefix - before
+        if len(self.structure) == len(self.places):
+            return hidden_BTD[:, first : first + len(self.places)]
+        return hidden_BTD[:, first + self.places]
+
     def embed_prefix(self, actions_BA: torch.Tensor | None, batch: int) -> torch.Tensor:
-        """A frame's action tokens and image start: (B, A + 1, D); None stands for "no action"."""
+        """A frame's action tokens and image header: (B, prefix, D); None stands for "no action"."""
         v, c = self.config.vocabulary, self.config
         device = self.noised.device
         if actions_BA is None:
             ids = torch.full((batch, c.action_dim), v.no_action, device=device)
         else:
             ids = bin_actions(actions_BA, v.action_bins) + v.action_offset
-        ids = torch.cat([ids, torch.full((batch, 1), v.image_start, device=device)], 1)
-        x = self.transformer.model.embed_tokens(ids)
+        x = self.transformer.model.embed_tokens(torch.cat([ids, self.header.expand(batch, -1)], 1))
         if actions_BA is None:
             return x
         values = self.action_value(actions_BA.to(x.dtype)).view(batch, c.action_dim, -1)
-        return torch.cat([x[:, :-1] + values, x[:, -1:]], 1)
+        return torch.cat([x[:, : c.action_dim] + values, x[:, c.action_dim :]], 1)
 
     def frame_source(self, previous_BN: torch.Tensor, actions_BA: torch.Tensor) -> torch.Tensor | None:
         """What the next frame's slots start from, (B, N, D); None where the model is plain Emu3.5."""
@@ -235,15 +282,19 @@ class TokenModel(nn.Module):
     def embed_clean(
         self, actions_BA: torch.Tensor | None, codes_BN: torch.Tensor, source_BND: torch.Tensor | None
     ) -> torch.Tensor:
-        """One clean frame: (B, A + 1 + N, D). The source of slot i is added to the token before it, which predicts it."""
-        x = torch.cat([self.embed_prefix(actions_BA, codes_BN.shape[0]), self.embed_codes(codes_BN)], 1)
+        """One clean frame: (B, prefix + block, D). The source of slot i is added to the token before it, which predicts it."""
+        x = torch.cat([self.embed_prefix(actions_BA, codes_BN.shape[0]), self.embed_block(codes_BN)], 1)
         return x if source_BND is None else x + F.pad(source_BND, (0, 0, self.config.prefix - 1, 1))
 
     def embed_noisy(
         self, codes_BN: torch.Tensor, hidden_BN: torch.Tensor, source_BND: torch.Tensor | None
     ) -> torch.Tensor:
-        """One noisy frame: (B, N, D); tokens where `hidden_BN` is True show nothing of their code."""
-        x = torch.where(hidden_BN[..., None], self.hidden_token, self.embed_codes(codes_BN)) + self.noised
+        """One noisy frame: (B, block, D); slots where `hidden_BN` is True show nothing of their code."""
+        if len(self.structure) > len(self.places):
+            hidden_BT = hidden_BN.new_zeros(len(hidden_BN), len(self.structure))
+            hidden_BT[:, self.places] = hidden_BN
+            hidden_BN = hidden_BT
+        x = torch.where(hidden_BN[..., None], self.hidden_token, self.embed_block(codes_BN)) + self.noised
         if source_BND is None:
             return x
         return x + (torch.roll(source_BND, -1, 1) if self.config.next_token_shift else source_BND)
@@ -251,7 +302,7 @@ class TokenModel(nn.Module):
     def embed_draft(
         self, actions_BA: torch.Tensor, codes_BN: torch.Tensor, hidden_BN: torch.Tensor, source_BND: torch.Tensor | None
     ) -> torch.Tensor:
-        """A frame's prefix and its noisy slots, as one parallel pass reads them: (B, A + 1 + N, D)."""
+        """A frame's prefix and its noisy slots, as one parallel pass reads them: (B, prefix + block, D)."""
         prefix = self.embed_prefix(actions_BA, codes_BN.shape[0])
         if source_BND is not None:
             prefix = torch.cat([prefix[:, :-1], prefix[:, -1:] + source_BND[:, :1]], 1)
@@ -289,9 +340,9 @@ class TokenModel(nn.Module):
         key = (frames, noisy_from, cut, blocks, device)
         if key not in self._masks:
             c = self.config
-            plan = token_plan(c.text_length, c.prefix, c.slots, frames, noisy_from, cut)
+            plan = token_plan(c.text_length, c.prefix, c.block, frames, noisy_from, cut)
             plan = TokenPlan(plan.position.to(device), plan.frame.to(device), plan.noisy.to(device))
-            mask = dida_blocks(plan, c.context_frames) if blocks else dida_mask(plan, c.slots, c.context_frames)
+            mask = dida_blocks(plan, c.context_frames) if blocks else dida_mask(plan, c.block, c.context_frames)
             self._masks[key] = (plan.position, mask)
         return self._masks[key]
 
@@ -363,12 +414,18 @@ class TokenModel(nn.Module):
         clean = torch.stack([hidden[:, e - 1 : e + c.frame_tokens] for e in ends], 1) if causal else None
         noisy = None
         if noisy_BFN is not None:
-            noisy = hidden[:, clean_length:].unflatten(1, (frames - first, c.slots))
-            if c.next_token_shift:  # slot 0 is read at the image start, slot i at noisy slot i - 1
+            noisy = hidden[:, clean_length:].unflatten(1, (frames - first, c.block))
+            if c.next_token_shift:  # slot 0 is read at the header's end, slot i at the noisy token before it
                 starts = torch.stack([hidden[:, e + c.prefix - 1 : e + c.prefix] for e in ends], 1)
                 noisy = torch.cat([starts, noisy[:, :, :-1]], 2)
+            if c.block > c.slots:
+                noisy = noisy[:, :, self.places]
         return FrameStates(hidden[:, : c.text_length], clean, noisy)
 
     def frame_predictions(self, clean_BFTD: torch.Tensor) -> torch.Tensor:
         """The hidden states of the causal half that predict the slots of frames 1..: (B, F - 1, N, D)."""
-        return clean_BFTD[:, :, self.config.prefix : -1]
+        return self.at_slots(clean_BFTD.flatten(0, 1)[:, 1:], before=True).unflatten(0, clean_BFTD.shape[:2])
+
+    def frame_slots(self, clean_BFTD: torch.Tensor) -> torch.Tensor:
+        """The slots' own hidden states in the causal half: (B, F - 1, N, D)."""
+        return self.at_slots(clean_BFTD.flatten(0, 1)[:, 1:], before=False).unflatten(0, clean_BFTD.shape[:2])

@@ -31,6 +31,14 @@ class Vocabulary:
     def image_start(self) -> int:
         return self.text_size + 1
 
+    def image_header(self, height: int, width: int) -> list[int]:
+        """What stands before an image's first visual token: `<|image start|>`; a small model has frames of one size."""
+        return [self.image_start]
+
+    def image_block(self, height: int, width: int) -> list[int | None]:
+        """An image's tokens after its header, None for each visual one: there is nothing else."""
+        return [None] * (height * width)
+
     @property
     def no_action(self) -> int:
         """Stands in the action's place before a history's first frame."""
@@ -155,6 +163,11 @@ class Emu35Vocabulary:
     def image_header(self, height: int, width: int) -> list[int]:
         """What stands before an image's first row: `BOI height * width IMG`, sizes in tokens."""
         return [self.image_start, *self.number(height), self.times, *self.number(width), self.image_token]
+
+    def image_block(self, height: int, width: int) -> list[int | None]:
+        """An image's tokens after its header, None for each visual one: EOL between the rows, EOI after the last."""
+        row = [None] * width
+        return [*(row + [self.end_of_line]) * (height - 1), *row, self.image_end]
 
     @property
     def no_action(self) -> int:

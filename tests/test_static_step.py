@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_token_model import batch, tiny_model
+from test_token_model import RELEASED, batch, tiny_model
 
 from emu_embodied.decoding import autoregressive, dida, exact
 from emu_embodied.decoding.config import DecodingConfig
@@ -31,10 +31,18 @@ def dream(engine, model, way: str, frames: int, copies: int):
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(
-    "source, context, shift", [(True, 2, False), (True, 0, False), (False, 2, True), (True, 1, True)]
+    "wiring",
+    [
+        {"context_frames": 2},
+        {"context_frames": 0},
+        {"context_frames": 2, "previous_frame_source": False, "next_token_shift": True},
+        {"context_frames": 1, "next_token_shift": True},
+        {"context_frames": 2, "next_token_shift": True, **RELEASED},
+        {"context_frames": 1, **RELEASED},
+    ],
 )
-def test_it_agrees_with_the_eager_engine(way, source, context, shift):
-    model = tiny_model(previous_frame_source=source, context_frames=context, next_token_shift=shift)
+def test_it_agrees_with_the_eager_engine(way, wiring):
+    model = tiny_model(**wiring)
     codes, hidden = dream(StaticEngine(model), model, way, frames=6, copies=3)
     wanted_codes, wanted_hidden = dream(FrameStep(model), model, way, frames=6, copies=3)
     assert codes.equal(wanted_codes)

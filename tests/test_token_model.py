@@ -15,11 +15,24 @@ from emu_embodied.errors import InputError
 from emu_embodied.step import FrameStep
 from emu_embodied.token_model import TokenModel, TokenModelConfig
 from emu_embodied.transformer import TransformerConfig
-from emu_embodied.vocabulary import Vocabulary
+from emu_embodied.vocabulary import Emu35Vocabulary, Vocabulary
 
 VOCABULARY = Vocabulary(text_size=20, codebook_size=32, action_bins=8)
 SIZES = TransformerConfig(VOCABULARY.size, 32, 48, 2, 4, 2, 8)
 CONFIG = TokenModelConfig(VOCABULARY, SIZES, grid=3, action_dim=2, text_length=4, objects=("pusher", "red"))
+
+EMU35 = Emu35Vocabulary(ranks=40, codebook_size=32, action_bins=8)
+RELEASED = {  # frames written as the released models write images
+    "vocabulary": EMU35,
+    "transformer": replace(SIZES, vocab_size=EMU35.size),
+    "previous_frame_source": False,
+}
+WIRINGS = [
+    {"context_frames": 2},
+    {"context_frames": 2, "previous_frame_source": False},
+    {"context_frames": 0},
+    {"context_frames": 2, **RELEASED},
+]
 
 
 def tiny_model(**changes) -> TokenModel:
@@ -110,11 +123,11 @@ def test_blocks_are_the_dense_mask(text, prefix, slots, frames, window, noisy):
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.parametrize("source, context", [(True, 2), (False, 2), (True, 0)])
+@pytest.mark.parametrize("wiring", WIRINGS)
 @pytest.mark.parametrize("shift", [False, True])
 @torch.no_grad()
-def test_blocks_give_the_dense_states_and_do_not_leak(shift, source, context):
-    model = tiny_model(previous_frame_source=source, next_token_shift=shift, context_frames=context)
+def test_blocks_give_the_dense_states_and_do_not_leak(shift, wiring):
+    model = tiny_model(next_token_shift=shift, **wiring)
     text, codes, actions, noisy, hidden = batch(model)
     dense = model(text, codes, actions, noisy, hidden)
     assert model.blocks is None and isinstance(model.layout(4, 1)[1], torch.Tensor)
@@ -132,10 +145,10 @@ def test_blocks_give_the_dense_states_and_do_not_leak(shift, source, context):
             assert not torch.isclose(states.noisy_BFND[:, t], base.noisy_BFND[:, t]).all(-1).any()
 
 
-@pytest.mark.parametrize("source, context", [(True, 2), (False, 2), (True, 0)])
+@pytest.mark.parametrize("wiring", WIRINGS)
 @pytest.mark.parametrize("shift", [False, True])
-def test_cached_steps_agree_with_the_training_pass(source, context, shift):
-    model = tiny_model(previous_frame_source=source, next_token_shift=shift, context_frames=context)
+def test_cached_steps_agree_with_the_training_pass(wiring, shift):
+    model = tiny_model(next_token_shift=shift, **wiring)
     text, codes, actions, noisy, hidden = batch(model, frames=5)
     states = model(text, codes, actions, noisy, hidden)
     predicted, causal = states.noisy_BFND, model.visual_logits(model.frame_predictions(states.clean_BFTD))
@@ -158,6 +171,25 @@ def test_cached_steps_agree_with_the_training_pass(source, context, shift):
                 step.finish(cache, codes[:, t])
             else:
                 step.commit(cache, actions[:, t - 1], codes[:, t])
+
+
+def test_a_frame_in_the_released_layout_is_the_image_that_the_released_models_write():
+    model, c = tiny_model(**RELEASED), Emu35Vocabulary(ranks=40, codebook_size=32, action_bins=8)
+    embedded = model.embed_clean(torch.tensor([[-1.0, 1.0]]), torch.arange(9)[None], None)
+    visual = [c.visual_offset + code for code in range(9)]
+    rows = [*visual[:3], c.end_of_line, *visual[3:6], c.end_of_line, *visual[6:], c.image_end]
+    written = [c.image_start, c.digit(3), c.times, c.digit(3), c.image_token, *rows]
+    table = model.transformer.model.embed_tokens.weight
+    assert embedded[0, 2:].equal(table[written]) and model.config.frame_tokens == 2 + len(written)
+    values = model.action_value(torch.tensor([-1.0, 1.0])).view(2, -1)
+    torch.testing.assert_close(embedded[0, :2] - values, table[[c.action_offset, c.action_offset + 7]])
+    noisy = model.embed_noisy(torch.arange(9)[None], torch.ones(1, 9, dtype=torch.bool), None)
+    assert (noisy[0, 3] - model.noised).allclose(table[c.end_of_line]) and noisy[0, 4].equal(noisy[0, 0])
+
+
+def test_the_released_layout_has_no_previous_frame_source():
+    with pytest.raises(InputError, match="previous_frame_source"):
+        tiny_model(**RELEASED | {"previous_frame_source": True})
 
 
 def test_candidates_share_a_prefix():

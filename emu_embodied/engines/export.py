@@ -40,7 +40,7 @@ RESULTS = {
 }
 _AXES = {"keys": "YBHSE", "values": "YBHSE", "new_keys": "YBHTE", "new_values": "YBHTE"}
 _TYPES = {
-    torch.int64: ("start", "previous_BN", "committed_BN", "codes_BN", "codes_B", "drawn_BN", "drawn_B"),
+    torch.int64: ("start", "previous_BN", "committed_BN", "codes_BN", "ids_B", "drawn_BN", "drawn_B"),
     torch.bool: ("seen_S", "seen_next_S", "hidden_BN"),
 }
 

@@ -22,7 +22,7 @@ class StaticCache:
     """What B dreams remember between steps, in buffers that stay where they are.
 
     Attributes:
-        keys, values: (layers, B, heads, S, head_dim), S = L + (C + 1)(A + 1 + N).
+        keys, values: (layers, B, heads, S, head_dim), S = L + (C + 1)(prefix + block).
         seen_S: (S,) bool, the slots in sight.
         text_BL: (B, L) instruction ids.
         previous_BN: (B, N) codes of the last clean frame, also of one that waits for its commit.
@@ -166,16 +166,14 @@ class StaticEngine:
         source = None if source_BND is None or index == self.config.slots else source_BND[:, index]
         if source is None:
             source = self._constant("nothing", (len(actions_BA), self.config.transformer.hidden_size))
-        past = (cache.keys, cache.values, cache.seen_S, self._start(cache) + cache.read)
         draw = self._drawing(sharpness, gumbel_BV, (len(actions_BA),))
         if index == 0:
-            *proposal, keys, values = self.run["first_token"](*past, actions_BA, source, *draw)
-        else:
-            *proposal, keys, values = self.run["next_token"](*past, codes_B, source, *draw)
-        where = self._write(cache, cache.read, keys, values)
-        cache.seen_S.index_fill_(0, where, True)
-        cache.read += keys.shape[3]
-        return Proposal(*proposal)
+            return self._read(cache, "first_token", actions_BA, source, *draw)
+        own, *structure = self.model.read_ids(codes_B, index).unbind(1)
+        proposal = self._read(cache, "next_token", own, source, *draw)
+        for ids_B in structure:
+            proposal = self._read(cache, "next_token", ids_B, source, *draw)._replace(states=proposal.states)
+        return proposal
 
     def frame_source(self, cache: StaticCache, actions_BA: torch.Tensor) -> torch.Tensor | None:
         """What the next frame's slots start from, (B, N, D)."""
@@ -193,6 +191,15 @@ class StaticEngine:
     def whole_frame(self, decode: Callable) -> Callable:
         """The decoding function itself: a loop over this engine's steps."""
         return decode
+
+    def _read(self, cache: StaticCache, step: str, *arguments) -> Proposal:
+        """One causal step on a frame that is read token by token."""
+        past = (cache.keys, cache.values, cache.seen_S, self._start(cache) + cache.read)
+        *proposal, keys, values = self.run[step](*past, *arguments)
+        where = self._write(cache, cache.read, keys, values)
+        cache.seen_S.index_fill_(0, where, True)
+        cache.read += keys.shape[3]
+        return Proposal(*proposal)
 
     def _flush(self, cache: StaticCache) -> None:
         """The causal pass over a frame that waits for it."""

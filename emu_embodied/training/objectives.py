@@ -190,7 +190,7 @@ class TrajectoryObjective:
                 own = torch.tensor([1.0] + [0.0] * (targets.shape[1] - 2) + [1.0], device=weight.device)
                 weight = weight * own[:, None]
             else:
-                heads["clean"] = states.clean_BFTD[:, :, 1 + module.config.prefix :]
+                heads["clean"] = module.frame_slots(states.clean_BFTD)
             predicted = module.frame_predictions(states.clean_BFTD)
             causal = self._token_loss(module, predicted, targets, weight)
             loss = loss + c.causal * causal + c.language * self._language_loss(module, batch, text_BL, states)
