@@ -328,7 +328,7 @@ class TokenModel(nn.Module):
         """The heads' reading of a frame's hidden states (B, N, D)."""
         real = (text_BL != self.config.vocabulary.pad)[..., None].float()
         mean = (self.embed_text(text_BL) * real).sum(1) / real.sum(1).clamp(min=1)
-        return self.heads(hidden_BND, mean)
+        return self.heads(hidden_BND.float(), mean.float())
 
     @cached_property
     def _masks(self) -> dict:

@@ -75,7 +75,8 @@ def train_stage(
         KeyboardInterrupt: passed on after the state is saved.
     """
     optimisers = _optimisers(module, config)
-    average = copy.deepcopy(module).eval()
+    frozen = {id(p): p for p in module.parameters() if not p.requires_grad}
+    average = copy.deepcopy(module, frozen).eval()  # what is not trained is there once
     state_folder = folder / name
     step = _restore(state_folder, module, average, optimisers, config)
     if step >= config.steps:
@@ -120,6 +121,24 @@ def train_stage(
     return average
 
 
+def trained_state(module: nn.Module) -> dict[str, torch.Tensor]:
+    """The state dict without what is frozen: of an adapted model, the adapter and what is new."""
+    frozen = {name for name, p in module.named_parameters() if not p.requires_grad}
+    return {name: value for name, value in module.state_dict().items() if name not in frozen}
+
+
+def load_trained_state(module: nn.Module, state: dict[str, torch.Tensor]) -> None:
+    """Loads what `trained_state` gave.
+
+    Raises:
+        RuntimeError: names or shapes that differ.
+    """
+    wanted = trained_state(module).keys()
+    if wanted != state.keys():
+        raise RuntimeError(f"missing {sorted(wanted - state.keys())}, unexpected {sorted(state.keys() - wanted)}")
+    module.load_state_dict(state, strict=False)
+
+
 def _learning_rate(config: LoopConfig, step: int) -> float:
     warm = min(1.0, (step + 1) / max(1, config.warmup))
     return config.learning_rate * warm * (0.5 + 0.5 * math.cos(math.pi * step / config.steps))
@@ -142,7 +161,8 @@ def _optimisers(module: nn.Module, config: LoopConfig) -> list[torch.optim.Optim
 
 @torch.no_grad()
 def _update_average(average: nn.Module, module: nn.Module, decay: float) -> None:
-    torch._foreach_lerp_(list(average.parameters()), list(module.parameters()), 1 - decay)
+    kept, current = ([p for p in m.parameters() if p.requires_grad] for m in (average, module))
+    torch._foreach_lerp_(kept, current, 1 - decay)
     for kept, current in zip(average.buffers(), module.buffers(), strict=True):
         kept.copy_(current)
 
@@ -159,7 +179,7 @@ def _save(folder: Path, module, average, optimisers, config: LoopConfig, step: i
     for which, optimiser in enumerate(optimisers):
         for index, state in optimiser.state_dict()["state"].items():
             moments |= {f"{which}.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
-    tensors = {"module": module.state_dict(), "average": average.state_dict(), "optimiser": moments}
+    tensors = {"module": trained_state(module), "average": trained_state(average), "optimiser": moments}
     save_folder(folder, tensors, {"progress": {"step": step, "loop": asdict(config)}})
 
 
@@ -176,8 +196,8 @@ def _restore(folder: Path, module, average, optimisers, config: LoopConfig) -> i
                 f"this run asks for {wanted[key]}: use the same, or another run folder",
             )
     try:
-        module.load_state_dict(tensors["module"])
-        average.load_state_dict(tensors["average"])
+        load_trained_state(module, tensors["module"])
+        load_trained_state(average, tensors["average"])
     except RuntimeError as error:
         raise CheckpointError(
             str(folder), str(error).splitlines()[0], "it is of another model: use another run folder"

@@ -87,7 +87,7 @@ def train_checkpoint(
         DatasetError: too few episodes, or frames of another size.
         CheckpointError: the run folder holds a damaged state, or one of other settings.
     """
-    _check(cache, recipe, recipe.tokenizer.image_size)
+    check_cache(cache, recipe.held_out, recipe.tokenizer.image_size)
     train_cache = cache.select(range(cache.episodes - recipe.held_out))
     text = TextTokenizer.train(train_cache.instructions, recipe.text_size)
     torch.manual_seed(recipe.seed)
@@ -102,7 +102,8 @@ def train_checkpoint(
     )
     model = TokenModel(model_config(recipe, world, text, train_cache)).to(device)
     model.place_codes(tokenizer.places())
-    return _train_trajectory(model, tokenizer, text, world, cache, recipe, folder, evaluate_model, report)
+    job = (tokenizer, text, world, cache, recipe, folder)
+    return _finish(train_trajectory(model, *job, evaluate_model=evaluate_model, report=report), *job)
 
 
 def adapt_checkpoint(
@@ -142,7 +143,7 @@ def adapt_checkpoint(
         CheckpointError: the source is missing or damaged, or the run folder holds a state of other settings.
     """
     tokenizer, text, teacher, world, config = load_checkpoint(source)
-    _check(cache, recipe, tokenizer.config.image_size)
+    check_cache(cache, recipe.held_out, tokenizer.config.image_size)
     torch.manual_seed(recipe.seed)
     shift = keep_shift(config) if shift is None else shift
     recipe = replace(recipe, next_token_shift=shift)
@@ -154,8 +155,9 @@ def adapt_checkpoint(
     else:
         teacher.to(device).requires_grad_(False)
     recipe = replace(recipe, trajectory=replace(recipe.trajectory, autoregressive_until=0.0))
-    job = (model.to(device), tokenizer.to(device), text, world, cache, recipe, folder, evaluate_model, report)
-    return _train_trajectory(*job, teacher, temperature or 0.0)
+    job = (tokenizer.to(device), text, world, cache, recipe, folder)
+    options = {"evaluate_model": evaluate_model, "report": report, "teacher": teacher, "temperature": temperature or 0.0}
+    return _finish(train_trajectory(model.to(device), *job, **options), *job)
 
 
 def keep_shift(config: Mapping) -> bool:
@@ -168,17 +170,43 @@ def keep_shift(config: Mapping) -> bool:
     return config["model"]["next_token_shift"] if trained else True
 
 
-def _check(cache: FrameCache, recipe: Recipe, image_size: int) -> None:
-    if cache.episodes <= recipe.held_out:
-        raise DatasetError("episodes", cache.episodes, f"collect more than the {recipe.held_out} that are held out")
+def check_cache(cache: FrameCache, held_out: int, image_size: int) -> None:
+    """Refuses a dataset that a training cannot take.
+
+    Raises:
+        DatasetError: too few episodes, or frames of another size.
+    """
+    if cache.episodes <= held_out:
+        raise DatasetError("episodes", cache.episodes, f"collect more than the {held_out} that are held out")
     if cache.pixels.shape[1:3] != (image_size, image_size):
         raise DatasetError("frame size", cache.pixels.shape[1:3], f"the tokenizer takes {image_size} px")
 
 
-def _train_trajectory(
-    model, tokenizer, text, world, cache, recipe: Recipe, folder: Path, evaluate, report, teacher=None, temperature=0.0
-) -> Path:
-    """The trajectory stage, and the checkpoint at its end."""
+def train_trajectory(
+    model: TokenModel,
+    tokenizer,
+    text,
+    world: World,
+    cache: FrameCache,
+    recipe,
+    folder: Path,
+    *,
+    evaluate_model: Callable | None = None,
+    report: Callable[[str], None] = print,
+    teacher: TokenModel | None = None,
+    temperature: float = 0.0,
+) -> TokenModel:
+    """The trajectory stage: the averaged model, in eval mode.
+
+    Args:
+        model: is trained in place, where its parameters are to be.
+        tokenizer, text, world: what turns the cache into tokens, and what its frames show.
+        cache: the dataset; its last `recipe.held_out` episodes are left for evaluation.
+        recipe: has `held_out`, `seed`, `trajectory` and `trajectory_loop`, as `Recipe`.
+        folder: of the run.
+        evaluate_model, report: as in `train_checkpoint`.
+        teacher, temperature: of `TrajectoryObjective`.
+    """
     train_cache = cache.select(range(cache.episodes - recipe.held_out))
     sampler = WindowSampler(
         train_cache,
@@ -190,15 +218,19 @@ def _train_trajectory(
     )
     steps, places = recipe.trajectory_loop.steps, tokenizer.places()
     noise = make_noise(model.config.noise, places)
-    model = train_stage(
+    return train_stage(
         "trajectory",
         model,
         TrajectoryObjective(sampler, recipe.trajectory, steps, places, noise, teacher, temperature),
         recipe.trajectory_loop,
         folder,
-        evaluate=(lambda average: evaluate(tokenizer, text, average)) if evaluate else None,
+        evaluate=(lambda average: evaluate_model(tokenizer, text, average)) if evaluate_model else None,
         report=report,
     )
+
+
+def _finish(model: TokenModel, tokenizer, text, world: World, cache: FrameCache, recipe: Recipe, folder: Path) -> Path:
+    """Writes the checkpoint."""
     facts = {"episodes": cache.episodes, "frames": len(cache), "recipe": asdict(recipe)}
     save_checkpoint(folder / "checkpoint", tokenizer, text, model, world, facts)
     return folder / "checkpoint"
@@ -225,8 +257,9 @@ def model_config(recipe: Recipe, world: World, text: TextTokenizer, cache: Frame
 def encode_frames(
     tokenizer: FrameTokenizer, cache: FrameCache, report: Callable[[str], None], batch: int = 512
 ) -> torch.Tensor:
-    """Codes (F, N) int16 of every frame."""
+    """Codes (F, N) of every frame, in int16 where they fit, else in int32."""
     report(f"encoding {len(cache)} frames")
-    pixels, device = torch.from_numpy(cache.pixels), tokenizer.levels.device
-    parts = [tokenizer.encode(pixels[i : i + batch].to(device)).cpu().short() for i in range(0, len(pixels), batch)]
+    pixels, device = torch.from_numpy(cache.pixels), next(tokenizer.parameters()).device
+    kind = torch.int16 if tokenizer.config.codebook_size < 1 << 15 else torch.int32
+    parts = [tokenizer.encode(pixels[i : i + batch].to(device)).cpu().to(kind) for i in range(0, len(pixels), batch)]
     return torch.cat(parts)
