@@ -19,6 +19,8 @@ from emu_embodied.tokenizers.text import TextTokenizer
 from emu_embodied.transformer import TransformerConfig
 from emu_embodied.vocabulary import Vocabulary
 
+FORMAT = "emu-embodied-world-model"
+
 
 @dataclass(frozen=True)
 class World:
@@ -46,7 +48,7 @@ def save_checkpoint(
         CheckpointError: weights that are not finite, or a full disk.
     """
     config = {
-        "format": "emu-embodied-world-model",
+        "format": FORMAT,
         "version": 1,
         "tokenizer": asdict(tokenizer.config),
         "model": asdict(model.config),
@@ -62,8 +64,14 @@ def save_checkpoint(
     save_folder(path, tensors, {"config": config, "text": {"tokenizer": text.to_json()}})
 
 
-def load_checkpoint(path: Path) -> tuple[FrameTokenizer, TextTokenizer, TokenModel, World, dict]:
+def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> tuple[FrameTokenizer, TextTokenizer, TokenModel, World, dict]:
     """Reads a checkpoint that `save_checkpoint` wrote, after checking its sums; modules come in eval mode.
+
+    One that stands on released models (`emu35.checkpoint`) is put together with them.
+
+    Args:
+        path: its folder.
+        device: where released models go at once; others come on the CPU.
 
     Returns:
         frame tokenizer, text tokenizer, trajectory model, world, and the whole configuration.
@@ -73,8 +81,12 @@ def load_checkpoint(path: Path) -> tuple[FrameTokenizer, TextTokenizer, TokenMod
     """
     tensors, documents = load_folder(path)
     config = documents.get("config", {})
-    if config.get("format") != "emu-embodied-world-model" or config.get("version") != 1:
+    if config.get("format") != FORMAT or config.get("version") != 1:
         raise CheckpointError(f"{path}/config.json", config.get("format"), "expected a world model of version 1")
+    if "base" in config:
+        from emu_embodied.emu35.checkpoint import read_adapted
+
+        return read_adapted(path, tensors.get("trained", {}), config, device=device)
     try:
         tokenizer = FrameTokenizer(
             FrameTokenizerConfig(**{**config["tokenizer"], "levels": tuple(config["tokenizer"]["levels"])})

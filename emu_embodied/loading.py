@@ -68,8 +68,8 @@ def load(
         if name not in known:
             raise InputError("option", name, f"choose among {known}")
     how = DecodingConfig(**decoding)
-    tokenizer, text, model, world, _ = load_checkpoint(checkpoint_path(name_or_path))
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    tokenizer, text, model, world, _ = load_checkpoint(checkpoint_path(name_or_path), place)
     model.to(place)
     job = (tokenizer.to(place), text, model, world)
     return TokenWorldModel(*job, decoding=how, engine=_engine(engine, model, precision), seed=seed)

@@ -272,7 +272,7 @@ class TokenModel(nn.Module):
         x = self.transformer.model.embed_tokens(torch.cat([ids, self.header.expand(batch, -1)], 1))
         if actions_BA is None:
             return x
-        values = self.action_value(actions_BA.to(x.dtype)).view(batch, c.action_dim, -1)
+        values = self.action_value(actions_BA.to(self.action_value.weight.dtype)).view(batch, c.action_dim, -1)
         return torch.cat([x[:, : c.action_dim] + values, x[:, c.action_dim :]], 1)
 
     def frame_source(self, previous_BN: torch.Tensor, actions_BA: torch.Tensor) -> torch.Tensor | None:

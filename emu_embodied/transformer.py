@@ -154,13 +154,14 @@ class Transformer(nn.Module):
         """Final hidden states (B, L, D) of embedded tokens.
 
         Args:
-            x: (B, L, D) embeddings.
+            x: (B, L, D) embeddings, brought to the weights' dtype.
             positions: (L,) or (B, L) rotary positions.
             mask: (L, keys) bool, True where a row attends, or blocks of it; None lets every row attend to every key.
             cache: keys and values seen before these tokens.
             keep: write these tokens' keys and values to the cache.
         """
         cos, sin = self._tables(positions)
+        x = x.to(self.model.norm.weight.dtype)
         for index, layer in enumerate(self.model.layers):
             x = layer(x, cos, sin, mask, cache, index, keep)
         if cache is not None and keep:
@@ -170,6 +171,7 @@ class Transformer(nn.Module):
     def remember(self, x: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None, cache: KVCache) -> None:
         """Writes the keys and values of embedded tokens to the cache, as `hidden` would, and computes nothing beyond them."""
         cos, sin = self._tables(positions)
+        x = x.to(self.model.norm.weight.dtype)
         *most, last = self.model.layers
         for index, layer in enumerate(most):
             x = layer(x, cos, sin, mask, cache, index, True)

@@ -25,22 +25,28 @@ def run(config: DictConfig) -> None:
 
     began = time.monotonic()
     from emu_embodied.checkpoint import load_checkpoint
+    from emu_embodied.emu35.checkpoint import Base
     from emu_embodied.loading import checkpoint_path
     from emu_embodied.rollouts.quality import Truth, quick_quality, tokenizer_quality
     from emu_embodied.training.recipe import adapt_checkpoint, train_checkpoint
+    from emu_embodied.training.released import fine_tune
     from emu_embodied.world_model import TokenWorldModel
 
     if config.stage not in ("all", "dida"):
         raise ConfigError("stage", config.stage, "choose all, or dida to adapt a checkpoint")
-    if (config.stage == "dida") != (config["from"] is not None):
-        raise ConfigError("from", config["from"], "name the checkpoint to adapt with stage=dida, and only then")
+    released = "adoption" in config.recipe
+    if (config.stage == "dida" or released) != (config["from"] is not None):
+        remedy = "name the checkpoint to adapt with stage=dida, or the released model's folder with preset=emu3.5, and only then"
+        raise ConfigError("from", config["from"], remedy)
+    if released and config.stage == "dida":
+        raise ConfigError("stage", config.stage, "leave it out with preset=emu3.5, whose schedule has DiDA's adaptation")
     if config.shift is not None and not isinstance(config.shift, bool):
         raise ConfigError("shift", config.shift, "choose true, false or null")
     source = checkpoint_path(config["from"]) if config.stage == "dida" else None
     device = _device(config.device)
     if config.threads:
         torch.set_num_threads(config.threads)
-    recipe = make_recipe(config)
+    recipe = make_fine_tuning(config) if released else make_recipe(config)
     world = _world(config) if source is None else load_checkpoint(source)[3]
     cache = _frames(config)
     print(f"train: {cache.episodes} episodes of frames are there after {(time.monotonic() - began) / 60:.1f} min", flush=True)
@@ -52,7 +58,10 @@ def run(config: DictConfig) -> None:
         "report": lambda line: print(line, flush=True),
     }
     folder = Path(config.out)
-    if source is not None:
+    if released:
+        base = Base.of(config["from"], config.vision, config.text)
+        path = fine_tune(cache, recipe, base, world, folder, device, **job)
+    elif source is not None:
         temperature = config.distil_temperature if config.distil else None
         job |= {"temperature": temperature, "shift": config.shift}
         path = adapt_checkpoint(cache, recipe, source, folder, device, **job)
@@ -80,7 +89,7 @@ def make_recipe(config: DictConfig):
     """
     from emu_embodied.noise import NOISES
     from emu_embodied.tokenizers.frames import FrameTokenizerConfig
-    from emu_embodied.training.loop import OPTIMISERS, LoopConfig
+    from emu_embodied.training.loop import LoopConfig
     from emu_embodied.training.objectives import TrajectoryConfig
     from emu_embodied.training.recipe import Recipe
 
@@ -92,10 +101,7 @@ def make_recipe(config: DictConfig):
     values["trajectory"] = TrajectoryConfig(**values["trajectory"])
     values["trajectory_loop"] = LoopConfig(**values["trajectory_loop"])
     recipe = Recipe(**values)
-    for name in ("tokenizer_loop", "trajectory_loop"):
-        optimiser = getattr(recipe, name).optimiser
-        if optimiser not in OPTIMISERS:
-            raise ConfigError(f"recipe.{name}.optimiser", optimiser, f"choose one of {OPTIMISERS}")
+    _check_optimisers(recipe, "tokenizer_loop", "trajectory_loop")
     if recipe.noise not in NOISES:
         raise ConfigError("recipe.noise", recipe.noise, f"choose one of {NOISES}")
     if recipe.tokenizer.image_size % recipe.tokenizer.patch:
@@ -107,6 +113,36 @@ def make_recipe(config: DictConfig):
             "choose a divisor of num_attention_heads",
         )
     return recipe
+
+
+def make_fine_tuning(config: DictConfig):
+    """The preset of a released model as a `training.released.FineTuning`.
+
+    Raises:
+        ConfigError: sizes that do not fit together.
+    """
+    from emu_embodied.emu35.adopt import AdoptionConfig
+    from emu_embodied.emu35.lora import LoRAConfig
+    from emu_embodied.training.loop import LoopConfig
+    from emu_embodied.training.objectives import TrajectoryConfig
+    from emu_embodied.training.released import FineTuning
+
+    values = OmegaConf.to_container(config.recipe)
+    values.pop("collect")
+    values["lora"]["targets"] = tuple(values["lora"]["targets"])
+    parts = (("adoption", AdoptionConfig), ("lora", LoRAConfig), ("trajectory", TrajectoryConfig))
+    recipe = FineTuning(**values | {name: kind(**values[name]) for name, kind in (*parts, ("trajectory_loop", LoopConfig))})
+    _check_optimisers(recipe, "trajectory_loop")
+    return recipe
+
+
+def _check_optimisers(recipe, *loops: str) -> None:
+    from emu_embodied.training.loop import OPTIMISERS
+
+    for name in loops:
+        optimiser = getattr(recipe, name).optimiser
+        if optimiser not in OPTIMISERS:
+            raise ConfigError(f"recipe.{name}.optimiser", optimiser, f"choose one of {OPTIMISERS}")
 
 
 def _device(name: str):

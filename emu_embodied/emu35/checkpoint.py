@@ -1,0 +1,142 @@
+"""World models over released models on disk: what was trained, and where the rest is. Knows no training."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+import emu_embodied
+from emu_embodied.checkpoint import FORMAT, World
+from emu_embodied.emu35.adopt import AdoptionConfig, InstructionText, adopt
+from emu_embodied.emu35.loading import load
+from emu_embodied.emu35.lora import LoRAConfig, add_adapters, merge_adapters
+from emu_embodied.errors import CheckpointError
+from emu_embodied.storage import save_folder
+from emu_embodied.token_model import TokenModel
+from emu_embodied.tokenizers.ibq_frames import IBQFrames
+
+SHARD = 4 << 30  # bytes
+
+
+@dataclass(frozen=True)
+class Base:
+    """Where the released models lie, and what they must be.
+
+    Attributes:
+        model, vision, text: folders.
+        fingerprint: of their small files: configurations, index, vocabularies.
+    """
+
+    model: str
+    vision: str
+    text: str
+    fingerprint: str = ""
+
+    @classmethod
+    def of(cls, model: str | Path, vision: str | Path | None = None, text: str | Path | None = None) -> Base:
+        """The base in folders, of which all but the first default to it."""
+        folders = [str(Path(folder or model).absolute()) for folder in (model, vision, text)]
+        return cls(*folders, _fingerprint(folders))
+
+    def load(self, dtype: torch.dtype, device: torch.device | str):
+        """The released models.
+
+        Raises:
+            CheckpointError: they are not there, damaged, or others than when the checkpoint was made.
+        """
+        released = load(self.model, vision=self.vision, text=self.text, dtype=dtype, device=device)
+        found = _fingerprint([self.model, self.vision, self.text])
+        if found != self.fingerprint:
+            raise CheckpointError(self.model, f"fingerprint {found}", f"the checkpoint was made over {self.fingerprint}")
+        return released
+
+
+def _fingerprint(folders: list[str]) -> str:
+    digest = hashlib.sha256()
+    for folder in folders:
+        for path in sorted(Path(folder).glob("*")):
+            if path.suffix in (".json", ".yaml", ".tiktoken", ".txt") and path.name != "manifest.json":
+                digest.update(path.name.encode() + path.read_bytes())
+            elif path.suffix in (".safetensors", ".ckpt"):
+                digest.update(f"{path.name} {path.stat().st_size}".encode())
+    return digest.hexdigest()[:16]
+
+
+def save_adapted(
+    path: Path,
+    base: Base,
+    adoption: AdoptionConfig,
+    lora: LoRAConfig,
+    model: TokenModel,
+    state: dict[str, torch.Tensor],
+    world: World,
+    facts: dict,
+) -> None:
+    """Writes a checkpoint that refers to its base: adapters and new parts, or with rank 0 the whole token model.
+
+    Args:
+        path: the folder.
+        base, adoption, lora: what it stands on, and how.
+        model: for its configuration.
+        state: what was trained (`training.loop.trained_state`).
+        world, facts: as in `checkpoint.save_checkpoint`.
+
+    Raises:
+        CheckpointError: weights that are not finite, or a full disk.
+    """
+    config = {
+        "format": FORMAT,
+        "version": 1,
+        "base": asdict(base),
+        "adoption": asdict(adoption),
+        "lora": asdict(lora),
+        "action_dim": model.config.action_dim,
+        "world": asdict(world),
+        "training": facts,
+        "versions": {
+            "emu-embodied": emu_embodied.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+    save_folder(path, {"trained": state}, {"config": config}, max_shard_bytes=SHARD)
+
+
+def read_adapted(
+    path: Path, tensors: dict[str, torch.Tensor], config: dict, dtype: torch.dtype | None = None, device="cpu"
+) -> tuple[IBQFrames, InstructionText, TokenModel, World, dict]:
+    """Puts a checkpoint of `save_adapted` together, with its adapters merged; modules come in eval mode.
+
+    Args:
+        path: for messages.
+        tensors, config: what its folder holds.
+        dtype, device: of the released models; by default float32 on the CPU and bfloat16 elsewhere.
+
+    Raises:
+        CheckpointError: its base is missing or another, or its parts do not fit it.
+    """
+    try:
+        base, world = Base(**config["base"]), World(**config["world"])
+        adoption = AdoptionConfig(**config["adoption"])
+        lora = LoRAConfig(**{**config["lora"], "targets": tuple(config["lora"]["targets"])})
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(str(path), str(error), "it was written by another version: train it again") from None
+    device = torch.device(device)
+    released = base.load(dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16), device)
+    frames, text, model = adopt(released, world, config["action_dim"], adoption)
+    if lora.rank:
+        add_adapters(model.transformer, lora)
+    wanted = {name for name, p in model.named_parameters() if p.requires_grad}
+    if missing := wanted - tensors.keys():
+        raise CheckpointError(str(path), f"no {sorted(missing)[0]}", "train it again")
+    try:
+        model.load_state_dict(tensors, strict=False)
+    except RuntimeError as error:
+        raise CheckpointError(str(path), str(error).splitlines()[-1].strip(), "it does not fit its base") from None
+    if lora.rank:
+        merge_adapters(model.transformer)
+    return frames.eval(), text, model.eval().requires_grad_(False), world, config
