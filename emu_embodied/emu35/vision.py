@@ -61,7 +61,8 @@ def load_vision_tokenizer(
     for key, tensor in tensors:
         state[key] = _fitting(weights, key, tensor, expected).to(device, dtype).contiguous()
     if missing := [key for key in expected if key not in state]:
-        raise CheckpointError(str(weights), f"lacks {missing[0]} and {len(missing) - 1} more", f"{CONFIG} asks for it")
+        found = f"lacks {missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else "")
+        raise CheckpointError(str(weights), found, f"{CONFIG} asks for it; use the files of one release")
     model.load_state_dict(state, assign=True)
     return model.eval().requires_grad_(False)
 
@@ -98,12 +99,12 @@ def _table(path: Path, value: object, name: str) -> dict:
 def _value(path: Path, options: dict, key: str) -> object:
     if key not in options:
         raise CheckpointError(f"{path}: {key}", "missing", "the tokenizer's sizes are read from it, none is guessed")
-    value = options[key]
-    if isinstance(value, list) != (key in _LISTS) or not isinstance(value, int | list):
+    value, many = options[key], key in _LISTS
+    if isinstance(value, list) != many or not all(isinstance(v, int) for v in (value if many else [value])):
         raise CheckpointError(
-            f"{path}: {key}", _shown(value), "a whole number" if key not in _LISTS else "a list of them"
+            f"{path}: {key}", _shown(value), f"must be {'a list of whole numbers' if many else 'a whole number'}"
         )
-    return tuple(value) if key in _LISTS else value
+    return tuple(value) if many else value
 
 
 def _shown(value: object) -> str:

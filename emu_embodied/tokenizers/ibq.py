@@ -115,7 +115,7 @@ class IBQ(nn.Module):
         if codes.numel() and not 0 <= codes.min() <= codes.max() < self.config.n_embed:
             found = f"{codes.min().item()} to {codes.max().item()}"
             raise InputError("codes", found, f"codes are 0 to {self.config.n_embed - 1}")
-        return self.decoder(self.post_quant_conv(self.quantize.embedding(codes).permute(0, 3, 1, 2)))
+        return self.decoder(self.post_quant_conv(self.quantize.embedding(codes).permute(0, 3, 1, 2).contiguous()))
 
     def _check_images(self, images: torch.Tensor) -> None:
         channels, factor = self.config.in_channels, self.config.factor
