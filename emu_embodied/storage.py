@@ -130,9 +130,18 @@ def write_json(path: str | os.PathLike, value: object) -> None:
     Raises:
         CheckpointError: a value that JSON does not know (NaN included), or a disk that does not take it.
     """
+    write_bytes(path, _encode_json(str(path), value))
+
+
+def write_bytes(path: str | os.PathLike, data: bytes) -> None:
+    """Writes one file: all of it, or the old one stays.
+
+    Raises:
+        CheckpointError: a disk that does not take it.
+    """
     target = Path(os.path.realpath(path))
     with _staged(target) as partial:
-        _write(partial, _encode_json(str(target), value))
+        _write(partial, data)
         os.replace(partial, target)
         _sync(target.parent)
 
