@@ -42,12 +42,10 @@ def test_every_grid_comes_back(height, width, codebook, seed):
         assert found.dtype == np.int64 and np.array_equal(found, codes)
 
 
-@given(
-    st.lists(
-        st.tuples(st.sampled_from(["drop", "double", "change"]), st.integers(0, 200), st.integers(0, SMALL.size)),
-        min_size=1,
-    )
-)
+EDITS = st.tuples(st.sampled_from(["drop", "double", "change"]), st.integers(0, 200), st.integers(0, SMALL.size))
+
+
+@given(st.lists(EDITS, min_size=1))
 def test_what_is_taken_for_an_image_is_one(edits):
     ids = list(GOOD)
     for kind, place, value in edits:
@@ -77,8 +75,8 @@ HEADER = V.image_header(1, 2)
         ([V.image_start, *[V.digit(9)] * 7, V.times], "1 to 6 digits"),
         ([V.image_start, V.digit(0), V.times, V.digit(4), V.image_token, V.image_end], "not 0"),
         (V.image_header(999999, 999999), "999999 x 999999 codes need"),
-        (GOOD[:-1], "18 ids; 3 x 4 codes need 19|ids; 3 x 4"),
-        ([*GOOD, V.pad], "ids; 3 x 4"),
+        (GOOD[:-1], "19 ids; 3 x 4 codes need 20"),
+        ([*GOOD, V.pad], "21 ids; 3 x 4"),
         ([*HEADER, V.visual_offset, V.end_of_line, V.image_end], "id 6.*row 0, column 1 must be a visual id"),
         ([*HEADER, V.visual_offset, V.size, V.image_end], "id 6.*visual id"),
         ([*HEADER, V.visual_offset, V.visual_offset, V.end_of_line], "id 7.*must be EOI"),

@@ -260,6 +260,7 @@ def test_a_missing_file_is_named(folder, name):
         load_vision_tokenizer(folder / "nowhere")
 
 
+@pytest.mark.filterwarnings("ignore:Sparse invariant")
 def test_keys_shapes_and_values_are_checked(folder):
     good = tiny_ibq().state_dict()
     key = "quantize.embedding.weight"

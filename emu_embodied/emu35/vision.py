@@ -37,6 +37,7 @@ def load_vision_tokenizer(
     """Loads a folder of `config.yaml` and `model.safetensors` or `model.ckpt`; the first is taken where both are there.
 
     Weights are read tensor by tensor from the mapped file into a model without storage, so that memory never doubles.
+    What is neither converted nor moved stays mapped: do not write into the file while the tokenizer is in use.
 
     Args:
         path: the folder.
@@ -100,10 +101,9 @@ def _value(path: Path, options: dict, key: str) -> object:
     if key not in options:
         raise CheckpointError(f"{path}: {key}", "missing", "the tokenizer's sizes are read from it, none is guessed")
     value, many = options[key], key in _LISTS
+    rule = "must be a list of whole numbers" if many else "must be a whole number"
     if isinstance(value, list) != many or not all(isinstance(v, int) for v in (value if many else [value])):
-        raise CheckpointError(
-            f"{path}: {key}", _shown(value), f"must be {'a list of whole numbers' if many else 'a whole number'}"
-        )
+        raise CheckpointError(f"{path}: {key}", _shown(value), rule)
     return tuple(value) if many else value
 
 
