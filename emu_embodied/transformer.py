@@ -21,6 +21,9 @@ class TransformerConfig:
         num_hidden_layers: depth.
         num_attention_heads, num_key_value_heads, head_dim: grouped-query attention; heads x head_dim need not be hidden_size.
         rms_norm_eps, rope_theta: as named.
+        max_position_embeddings: tokens of the longest sequence it was trained on.
+        rope_scaling, rope_factor: None, or how longer sequences are read: "linear" divides positions by the factor; "dynamic"
+            enlarges theta with the sequence's length once that exceeds the longest (NTK-aware).
     """
 
     vocab_size: int
@@ -32,6 +35,9 @@ class TransformerConfig:
     head_dim: int = 32
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
+    max_position_embeddings: int = 32768
+    rope_scaling: str | None = None
+    rope_factor: float = 1.0
 
 
 class RMSNorm(nn.Module):
@@ -123,6 +129,7 @@ class Transformer(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config
+        self.key_value_heads = config.num_key_value_heads  # fewer where a process holds a part of them
         self.model = Decoder(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.apply(self._initialise)
@@ -180,11 +187,24 @@ class Transformer(nn.Module):
         cache.advance(positions.shape[-1])
 
     def _tables(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        cos, sin = rotary_tables(positions, self.config.head_dim, self.config.rope_theta)
+        c, theta = self.config, self.config.rope_theta
+        if c.rope_scaling == "linear":
+            positions = positions / c.rope_factor
+        elif c.rope_scaling == "dynamic":
+            theta = theta * _stretch(int(positions.max()) + 1, c)
+        cos, sin = rotary_tables(positions, c.head_dim, theta)
         return (cos[:, None], sin[:, None]) if positions.ndim == 2 else (cos, sin)
 
     def new_cache(self, batch: int, capacity: int, pinned: int = 0) -> KVCache:
         """An empty cache for `capacity` tokens, of which the first `pinned` stay in every window's sight."""
         c = self.config
         like = self.lm_head.weight
-        return KVCache(c.num_hidden_layers, batch, c.num_key_value_heads, c.head_dim, capacity, pinned, like)
+        return KVCache(c.num_hidden_layers, batch, self.key_value_heads, c.head_dim, capacity, pinned, like)
+
+
+def _stretch(length: int, config: TransformerConfig) -> float:
+    """By how much theta grows for a sequence of `length` tokens."""
+    longest, factor, size = config.max_position_embeddings, config.rope_factor, config.head_dim
+    if length <= longest:
+        return 1.0
+    return (factor * length / longest - (factor - 1)) ** (size / (size - 2))

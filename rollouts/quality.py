@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from emu_embodied.data.frame_cache import FrameCache
-from emu_embodied.errors import DatasetError
+from emu_embodied.errors import DatasetError, InputError
 from emu_embodied.metrics import bootstrap_interval, colour_centroids
 from emu_embodied.rollouts.pictures import strip
 from emu_embodied.types import Observation
@@ -101,6 +101,9 @@ class OpenLoop:
 
     def __init__(self, model, truth: Truth, starts=(4, 16, 28), steps: int = 8, shuffle: bool = False) -> None:
         where = [(e, t) for e in range(truth.episodes) for t in starts if t + steps < truth.length]
+        if not where:
+            remedy = f"give episodes of more than {min(starts) + steps} steps, or a shorter horizon"
+            raise InputError("steps", truth.length - 1, remedy)
         e, t = np.array(where).T
         ahead = t[:, None] + np.arange(steps)
         actions = truth.actions[e[:, None], ahead]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from test_training import WORLD, frames
-from tiny_emu35 import write_released
+from tiny_emu35_lm import write_released
 
 from emu_embodied.checkpoint import load_checkpoint
 from emu_embodied.commands import main
@@ -85,7 +85,7 @@ def test_a_fine_tuned_model_is_dreamt_in_like_any_other(run):
         world, history.select([0]), RewardHead()
     )
     assert plan.actions.shape == (3, 2) and np.isfinite(plan.cost)
-    env = gymnasium.make("emu_embodied/Imagined-v0", checkpoint=str(run / "checkpoint"))
+    env = gymnasium.make("emu_embodied.envs:emu_embodied/Imagined-v0", checkpoint=str(run / "checkpoint"))
     seen, _ = env.reset(seed=0)
     seen, *_ = env.step(env.action_space.sample())
     assert seen["pixels"].shape == (64, 64, 3)
@@ -93,9 +93,10 @@ def test_a_fine_tuned_model_is_dreamt_in_like_any_other(run):
 
 
 def test_it_is_evaluated_by_the_same_command(run, tmp_path):
-    words = [f"checkpoint={run / 'checkpoint'}", f"out={tmp_path}", "episodes=2", "steps=10", "planning=0", "worst=0"]
+    words = [f"checkpoint={run / 'checkpoint'}", f"out={tmp_path}", "episodes=2", "steps=14", "planning=0", "worst=0"]
     assert main(["evaluate", *words]) == 0
     assert json.loads((tmp_path / "result.json").read_text())
+    assert main(["evaluate", *words, "steps=9"]) != 0
 
 
 def test_adapters_are_all_that_is_kept_of_a_language_model(run):

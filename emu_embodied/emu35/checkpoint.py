@@ -130,6 +130,8 @@ def read_adapted(
     frames, text, model = adopt(released, world, config["action_dim"], adoption)
     if lora.rank:
         add_adapters(model.transformer, lora)
+    else:
+        model.transformer.requires_grad_(True)
     wanted = {name for name, p in model.named_parameters() if p.requires_grad}
     if missing := wanted - tensors.keys():
         raise CheckpointError(str(path), f"no {sorted(missing)[0]}", "train it again")

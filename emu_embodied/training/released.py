@@ -86,7 +86,9 @@ def fine_tune(
     dtype = torch.bfloat16 if device.type == "cuda" and not whole else torch.float32
     tokenizer, text, model = adopt(base.load(dtype, device), world, cache.actions.shape[1], recipe.adoption)
     tokenizer.requires_grad_(False)
-    if not whole:
+    if whole:
+        model.transformer.requires_grad_(True)
+    else:
         add_adapters(model.transformer, recipe.lora)
     job = (tokenizer, text, world, cache, recipe, folder)
     model = train_trajectory(model, *job, evaluate_model=evaluate_model, report=report)
