@@ -247,7 +247,7 @@ def quality_table(model, truth: Truth, steps: int = 8) -> list[Figure]:
 def tokenizer_codes(tokenizer, frames: np.ndarray) -> torch.Tensor:
     """Codes (..., N) of frames (..., H, W, 3) uint8."""
     flat = torch.from_numpy(np.ascontiguousarray(frames.reshape(-1, *frames.shape[-3:])))
-    device = tokenizer.levels.device
+    device = next(tokenizer.parameters()).device
     codes = torch.cat([tokenizer.encode(part.to(device)) for part in flat.split(256)])
     return codes.reshape(*frames.shape[:-3], -1)
 

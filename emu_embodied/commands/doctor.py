@@ -1,6 +1,7 @@
-"""Shows what is installed and works: packages, GPU, rendering, shipped checkpoints.
+"""Shows what is installed and works: packages, GPU, rendering, shipped checkpoints; of a checkpoint, what it needs.
 
-Ends with an error when something is missing that the package cannot do without.
+Ends with an error when something is missing that the package cannot do without. With checkpoint=FOLDER nothing of its weights is
+read: names, shapes and sizes tell what will fit.
 """
 
 from __future__ import annotations
@@ -47,7 +48,11 @@ def run(config: DictConfig) -> None:
 
     Raises:
         ConfigError: a required package is missing, or rendering fails.
+        CheckpointError: the checkpoint lacks a file or tensor, or is of another kind.
     """
+    if config.checkpoint is not None:
+        _plan(config.checkpoint, config.tokens, config.rank)
+        return
     versions = {name: _version(distributions) for name, distributions in REQUIRED.items()}
     rendering = _render_failure() if config.render and versions["mujoco"] else ""
     table = Table("what", "found", title="emu-embodied doctor")
@@ -67,6 +72,76 @@ def run(config: DictConfig) -> None:
     if rendering:
         remedy = "install EGL (Debian, Ubuntu: apt-get install libegl1 libgl1), or set MUJOCO_GL=osmesa or glfw"
         raise ConfigError("offscreen render", rendering, remedy)
+
+
+def _plan(checkpoint: str, tokens: int, rank: int) -> None:
+    """Prints what a checkpoint's language model needs, and what of that this machine has."""
+    from emu_embodied.emu35 import plan
+    from emu_embodied.emu35.quantisation import BITS
+
+    if min(tokens, rank) < 1:
+        raise ConfigError("tokens" if tokens < 1 else "rank", min(tokens, rank), "give at least 1")
+    sizes = _sizes(checkpoint)
+    names = {kind: kind or "bf16" for kind in BITS}
+    table = Table("what", *names.values(), title=f"{checkpoint}: {plan.parameters(sizes) / 1e6:,.1f}M parameters")
+
+    def gigabytes(what: str, values) -> None:
+        table.add_row(what, *(f"{value / 1e9:.3g} GB" for value in values))
+
+    weights = {kind: plan.weight_bytes(sizes, kind) for kind in names}
+    cache = plan.cache_bytes(sizes, tokens)
+    needs = {"running": {kind: size + cache for kind, size in weights.items()}}
+    training = f"adapters of rank {rank}"
+    needs[training] = {kind: plan.training_bytes(sizes, rank, tokens, kind) for kind in names}
+    gigabytes("weights", weights.values())
+    gigabytes(f"keys and values of {tokens} tokens", [cache] * len(names))
+    gigabytes(f"running on {tokens} tokens", needs["running"].values())
+    gigabytes(f"training {training} on {tokens} tokens", needs[training].values())
+    gigabytes(f"training all weights on {tokens} tokens", [plan.training_bytes(sizes, 0, tokens), *[float("nan")] * 2])
+    operations = plan.pass_flops(sizes, 1, tokens)
+    table.add_row(f"operations of one token after {tokens}", *[f"{operations:.3g}"] * len(names))
+    for name, free, count in _memories():
+        for job, wanted in needs.items():
+            fits = (_fit(value, weights[kind], free, count, job == "running") for kind, value in wanted.items())
+            table.add_row(f"{job}: {name}, {free / 1e9:.1f} GB free", *fits)
+    Console().print(table)
+
+
+def _fit(wanted: float, weights: float, free: float, count: int, splits: bool) -> str:
+    """Whether something fits, or on how many devices of this kind its weights would, if they can be split."""
+    if wanted <= free:
+        return "fits"
+    for devices in (2, 4, 8) if splits else ():
+        if weights / devices + (wanted - weights) <= free:
+            return f"split over {devices}" + ("" if devices <= count else f" ({count} here)")
+    return "does not fit"
+
+
+def _sizes(checkpoint: str):
+    """The language model's sizes, of a released folder or of one of our checkpoints."""
+    from pathlib import Path
+
+    from emu_embodied.emu35.config import read_config
+    from emu_embodied.emu35.language_model import open_language_model
+    from emu_embodied.loading import checkpoint_path
+    from emu_embodied.storage import read_json
+    from emu_embodied.transformer import TransformerConfig
+
+    if (Path(checkpoint) / "config.json").is_file() and not (Path(checkpoint) / "manifest.json").is_file():
+        return open_language_model(checkpoint)[0].config
+    document = read_json(checkpoint_path(checkpoint) / "config.json")
+    if "base" in document:
+        return read_config(document["base"]["model"])
+    return TransformerConfig(**document["model"]["transformer"])
+
+
+def _memories() -> list[tuple[str, float, int]]:
+    """Where a model could be: name, free bytes, and how many of the kind there are."""
+    import torch
+
+    found = [("this machine's memory", float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")), 1)]
+    count = torch.cuda.device_count()
+    return found + [(torch.cuda.get_device_name(i), float(torch.cuda.mem_get_info(i)[0]), count) for i in range(count)]
 
 
 def shipped_checkpoints() -> list[str]:
