@@ -64,7 +64,9 @@ def save_checkpoint(
     save_folder(path, tensors, {"config": config, "text": {"tokenizer": text.to_json()}})
 
 
-def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> tuple[FrameTokenizer, TextTokenizer, TokenModel, World, dict]:
+def load_checkpoint(
+    path: Path, device: torch.device | str = "cpu"
+) -> tuple[FrameTokenizer, TextTokenizer, TokenModel, World, dict]:
     """Reads a checkpoint that `save_checkpoint` wrote, after checking its sums; modules come in eval mode.
 
     One that stands on released models (`emu35.checkpoint`) is put together with them.

@@ -73,21 +73,27 @@ def test_loading_needs_the_weights_once(tmp_path, dtype):
     values = json.loads((folder / "config.json").read_text())
     changed = {name: getattr(config, name) for name in values if hasattr(config, name) and name != "rope_scaling"}
     (folder / "config.json").write_text(json.dumps(values | changed))
-    done = subprocess.run([sys.executable, "-c", PEAK, str(folder), dtype, str(small)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, str(folder), dtype, str(small)], capture_output=True, text=True, check=True
+    )
     assert float(done.stdout) < 1.1, done.stdout
 
 
 @pytest.mark.parametrize(("kind", "least"), [("int8", 0.999), ("nf4", 0.85)])
 def test_rounded_weights_say_nearly_the_same(tmp_path, kind, least):
     pytest.importorskip("torchao")
-    sizes = replace(TINY, hidden_size=128, intermediate_size=128, num_attention_heads=4, num_key_value_heads=4, head_dim=32)
+    sizes = replace(
+        TINY, hidden_size=128, intermediate_size=128, num_attention_heads=4, num_key_value_heads=4, head_dim=32
+    )
     model = tiny_language_model(sizes)
     rounded = load_language_model(write_language_model(tmp_path, model), dtype=torch.float32, quantisation=kind)
     near = torch.cosine_similarity(rounded(IDS), model(IDS), dim=-1)
     assert near.min() > least and not rounded(IDS).equal(model(IDS))
     assert rounded.lm_head.weight.equal(model.lm_head.weight)
     layer = rounded.model.layers[0]
-    assert type(layer.mlp.up_proj.weight.data) is not torch.Tensor and layer.input_layernorm.weight.dtype == torch.float32
+    assert (
+        type(layer.mlp.up_proj.weight.data) is not torch.Tensor and layer.input_layernorm.weight.dtype == torch.float32
+    )
 
 
 def test_a_rounding_that_does_not_exist_or_fit_is_refused(tmp_path):
@@ -148,7 +154,10 @@ def rewrite(folder, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.pop("model.layers.1.mlp.up_proj.weight"), "layers.1.mlp.up_proj.weight: missing; expected .*48, 32"),
+        (
+            lambda t: t.pop("model.layers.1.mlp.up_proj.weight"),
+            "layers.1.mlp.up_proj.weight: missing; expected .*48, 32",
+        ),
         (lambda t: t.update(extra=torch.ones(2)), "model.safetensors: extra: unexpected"),
         (lambda t: t.update({"lm_head.weight": torch.ones(2, 32)}), "lm_head.weight: shape .2, 32.; expected .64, 32"),
         (lambda t: t.update({"lm_head.weight": torch.ones(64, 32).int()}), "lm_head.weight: I32; expected one of"),
@@ -206,7 +215,10 @@ def test_a_damaged_folder_is_one_error_and_nothing_is_executed(tmp_path, damage,
         (lambda folder, index: index["weight_map"].update({"lm_head.weight": "../x.safetensors"}), "in the folder"),
         (lambda folder, index: index["weight_map"].update({"lm_head.weight": "model.bin"}), "a .safetensors file"),
         (lambda folder, index: index.update(weight_map=[]), "weight_map"),
-        (lambda folder, index: index["weight_map"].update(nothing="model-00001-of-00002.safetensors"), "nothing: missing"),
+        (
+            lambda folder, index: index["weight_map"].update(nothing="model-00001-of-00002.safetensors"),
+            "nothing: missing",
+        ),
     ],
 )
 def test_an_index_that_does_not_fit_its_shards_is_refused(tmp_path, change, message):

@@ -2,6 +2,7 @@
 
 import json
 
+import cv2
 import gymnasium
 import numpy as np
 import pytest
@@ -22,8 +23,8 @@ from emu_embodied.policies.costs import RewardHead
 from emu_embodied.storage import load_folder
 from emu_embodied.types import Observation
 
-ADOPTION = AdoptionConfig(image_size=64, encoded_size=48, text_length=96)
-TRAIN = ["preset=emu3.5", "recipe.adoption.encoded_size=48", "recipe.adoption.text_length=96", "threads=1"]
+ADOPTION = AdoptionConfig(image_size=64, encoded_size=64, text_length=96)
+TRAIN = ["preset=emu3.5", "recipe.adoption.encoded_size=64", "recipe.adoption.text_length=96", "threads=1"]
 TRAIN += ["recipe.held_out=2", "recipe.trajectory.batch=2", "recipe.trajectory_loop.evaluate_every=1000"]
 
 
@@ -59,7 +60,7 @@ def test_adopted_and_not_trained_it_says_what_the_released_model_says(released):
     tokenizer, text, model = adopt(models, WORLD, 2, ADOPTION)
     codes = tokenizer.encode(torch.from_numpy(np.stack([observation(i).pixels for i in range(3)])))
     v, prompt = model.config.vocabulary, text.batch(["push"], 96, model.config.vocabulary.pad)
-    header, block = v.image_header(3, 3), v.image_block(3, 3)
+    header, block = v.image_header(4, 4), v.image_block(4, 4)
     written = prompt[0].tolist()
     for t in range(3):
         visual = iter((codes[t] + v.visual_offset).tolist())
@@ -76,7 +77,7 @@ def test_a_fine_tuned_model_is_dreamt_in_like_any_other(run):
     history = world.encode([observation(0), observation(1)])
     actions = np.random.default_rng(0).uniform(-1, 1, (2, 3, 4, 2)).astype(np.float32)
     rollout = world.rollout(history, actions)
-    assert rollout.codes_BSTN.shape == (2, 3, 4, 9) and rollout.positions_BSTOD.shape == (2, 3, 4, 5, 2)
+    assert rollout.codes_BSTN.shape == (2, 3, 4, 16) and rollout.positions_BSTOD.shape == (2, 3, 4, 5, 2)
     assert world.decode(rollout.codes_BSTN).shape == (2, 3, 4, 64, 64, 3)
     greedy = load(run / "checkpoint", decoding="exact").rollout(history, actions).codes_BSTN
     one_by_one = load(run / "checkpoint", decoding="autoregressive").rollout(history, actions).codes_BSTN
@@ -97,6 +98,33 @@ def test_it_is_evaluated_by_the_same_command(run, tmp_path):
     assert main(["evaluate", *words]) == 0
     assert json.loads((tmp_path / "result.json").read_text())
     assert main(["evaluate", *words, "steps=9"]) != 0
+
+
+@pytest.mark.parametrize("passes", [[], ["passes=2"]], ids=["released", "adapted"])
+def test_images_are_generated_by_what_was_released_and_by_what_was_adapted(passes, released, run, tmp_path):
+    checkpoint = run / "checkpoint" if passes else released
+    words = [f"checkpoint={checkpoint}", "task=t2i", "prompt=cubes", "height=32", "width=48", f"out={tmp_path}"]
+    assert main(["generate", *words, *passes, "device=cpu"]) == 0
+    (part,) = json.loads((tmp_path / "result.json").read_text())["parts"]
+    assert part["grid"] == [2, 3] and cv2.imread(str(tmp_path / part["file"])).shape == (32, 48, 3)
+
+
+def test_a_released_model_alone_draws_token_by_token(released, tmp_path, capsys):
+    words = [f"checkpoint={released}", "task=t2i", "prompt=cubes", "height=32", "width=48", f"out={tmp_path / 'x'}"]
+    assert main(["generate", *words, "passes=2"]) != 0
+    assert "token by token only" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["int8"])
+def test_adapters_over_rounded_matrices(kind, released, data, tmp_path, capsys):
+    pytest.importorskip("torchao")
+    words = ["train", *TRAIN, f"from={released}", f"frames={data}", f"out={tmp_path}", f"quantisation={kind}"]
+    assert main([*words, "recipe.lora.rank=2", "recipe.trajectory_loop.steps=3"]) == 0
+    world = load(tmp_path / "checkpoint")
+    history = world.encode([observation(0)])
+    assert world.rollout(history, np.zeros((1, 2, 2, 2), np.float32)).codes_BSTN.shape == (1, 2, 2, 16)
+    assert main([*words, "recipe.lora.rank=0", f"out={tmp_path / 'whole'}"]) != 0
+    assert "quantisation: int8" in capsys.readouterr().err
 
 
 def test_adapters_are_all_that_is_kept_of_a_language_model(run):
@@ -120,7 +148,10 @@ def test_a_stopped_fine_tuning_goes_on_to_the_same_weights(released, data, tmp_p
         if line.startswith("trajectory 2/"):
             raise KeyboardInterrupt
 
-    job = (load_frame_cache(data), make_fine_tuning(compose_config("train", [w for w in words[1:] if w[:5] != "from="])))
+    job = (
+        load_frame_cache(data),
+        make_fine_tuning(compose_config("train", [w for w in words[1:] if w[:5] != "from="])),
+    )
     job += (Base.of(released), WORLD, tmp_path / "pieces", torch.device("cpu"))
     with pytest.raises(KeyboardInterrupt):
         fine_tune(*job, report=stop)
@@ -187,9 +218,10 @@ def test_what_does_not_fit_is_said_before_anything_is_read(words, field, capsys)
     assert field in capsys.readouterr().err
 
 
-def test_a_frame_size_that_the_tokenizer_cannot_take(released):
+@pytest.mark.parametrize("size", [40, 48])
+def test_a_frame_size_that_the_tokenizer_cannot_take(released, size):
     with pytest.raises(ConfigError, match="encoded_size"):
-        adopt(load_released(released, dtype=torch.float32), WORLD, 2, AdoptionConfig(encoded_size=40))
+        adopt(load_released(released, dtype=torch.float32), WORLD, 2, AdoptionConfig(encoded_size=size))
 
 
 def test_a_checkpoint_says_where_its_base_is(run, released):

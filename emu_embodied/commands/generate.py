@@ -48,14 +48,16 @@ def run(config: DictConfig) -> None:
     place = {"dtype": _dtype(config.dtype), "device": _device(config.device)}
     folder = _folder(config.out)
 
-    loaded = load(str(config.checkpoint), str(config.vision), config.text and str(config.text), **place)
+    folders = [name and str(name) for name in (config.checkpoint, config.vision, config.text)]
+    loaded = load(*folders, **place, quantisation=config.quantisation)
+    context = loaded.model.config.max_position_embeddings
     if config.passes is not None and loaded.noisy is None:
         raise CheckpointError(DIDA, "not in the checkpoint", "it draws token by token only: leave out passes")
     codes = [_encode(pixels, task.image_area, loaded.vision) for pixels in pictures]
     prompt = build_prompt(task, config.prompt, [_image_ids(c, loaded.text.vocabulary) for c in codes], loaded.text)
     grid = grid or (tuple(codes[-1].shape) if codes else None)
-    grammar = _grammar(config, task, grid, GenerationConfig.context - len(prompt.ids))
-    settings = GenerationConfig(grammar, text, image)
+    grammar = _grammar(config, task, grid, context - len(prompt.ids))
+    settings = GenerationConfig(grammar, text, image, context)
     generator = torch.Generator(loaded.model.lm_head.weight.device).manual_seed(config.seed)
     arguments = ([prompt.ids], settings, [prompt.unconditional], generator, loaded.noisy)
     events = generate(loaded.model, loaded.text.vocabulary, *arguments)

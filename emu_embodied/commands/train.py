@@ -39,7 +39,11 @@ def run(config: DictConfig) -> None:
         remedy = "name the checkpoint to adapt with stage=dida, or the released model's folder with preset=emu3.5, and only then"
         raise ConfigError("from", config["from"], remedy)
     if released and config.stage == "dida":
-        raise ConfigError("stage", config.stage, "leave it out with preset=emu3.5, whose schedule has DiDA's adaptation")
+        raise ConfigError(
+            "stage", config.stage, "leave it out with preset=emu3.5, whose schedule has DiDA's adaptation"
+        )
+    if config.quantisation not in (None, "int8", "nf4") or (config.quantisation and not released):
+        raise ConfigError("quantisation", config.quantisation, "choose int8 or nf4, with preset=emu3.5, or null")
     if config.shift is not None and not isinstance(config.shift, bool):
         raise ConfigError("shift", config.shift, "choose true, false or null")
     source = checkpoint_path(config["from"]) if config.stage == "dida" else None
@@ -49,8 +53,13 @@ def run(config: DictConfig) -> None:
     recipe = make_fine_tuning(config) if released else make_recipe(config)
     world = _world(config) if source is None else load_checkpoint(source)[3]
     cache = _frames(config)
-    print(f"train: {cache.episodes} episodes of frames are there after {(time.monotonic() - began) / 60:.1f} min", flush=True)
-    truth = Truth(cache.select(range(cache.episodes - recipe.held_out, cache.episodes)), world.objects, world.position_scale)
+    print(
+        f"train: {cache.episodes} episodes of frames are there after {(time.monotonic() - began) / 60:.1f} min",
+        flush=True,
+    )
+    truth = Truth(
+        cache.select(range(cache.episodes - recipe.held_out, cache.episodes)), world.objects, world.position_scale
+    )
     job = {
         "evaluate_model": lambda tokenizer, text, model: quick_quality(
             TokenWorldModel(tokenizer, text, model, world), truth
@@ -59,7 +68,7 @@ def run(config: DictConfig) -> None:
     }
     folder = Path(config.out)
     if released:
-        base = Base.of(config["from"], config.vision, config.text)
+        base = Base.of(config["from"], config.vision, config.text, config.quantisation)
         path = fine_tune(cache, recipe, base, world, folder, device, **job)
     elif source is not None:
         temperature = config.distil_temperature if config.distil else None
@@ -131,7 +140,9 @@ def make_fine_tuning(config: DictConfig):
     values.pop("collect")
     values["lora"]["targets"] = tuple(values["lora"]["targets"])
     parts = (("adoption", AdoptionConfig), ("lora", LoRAConfig), ("trajectory", TrajectoryConfig))
-    recipe = FineTuning(**values | {name: kind(**values[name]) for name, kind in (*parts, ("trajectory_loop", LoopConfig))})
+    recipe = FineTuning(
+        **values | {name: kind(**values[name]) for name, kind in (*parts, ("trajectory_loop", LoopConfig))}
+    )
     _check_optimisers(recipe, "trajectory_loop")
     return recipe
 

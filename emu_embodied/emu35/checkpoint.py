@@ -28,19 +28,27 @@ class Base:
 
     Attributes:
         model, vision, text: folders.
+        quantisation: how the language model's matrices are rounded ("int8", "nf4"); None for not at all.
         fingerprint: of their small files: configurations, index, vocabularies.
     """
 
     model: str
     vision: str
     text: str
-    fingerprint: str = ""
+    quantisation: str | None
+    fingerprint: str
 
     @classmethod
-    def of(cls, model: str | Path, vision: str | Path | None = None, text: str | Path | None = None) -> Base:
+    def of(
+        cls,
+        model: str | Path,
+        vision: str | Path | None = None,
+        text: str | Path | None = None,
+        quantisation: str | None = None,
+    ) -> Base:
         """The base in folders, of which all but the first default to it."""
         folders = [str(Path(folder or model).absolute()) for folder in (model, vision, text)]
-        return cls(*folders, _fingerprint(folders))
+        return cls(*folders, quantisation, _fingerprint(folders))
 
     def load(self, dtype: torch.dtype, device: torch.device | str):
         """The released models.
@@ -48,10 +56,12 @@ class Base:
         Raises:
             CheckpointError: they are not there, damaged, or others than when the checkpoint was made.
         """
-        released = load(self.model, vision=self.vision, text=self.text, dtype=dtype, device=device)
+        released = load(self.model, self.vision, self.text, dtype, device, self.quantisation)
         found = _fingerprint([self.model, self.vision, self.text])
         if found != self.fingerprint:
-            raise CheckpointError(self.model, f"fingerprint {found}", f"the checkpoint was made over {self.fingerprint}")
+            raise CheckpointError(
+                self.model, f"fingerprint {found}", f"the checkpoint was made over {self.fingerprint}"
+            )
         return released
 
 
@@ -109,7 +119,7 @@ def save_adapted(
 def read_adapted(
     path: Path, tensors: dict[str, torch.Tensor], config: dict, dtype: torch.dtype | None = None, device="cpu"
 ) -> tuple[IBQFrames, InstructionText, TokenModel, World, dict]:
-    """Puts a checkpoint of `save_adapted` together, with its adapters merged; modules come in eval mode.
+    """Puts a checkpoint of `save_adapted` together, with its adapters merged unless matrices are rounded; in eval mode.
 
     Args:
         path: for messages.
@@ -139,6 +149,6 @@ def read_adapted(
         model.load_state_dict(tensors, strict=False)
     except RuntimeError as error:
         raise CheckpointError(str(path), str(error).splitlines()[-1].strip(), "it does not fit its base") from None
-    if lora.rank:
+    if lora.rank and base.quantisation is None:
         merge_adapters(model.transformer)
     return frames.eval(), text, model.eval().requires_grad_(False), world, config

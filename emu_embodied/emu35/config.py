@@ -51,7 +51,11 @@ def read_config(path: str | os.PathLike) -> TransformerConfig:
         if type(values.get(key)) is not int or not 1 <= values[key] <= LARGEST:
             refuse(key, f"a whole number from 1 to {LARGEST}")
     for key in ("rms_norm_eps", "rope_theta"):
-        if isinstance(values.get(key), bool) or not isinstance(values.get(key), int | float) or not 0 < values[key] < 1e12:
+        if (
+            isinstance(values.get(key), bool)
+            or not isinstance(values.get(key), int | float)
+            or not 0 < values[key] < 1e12
+        ):
             refuse(key, "a number above 0")
     if values["num_attention_heads"] % values["num_key_value_heads"]:
         refuse("num_key_value_heads", f"a divisor of num_attention_heads, {values['num_attention_heads']}")

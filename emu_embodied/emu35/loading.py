@@ -51,18 +51,21 @@ def load(
     text: str | os.PathLike | None = None,
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
+    quantisation: str | None = None,
 ) -> Emu35:
-    """Loads the three parts of a released model.
+    """Loads the three parts of a released model, or of one that `train preset=emu3.5` has adapted.
 
     Args:
-        path: the language model's folder; `dida.safetensors` in it, if there, holds `hidden_token` and `noised` (D,).
+        path: the language model's folder, or an adapted checkpoint's, which says itself where everything else is; `dida.safetensors` in it, if there, holds `hidden_token` and `noised` (D,).
         vision: the vision tokenizer's folder; by default the language model's.
         text: the text tokenizer's folder; by default the language model's.
         dtype: of the language model; by default bfloat16 on a GPU, else float32. The vision tokenizer has float32.
         device: where to run; by default CUDA where there is one, else the CPU.
+        quantisation: "int8" or "nf4" for the layers' matrices (`emu35.quantisation`).
 
     Raises:
         CheckpointError: a part is missing, damaged, or of other sizes than the others.
+        EngineError: a quantisation that is not installed, or does not fit.
     """
     from emu_embodied.emu35.language_model import load_language_model
     from emu_embodied.emu35.text import load_text_tokenizer
@@ -70,14 +73,28 @@ def load(
 
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+    if Path(path, "manifest.json").is_file():
+        return _adapted(Path(path), dtype, device)
     tokenizer = load_text_tokenizer(path if text is None else text)
     images = load_vision_tokenizer(path if vision is None else vision, dtype=torch.float32, device=device)
     codes, known = images.config.n_embed, tokenizer.vocabulary.codebook_size
     if codes != known:  # before the language model, which takes minutes
         raise CheckpointError("vision codebook", codes, f"the text tokenizer lists {known} visual tokens")
-    model = load_language_model(path, dtype=dtype, device=device)
+    model = load_language_model(path, dtype=dtype, device=device, quantisation=quantisation)
     _check_sizes(model.config.vocab_size, tokenizer)
     return Emu35(model, images, tokenizer, _load_dida(Path(path), model))
+
+
+def _adapted(path: Path, dtype: torch.dtype, device: torch.device) -> Emu35:
+    """An adapted checkpoint's parts, which draw images by DiDA."""
+    from emu_embodied.emu35.checkpoint import read_adapted
+    from emu_embodied.storage import load_folder
+
+    tensors, documents = load_folder(path)
+    if "base" not in documents.get("config", {}):
+        raise CheckpointError(str(path), "a world model of its own", "give a released model, or one adapted from one")
+    frames, text, model, *_ = read_adapted(path, tensors["trained"], documents["config"], dtype, device)
+    return Emu35(model.transformer, frames.ibq, text.text, model)
 
 
 def _check_sizes(size: int, tokenizer: Any) -> None:

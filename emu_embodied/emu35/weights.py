@@ -75,7 +75,9 @@ class Weights:
             if name not in expected and not name.endswith(ignored):
                 raise CheckpointError(f"{entry.file}: {name}", "unexpected", "expected only the model's own tensors")
 
-    def read(self, name: str, dtype: torch.dtype, device: torch.device | str, part: tuple[slice, ...] = ()) -> torch.Tensor:
+    def read(
+        self, name: str, dtype: torch.dtype, device: torch.device | str, part: tuple[slice, ...] = ()
+    ) -> torch.Tensor:
         """One tensor, or a part of it, copied to its place; its file is closed again, so that no mapped page stays.
 
         Raises:
@@ -104,11 +106,15 @@ class Weights:
         table = read_json(index)
         places = table.get("weight_map") if isinstance(table, Mapping) else None
         if not isinstance(places, Mapping) or not places:
-            raise CheckpointError(f"{index}: weight_map", type(places).__name__, "expected tensor names with their files")
+            raise CheckpointError(
+                f"{index}: weight_map", type(places).__name__, "expected tensor names with their files"
+            )
         files: dict[Path, list[str]] = {}
         for name, file in places.items():
             if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
-                raise CheckpointError(f"{index}: {name}", file, "expected the name of a .safetensors file in the folder")
+                raise CheckpointError(
+                    f"{index}: {name}", file, "expected the name of a .safetensors file in the folder"
+                )
             files.setdefault(self.folder / file, []).append(name)
         for file in files:
             if not file.exists():
@@ -130,7 +136,9 @@ def _header(file: Path) -> dict[str, dict]:
                 raise CheckpointError(str(file), "a pickle or zip", "expected safetensors: nothing in it was executed")
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
             if length > min(size - 8, LARGEST_HEADER):
-                raise CheckpointError(str(file), f"{size} bytes", "expected safetensors: it is cut off, or something else")
+                raise CheckpointError(
+                    str(file), f"{size} bytes", "expected safetensors: it is cut off, or something else"
+                )
             header = json.loads(opened.read(length))
     except OSError as error:
         raise CheckpointError(str(file), error.strerror or str(error), "restore the file from a copy") from error
@@ -146,7 +154,9 @@ def _header(file: Path) -> dict[str, dict]:
             if end - begin != numbers * SIZES.get(entry["dtype"], -1) and entry["dtype"] in SIZES:
                 raise CheckpointError(f"{file}: {name}", f"{end - begin} bytes", f"expected {numbers} {entry['dtype']}")
             if end + 8 + length > size:
-                raise CheckpointError(f"{file}: {name}", f"{size} bytes", f"cut off: expected {end + 8 + length} or more")
+                raise CheckpointError(
+                    f"{file}: {name}", f"{size} bytes", f"cut off: expected {end + 8 + length} or more"
+                )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(str(file), str(error), "the header is damaged: restore the file from a copy") from error
     return header

@@ -37,6 +37,14 @@ class IBQFramesConfig:
             raise ConfigError("image_size", self.image_size, "choose at least 1 px")
         if self.encoded_size < self.ibq.factor or self.encoded_size % self.ibq.factor:
             raise ConfigError("encoded_size", self.encoded_size, f"choose a multiple of {self.ibq.factor} px")
+        if self.image_size % self.grid:
+            remedy = f"its {self.grid} tokens a side must divide the frame's {self.image_size} px"
+            raise ConfigError("encoded_size", self.encoded_size, remedy)
+
+    @property
+    def patch(self) -> int:
+        """Side in px of what a token stands for in a frame."""
+        return self.image_size // self.grid
 
     @property
     def codebook_size(self) -> int:

@@ -78,11 +78,16 @@ def fine_tune(
     Raises:
         DatasetError: too few episodes, or frames of another size.
         CheckpointError: released models that are missing or damaged, or a run folder with a state of other settings.
-        EngineError: adapters are asked for, and peft is not installed.
+        ConfigError: all weights are to be trained, and rounded.
+        EngineError: adapters or rounding are asked for, and peft or torchao is not installed.
     """
     check_cache(cache, recipe.held_out, recipe.adoption.image_size)
     torch.manual_seed(recipe.seed)
     whole = recipe.lora.rank == 0  # small steps would be lost in bfloat16
+    if whole and base.quantisation is not None:
+        raise ConfigError(
+            "quantisation", base.quantisation, "only a base of adapters can be rounded: recipe.lora.rank > 0"
+        )
     dtype = torch.bfloat16 if device.type == "cuda" and not whole else torch.float32
     tokenizer, text, model = adopt(base.load(dtype, device), world, cache.actions.shape[1], recipe.adoption)
     tokenizer.requires_grad_(False)
