@@ -60,9 +60,7 @@ class StaticStep(nn.Module):
         self.register_buffer("noisy_mask", noisy, persistent=False)
         self.to(model.noised.device)
 
-    def denoise(
-        self, keys, values, seen_S, start, previous_BN, actions_BA, codes_BN, hidden_BN, sharpness, gumbel_BNV
-    ):
+    def denoise(self, keys, values, seen_S, start, previous_BN, actions_BA, codes_BN, hidden_BN, sharpness, gumbel_BNV):
         """One parallel pass, and the drawing."""
         m = self.model
         x = m.embed_draft(actions_BA, codes_BN, hidden_BN, m.frame_source(previous_BN, actions_BA))
@@ -104,7 +102,7 @@ class StaticStep(nn.Module):
 
     def verify(self, keys, values, seen_S, start, previous_BN, actions_BA, codes_BN):
         """One causal pass: logits (B, N, V) and hidden states (B, N, D)."""
-        m, c = self.model, self.model.config
+        m = self.model
         x = m.embed_clean(actions_BA, codes_BN, m.frame_source(previous_BN, actions_BA))
         hidden = self._hidden(x, seen_S, start, self.causal_mask, PassCache(keys, values))
         return m.visual_logits(m.at_slots(hidden, before=True)), m.at_slots(hidden, before=False).float()

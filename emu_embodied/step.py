@@ -195,7 +195,7 @@ class FrameStep:
         return cache
 
     def _mask(self, cache: StepCache, noisy: bool) -> torch.Tensor:
-        """(prefix + block, visible + prefix + block): everything visible, then causal; the noisy slots see each other both ways."""
+        """(prefix + block, visible + prefix + block): all that is visible, then causal; a noisy block sees itself both ways."""
         key = (cache.kv.visible, noisy, cache.text_BL.device)
         if key not in self._masks:
             size, seen = self.config.frame_tokens, cache.kv.visible

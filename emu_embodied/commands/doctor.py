@@ -1,7 +1,7 @@
 """Shows what is installed and works: packages, GPU, rendering, shipped checkpoints; of a checkpoint, what it needs.
 
-Ends with an error when something is missing that the package cannot do without. With checkpoint=FOLDER nothing of its weights is
-read: names, shapes and sizes tell what will fit.
+Ends with an error when something is missing that the package cannot do without. With checkpoint=FOLDER no weights are read:
+names, shapes and sizes tell what will fit.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ def run(config: DictConfig) -> None:
         raise ConfigError("stage", config.stage, "choose all, or dida to adapt a checkpoint")
     released = "adoption" in config.recipe
     if (config.stage == "dida" or released) != (config["from"] is not None):
-        remedy = "name the checkpoint to adapt with stage=dida, or the released model's folder with preset=emu3.5, and only then"
+        remedy = "name the checkpoint to adapt with stage=dida, the released folder with preset=emu3.5, and only then"
         raise ConfigError("from", config["from"], remedy)
     if released and config.stage == "dida":
         raise ConfigError(

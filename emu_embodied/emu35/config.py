@@ -1,4 +1,4 @@
-"""The released `config.json` as a transformer's sizes: what would change the numbers is read or refused, the rest passed over."""
+"""The released `config.json` as a transformer's sizes: what would change the numbers is read or refused, the rest left."""
 
 from __future__ import annotations
 

@@ -56,7 +56,8 @@ def load(
     """Loads the three parts of a released model, or of one that `train preset=emu3.5` has adapted.
 
     Args:
-        path: the language model's folder, or an adapted checkpoint's, which says itself where everything else is; `dida.safetensors` in it, if there, holds `hidden_token` and `noised` (D,).
+        path: the language model's folder, or an adapted checkpoint's, which says itself where everything else is. In a language
+            model's, `dida.safetensors`, if there, holds `hidden_token` and `noised` (D,).
         vision: the vision tokenizer's folder; by default the language model's.
         text: the text tokenizer's folder; by default the language model's.
         dtype: of the language model; by default bfloat16 on a GPU, else float32. The vision tokenizer has float32.

@@ -90,14 +90,14 @@ def training_bytes(config: TransformerConfig, rank: int, tokens: int, quantisati
 
 
 def activation_bytes(config: TransformerConfig, tokens: int) -> float:
-    """What the way back needs of `tokens` tokens, in bfloat16: per layer the inputs of norms, matrices, attention and SwiGLU."""
+    """What the way back needs of `tokens` tokens, in bfloat16: each layer's inputs of norms, matrices, attention, SwiGLU."""
     q, kv = (heads * config.head_dim for heads in (config.num_attention_heads, config.num_key_value_heads))
     kept = 4 * config.hidden_size + 4 * q + 4 * kv + 4 * config.intermediate_size
     return 2.0 * config.num_hidden_layers * kept * tokens
 
 
 def pass_flops(config: TransformerConfig, tokens: int, seen: int, read: int = 1) -> float:
-    """Operations of a pass over `tokens` tokens that attend to `seen` ones, themselves included; `read` of them through the head."""
+    """Operations of a pass over `tokens` tokens that attend to `seen`, themselves included; the head reads `read` of them."""
     matrices = 2.0 * config.num_hidden_layers * layer_weights(config) * tokens
     attention = 4.0 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * tokens * seen
     return matrices + attention + 2.0 * config.hidden_size * config.vocab_size * read

@@ -1,4 +1,4 @@
-"""Tensors of a released folder of safetensors, found and checked before any is read, then read one at a time. Knows no model."""
+"""Tensors of a folder of safetensors, found and checked before any is read, then read one at a time. Knows no model."""
 
 from __future__ import annotations
 
