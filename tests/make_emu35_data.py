@@ -2,8 +2,8 @@
 
     python tests/make_emu35_data.py [--out FOLDER]
 
-Run it only where the tests against the reference data pass (tests/test_ibq.py, tests/test_emu35_text.py). Weights and image are
-integer arithmetic (tests/tiny_emu35.py), so they need not be stored.
+Run it only where the tests against the reference data pass (test_ibq.py, test_emu35_text.py, test_emu35_loading.py). Weights and
+image are integer arithmetic (tests/tiny_emu35.py), so they need not be stored.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from tiny_emu35 import DATA, MERGES, tiny_ibq, tiny_image, tiny_text
+from tiny_emu35 import DATA, MERGES, fill, tiny_ibq, tiny_image, tiny_text
+from tiny_emu35_lm import TINY
 
 from emu_embodied.emu35.images import image_ids
 from emu_embodied.tokenizers.frames import to_float
+from emu_embodied.transformer import Transformer
 
 TEXTS = [
     "push the red cube to the left of the blue cube",
@@ -32,7 +34,7 @@ MARGIN = 1e-2  # by which each code's dot product leads, so that another platfor
 
 @torch.inference_mode()
 def main() -> None:
-    """Writes `ibq.safetensors` and `text.json`."""
+    """Writes `ibq.safetensors`, `lm.safetensors` and `text.json`."""
     parser = argparse.ArgumentParser(prog="python tests/make_emu35_data.py", description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=DATA)
     out = parser.parse_args().out
@@ -44,6 +46,8 @@ def main() -> None:
     lead, kinds = float((best[..., 0] - best[..., 1]).min()), len(codes.unique())
     assert lead > MARGIN and kinds > 4, (lead, kinds)
     save_file({"image": image, "codes": codes, "decoded": model.decode(codes)}, out / "ibq.safetensors")
+    ids = torch.arange(26).view(2, 13) * 7 % TINY.vocab_size
+    save_file({"input_ids": ids, "logits": fill(Transformer(TINY))(ids)}, out / "lm.safetensors")
     text = tiny_text()
     texts = [{"text": t, "ids": text.encode(t), "decoded": text.decode(text.encode(t))} for t in TEXTS]
     written = {

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_emu35 import REFERENCE, needs_reference
+from tiny_emu35 import DATA, REFERENCE, fill, needs_reference
 from tiny_emu35_lm import TINY, tiny_language_model, write_language_model, write_released
 
 from emu_embodied.commands import main
@@ -17,6 +17,7 @@ from emu_embodied.emu35.config import read_config
 from emu_embodied.emu35.language_model import load_language_model, meta_model
 from emu_embodied.emu35.plan import RELEASED, parameters
 from emu_embodied.errors import CheckpointError, EngineError
+from emu_embodied.transformer import Transformer
 
 IDS = torch.randint(0, 64, (2, 11), generator=torch.Generator().manual_seed(0))
 INDEX = "model.safetensors.index.json"
@@ -31,6 +32,14 @@ def test_logits_are_the_official_ones_whole_and_over_a_cache():
     cache = model.new_cache(len(ids), ids.shape[1])
     parts = [model(part, cache) for part in ids.split([20, 1, 9, 7], 1)]
     torch.testing.assert_close(torch.cat(parts, 1), expected["logits"], atol=1e-4, rtol=0)
+
+
+def test_logits_are_those_that_travel_with_the_tests(tmp_path):
+    expected = load_file(DATA / "lm.safetensors")
+    folder = write_language_model(tmp_path, fill(Transformer(TINY)), shards=2)
+    logits = load_language_model(folder, dtype=torch.float32)(expected["input_ids"])
+    torch.testing.assert_close(logits, expected["logits"], atol=1e-4, rtol=0)
+    assert expected["logits"].std() > 0.3
 
 
 @pytest.mark.parametrize("shards", [1, 3])

@@ -91,6 +91,10 @@ def test_a_fine_tuned_model_is_dreamt_in_like_any_other(run):
     seen, *_ = env.step(env.action_space.sample())
     assert seen["pixels"].shape == (64, 64, 3)
     env.close()
+    vector = gymnasium.make_vec("emu_embodied/Imagined-v0", num_envs=2, world_model=world)
+    vector.reset(seed=0)
+    assert vector.step(vector.action_space.sample())[0]["pixels"].shape == (2, 64, 64, 3)
+    vector.close()
 
 
 def test_it_is_evaluated_by_the_same_command(run, tmp_path):

@@ -42,10 +42,14 @@ def tiny_text(merges: Sequence[bytes] = MERGES, codes: int = 64) -> Emu35Text:
     return Emu35Text.from_files(tiny_text_files(merges, codes))
 
 
-@torch.no_grad()
 def tiny_ibq(config: IBQConfig = TINY_IBQ) -> IBQ:
     """Weights from integer arithmetic alone."""
-    model = IBQ(config)
+    return fill(IBQ(config))
+
+
+@torch.no_grad()
+def fill(model: torch.nn.Module) -> torch.nn.Module:
+    """Gives a model weights from integer arithmetic and their names, the same on every platform and in every version."""
     for name, parameter in model.named_parameters():
         start = int(hashlib.sha256(name.encode()).hexdigest()[:6], 16)
         x = (torch.arange(parameter.numel(), dtype=torch.int64) + start) % 65521
