@@ -3,8 +3,9 @@
     python -m benchmarks.emu35_plan [--device cpu] [--budget 20] [--out FILE] [--quick]
 
 Floors are arithmetic (`emu_embodied.emu35.plan`) on the sizes of a model on the meta device: what must be read from memory over
-the bandwidth, or what must be computed over the operations a second, whichever is longer; no program is as fast. The layer has the true sizes and random weights; 64 of them and the head, whose rows are timed in part, extrapolate to
-the model. `--quick` times a small layer, to try the command.
+the bandwidth, or what must be computed over the operations a second, whichever is longer; no program is as fast. The layer has
+the true sizes and random weights; 64 of them and the head, whose rows are timed in part, extrapolate to the model. `--quick`
+times a small layer, to try the command.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python tests/make_emu35_data.py [--out FOLDER]
 
-Run it only where the tests against the reference data pass (test_ibq.py, test_emu35_text.py, test_emu35_loading.py). Weights and
-image are integer arithmetic (tests/tiny_emu35.py), so they need not be stored.
+Run it only where the tests against the reference data pass (test_ibq.py, test_emu35_text.py, test_emu35_loading.py). The
+weights and the image are integer arithmetic (tests/tiny_emu35.py), so they need not be stored.
 """
 
 from __future__ import annotations

@@ -85,19 +85,19 @@ def _plan(checkpoint: str, tokens: int, rank: int) -> None:
     names = {kind: kind or "bf16" for kind in BITS}
     table = Table("what", *names.values(), title=f"{checkpoint}: {plan.parameters(sizes) / 1e6:,.1f}M parameters")
 
-    def gigabytes(what: str, values) -> None:
-        table.add_row(what, *(f"{value / 1e9:.3g} GB" for value in values))
+    def gigabytes(what: str, values: list[float]) -> None:
+        table.add_row(what, *(f"{value / 1e9:.3g} GB" for value in values), *["-"] * (len(names) - len(values)))
 
     weights = {kind: plan.weight_bytes(sizes, kind) for kind in names}
     cache = plan.cache_bytes(sizes, tokens)
     needs = {"running": {kind: size + cache for kind, size in weights.items()}}
-    training = f"adapters of rank {rank}"
+    training = f"training adapters of rank {rank}"
     needs[training] = {kind: plan.training_bytes(sizes, rank, tokens, kind) for kind in names}
-    gigabytes("weights", weights.values())
+    gigabytes("weights", list(weights.values()))
     gigabytes(f"keys and values of {tokens} tokens", [cache] * len(names))
-    gigabytes(f"running on {tokens} tokens", needs["running"].values())
-    gigabytes(f"training {training} on {tokens} tokens", needs[training].values())
-    gigabytes(f"training all weights on {tokens} tokens", [plan.training_bytes(sizes, 0, tokens), *[float("nan")] * 2])
+    gigabytes(f"running on {tokens} tokens", list(needs["running"].values()))
+    gigabytes(f"{training} on {tokens} tokens", list(needs[training].values()))
+    gigabytes(f"training all weights on {tokens} tokens", [plan.training_bytes(sizes, 0, tokens)])
     operations = plan.pass_flops(sizes, 1, tokens)
     table.add_row(f"operations of one token after {tokens}", *[f"{operations:.3g}"] * len(names))
     for name, free, count in _memories():

@@ -51,6 +51,7 @@ def run(config: DictConfig) -> None:
     if config.threads:
         torch.set_num_threads(config.threads)
     recipe = make_fine_tuning(config) if released else make_recipe(config)
+    base = Base.of(config["from"], config.vision, config.text, config.quantisation) if released else None
     world = _world(config) if source is None else load_checkpoint(source)[3]
     cache = _frames(config)
     print(
@@ -68,7 +69,6 @@ def run(config: DictConfig) -> None:
     }
     folder = Path(config.out)
     if released:
-        base = Base.of(config["from"], config.vision, config.text, config.quantisation)
         path = fine_tune(cache, recipe, base, world, folder, device, **job)
     elif source is not None:
         temperature = config.distil_temperature if config.distil else None

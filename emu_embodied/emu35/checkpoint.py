@@ -12,6 +12,7 @@ import torch
 import emu_embodied
 from emu_embodied.checkpoint import FORMAT, World
 from emu_embodied.emu35.adopt import AdoptionConfig, InstructionText, adopt
+from emu_embodied.emu35.language_model import open_language_model
 from emu_embodied.emu35.loading import load
 from emu_embodied.emu35.lora import LoRAConfig, add_adapters, merge_adapters
 from emu_embodied.errors import CheckpointError
@@ -46,7 +47,12 @@ class Base:
         text: str | Path | None = None,
         quantisation: str | None = None,
     ) -> Base:
-        """The base in folders, of which all but the first default to it."""
+        """The base in folders, of which all but the first default to it.
+
+        Raises:
+            CheckpointError: the first holds no language model that could be loaded; of the others nothing is read yet.
+        """
+        open_language_model(model)
         folders = [str(Path(folder or model).absolute()) for folder in (model, vision, text)]
         return cls(*folders, quantisation, _fingerprint(folders))
 
