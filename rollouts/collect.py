@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from emu_embodied.data.lerobot_files import SIDECAR
 from emu_embodied.data.lerobot_format import Names, merge_datasets, read_notes, write_dataset, write_notes
 from emu_embodied.errors import DatasetError
 from emu_embodied.types import ACTION, OBS_ENVIRONMENT_STATE, OBS_STATE, Episode
@@ -28,7 +29,7 @@ from emu_embodied.types import ACTION, OBS_ENVIRONMENT_STATE, OBS_STATE, Episode
 EPISODES_PER_PART = 25
 STALL_SECONDS = 120.0  # a worker that finishes no episode for so long, and 2 s per step, is stuck
 MOVED_CM = 0.1  # a cube that goes further than this in one model step was pushed
-CONFIG, STATISTICS, SIDECAR = Path("config.json"), Path("meta", "part.json"), Path("meta", "emu_embodied.json")
+CONFIG, STATISTICS = Path("config.json"), Path("meta", "part.json")
 PACKAGES = ("emu-embodied", "lerobot", "mujoco", "gymnasium", "numpy")
 
 

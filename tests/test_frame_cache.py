@@ -20,7 +20,8 @@ from emu_embodied.data.frame_cache import (
     load_frame_cache,
     save_frame_cache,
 )
-from emu_embodied.data.lerobot_format import merge_datasets, write_dataset
+from emu_embodied.data.lerobot_files import SIDECAR
+from emu_embodied.data.lerobot_format import merge_datasets, write_dataset, write_notes
 from emu_embodied.errors import CheckpointError, DatasetError
 from emu_embodied.types import ACTION, OBS_ENVIRONMENT_STATE, OBS_IMAGE, OBS_STATE, REWARD, SUCCESS, Episode
 
@@ -49,6 +50,7 @@ def original(tmp_path_factory) -> Path:
     write_dataset(folder / "a", (episode(seed) for seed in (0, 1, 2)), NAMES, 4)
     write_dataset(folder / "b", (episode(seed, 7) for seed in (3, 4)), NAMES, 4)
     merge_datasets([folder / "a", folder / "b"], folder / "joined")
+    write_notes(folder / "joined" / SIDECAR, {})  # one of our own: its actions are as they are to be
     return folder / "joined"
 
 
@@ -125,6 +127,7 @@ def test_joining_keeps_to_the_size_of_files(original, tmp_path, monkeypatch):
 
     monkeypatch.setattr(LeRobotDatasetMetadata, "data_files_size_in_mb", property(lambda self: 0))
     merge_datasets([original, original], tmp_path / "twice")
+    write_notes(tmp_path / "twice" / SIDECAR, {})
     assert len(list((tmp_path / "twice" / "data").glob("*/*.parquet"))) == 2
     cache = build_frame_cache(tmp_path / "twice")
     halves = [cache.select(range(5)), cache.select(range(5, 10))]
@@ -155,7 +158,7 @@ def test_a_missing_dataset(tmp_path):
             build_frame_cache(root)
 
 
-@pytest.mark.parametrize("key", [OBS_IMAGE, OBS_STATE, ACTION, REWARD])
+@pytest.mark.parametrize("key", [OBS_IMAGE, ACTION])
 def test_a_missing_column_is_named(dataset, key: str):
     path = dataset / "meta" / "info.json"
     info = json.loads(path.read_text())
@@ -164,11 +167,17 @@ def test_a_missing_column_is_named(dataset, key: str):
         build_frame_cache(dataset)
 
 
-def test_a_video_camera_is_refused(dataset):
+@pytest.mark.parametrize(("key", "label"), [(REWARD, 0), (SUCCESS, 1), (OBS_ENVIRONMENT_STATE, 2), (OBS_STATE, None)])
+def test_labels_that_were_not_recorded_are_unknown(dataset, original, key: str, label: int | None):
     path = dataset / "meta" / "info.json"
-    path.write_text(path.read_text().replace('"image"', '"video"'))
-    with pytest.raises(DatasetError, match=r"observation.image: video of shape \(16, 20, 3\)"):
-        build_frame_cache(dataset)
+    info = json.loads(path.read_text())
+    path.write_text(json.dumps({**info, "features": {k: v for k, v in info["features"].items() if k != key}}))
+    cache, whole = build_frame_cache(dataset), build_frame_cache(original)
+    assert whole.known.all() and np.array_equal(cache.pixels, whole.pixels)
+    assert cache.known.tolist() == [[i != label for i in range(3)]] * 5
+    for name, wanted in ((REWARD, "rewards"), (SUCCESS, "successes")):
+        assert np.array_equal(getattr(cache, wanted), getattr(whole, wanted) * (name != key))
+    assert (cache.agent_pos.shape[1], cache.states.shape[1]) == ((0, 3) if label is None else (2, 0 if label == 2 else 3))
 
 
 def test_a_dataset_without_true_states_has_none(dataset):
@@ -194,10 +203,15 @@ def test_a_flipped_bit_is_found(dataset, share: float, original):
     flip(path, int(share * path.stat().st_size))
     try:
         cache = build_frame_cache(dataset)
-    except DatasetError as error:
+    except DatasetError as error:  # in the footer: nothing can be read
         assert path.name in str(error)
-    else:
-        assert same(cache, build_frame_cache(original))  # it was in what nobody reads
+        return
+    lost, whole = [fault.episode for fault in cache.dropped], build_frame_cache(original)
+    assert all(path.name in str(fault) for fault in cache.dropped)
+    kept = [whole.select(range(i, i + 1)) for i in range(5) if i not in lost]  # all, where nobody reads what was hit
+    assert cache.episodes == len(kept)
+    for i, episode in enumerate(kept):
+        assert same(replace(cache, dropped=()).select(range(i, i + 1)), episode)
 
 
 def test_missing_files_are_counted(dataset):
@@ -235,8 +249,12 @@ def test_numbers_that_are_none_name_episode_and_key(tmp_path, key: str, name: st
     values = getattr(episode(1), name).copy()
     values[3, ...] = value
     write_dataset(tmp_path / "d", [episode(0), episode(1, **{name: values}), episode(2)], NAMES, 4)
-    with pytest.raises(DatasetError, match=f"episode 1, {key}"):
-        build_frame_cache(tmp_path / "d")
+    cache = build_frame_cache(tmp_path / "d")
+    assert [str(fault) for fault in cache.dropped] == [f"episode 1, {key}: not finite, NaN or infinite at frame 3"]
+    assert np.array_equal(cache.pixels, np.concatenate([episode(0).pixels, episode(2).pixels]))
+    write_dataset(tmp_path / "e", [episode(1, **{name: values})], NAMES, 4)
+    with pytest.raises(DatasetError, match=f"episode 0, {key}: not finite"):
+        build_frame_cache(tmp_path / "e")
 
 
 # Caches
@@ -286,13 +304,14 @@ def test_numbers_that_are_none_are_not_saved(tmp_path):
 def test_frames_are_built_once_and_again_when_the_dataset_changes(dataset, monkeypatch, caplog):
     first = frames_for(dataset)
     built = []
-    monkeypatch.setattr(frame_cache, "build_frame_cache", lambda root: built.append(root) or build_frame_cache(root))
+    monkeypatch.setattr(frame_cache, "build_frame_cache", lambda *job: built.append(job) or build_frame_cache(*job))
     assert same(frames_for(dataset), first) and same(frames_for(str(dataset)), first) and not built
     flip(dataset.with_name("dataset.frames") / "frames.safetensors", -5)
     with caplog.at_level(logging.WARNING):
         assert same(frames_for(dataset), first)
     assert len(built) == 1 and "frames.safetensors" in caplog.text
     write_dataset(dataset.with_name("new"), [episode(8)], NAMES, 4)
+    write_notes(dataset.with_name("new") / SIDECAR, {})
     shutil.rmtree(dataset)
     dataset.with_name("new").rename(dataset)
     assert frames_for(dataset).episodes == 1 and len(built) == 2
@@ -303,5 +322,5 @@ def test_a_copied_dataset_keeps_its_cache(dataset, tmp_path, monkeypatch):
     frames_for(dataset)
     shutil.copytree(dataset, tmp_path / "copy")
     shutil.copytree(dataset.with_name("dataset.frames"), tmp_path / "copy.frames")
-    monkeypatch.setattr(frame_cache, "build_frame_cache", lambda root: pytest.fail("built again"))
+    monkeypatch.setattr(frame_cache, "build_frame_cache", lambda *job: pytest.fail("built again"))
     frames_for(tmp_path / "copy")

@@ -1,0 +1,340 @@
+"""A LeRobotDataset's episodes as flat arrays: cameras chosen, actions scaled, bad episodes left out. Knows no training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emu_embodied.data.images import decode_pictures, decode_video, tiles
+from emu_embodied.data.lerobot_files import (
+    SIDECAR,
+    TASKS,
+    data_files,
+    element_names,
+    read_episodes,
+    read_info,
+    read_pieces,
+    read_statistics,
+    read_tasks,
+)
+from emu_embodied.data.quality import Dropped, Judge, QualityConfig, continuous_values
+from emu_embodied.data.resampling import RANGES, SKIPPED, action_scale, is_sampled, join_blocks, normalise
+from emu_embodied.errors import DatasetError
+from emu_embodied.types import ACTION, OBS_ENVIRONMENT_STATE, OBS_IMAGE, OBS_STATE, REWARD, SUCCESS
+
+VECTORS = (OBS_STATE, ACTION, OBS_ENVIRONMENT_STATE)
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How a dataset is read. Datasets of our own keep their actions and all their episodes, whatever is said of those.
+
+    Attributes:
+        camera: which, by name ("observation.images.top") or its end ("top"); several are tiled into one frame; none given: the
+            only one.
+        action_keys: the action's elements wanted, by their names in `info.json`; none given: all.
+        image_size: side in px of the square that frames are letterboxed to; None keeps the dataset's size.
+        fps: frames per second, at most the dataset's; None keeps its.
+        skipped_actions: "last" or "mean", see `resampling.join_blocks`.
+        action_range: what becomes [-1, 1]: "minmax" or "quantiles" (1% to 99%) of the dataset's own statistics.
+        quality: what an episode must be.
+    """
+
+    camera: tuple[str, ...] = ()
+    action_keys: tuple[str, ...] = ()
+    image_size: int | None = None
+    fps: float | None = None
+    skipped_actions: str = "last"
+    action_range: str = "minmax"
+    quality: QualityConfig = field(default_factory=QualityConfig)
+
+    def __post_init__(self) -> None:
+        for name, choices in (("skipped_actions", SKIPPED), ("action_range", tuple(RANGES))):
+            if getattr(self, name) not in choices:
+                raise DatasetError(name, getattr(self, name), f"choose one of {choices}")
+        for name in ("image_size", "fps"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise DatasetError(name, value, "give a positive number, or none")
+
+
+@dataclass(frozen=True)
+class Recording:
+    """F frames of n episodes, as `frame_cache.FrameCache` has them.
+
+    Attributes:
+        pixels: (F, H, W, 3) uint8.
+        columns: (F, ...) by the dataset's names of columns, and "task_index"; actions are in [-1, 1].
+        starts: (n + 1,) int64.
+        scale: (2, A) float32, centre and half-range of the actions.
+        texts: instructions by task number.
+        names: of the elements of vectors, by column.
+        fps: frames per second.
+        dropped: the episodes left out.
+        recorded: names of the columns that the dataset has; the others are zeros.
+    """
+
+    pixels: np.ndarray
+    columns: dict[str, np.ndarray]
+    starts: np.ndarray
+    scale: np.ndarray
+    texts: dict[int, str]
+    names: dict[str, list[str]]
+    fps: float
+    dropped: tuple[Dropped, ...]
+    recorded: frozenset[str]
+
+
+def is_ours(root: Path) -> bool:
+    """Whether `collect` or `imagine` wrote a dataset: its actions are in [-1, 1] as they are."""
+    return (root / SIDECAR).is_file()
+
+
+def settle(root: Path, info: Mapping[str, Any], options: ReadOptions) -> ReadOptions:
+    """The options with real names, and without those that change nothing here, so that equal readings are equal options.
+
+    Raises:
+        DatasetError: a camera or action that is not there, a rate above the dataset's, or cameras that need a size.
+    """
+    features, names = info["features"], element_names(info["features"][ACTION])
+    camera = _choose_cameras(root, features, options.camera)
+    if unknown := [key for key in options.action_keys if key not in names]:
+        raise DatasetError(f"{root}: action_keys", unknown[0], f"choose among {names}")
+    if options.fps is not None and options.fps > info["fps"]:
+        raise DatasetError(f"{root}: fps", options.fps, f"the dataset has {info['fps']}: give at most that")
+    if len(camera) > 1 and options.image_size is None:
+        raise DatasetError("image_size", "none", "several cameras share a frame: say how large it is to be")
+    square = (options.image_size, options.image_size, 3) == tuple(features[camera[0]]["shape"]) and len(camera) == 1
+    return replace(
+        options,
+        camera=() if camera == (OBS_IMAGE,) else camera,
+        action_keys=() if list(options.action_keys) == names else options.action_keys,
+        image_size=None if square else options.image_size,
+        fps=None if options.fps == info["fps"] else options.fps,
+        quality=QualityConfig() if is_ours(root) else options.quality,
+        action_range="minmax" if is_ours(root) else options.action_range,
+        skipped_actions="last" if options.fps in (None, info["fps"]) else options.skipped_actions,
+    )
+
+
+def _choose_cameras(root: Path, features: Mapping[str, Any], wanted: Sequence[str]) -> tuple[str, ...]:
+    cameras = [key for key, value in features.items() if value["dtype"] in ("image", "video")]
+    if not wanted and len(cameras) != 1:
+        found = f"none ({OBS_IMAGE})" if not cameras else f"{len(cameras)} of them"
+        raise DatasetError(f"{root}: camera", found, f"name one of {cameras}" if cameras else "a camera is needed")
+    chosen = []
+    for name in wanted or cameras:
+        found = [key for key in cameras if key == name] or [key for key in cameras if key.endswith(f".{name}")]
+        if len(found) != 1:
+            raise DatasetError(f"{root}: camera", name, f"choose among {cameras}")
+        shape = tuple(features[found[0]]["shape"])
+        if len(shape) != 3 or shape[2] != 3:
+            raise DatasetError(f"{root}: {found[0]}", f"shape {shape}", "need colour pictures, (H, W, 3)")
+        chosen.append(found[0])
+    return tuple(chosen)
+
+
+class _Reading:
+    """One dataset on its way in; `faults` fills up with the episodes that are lost."""
+
+    def __init__(self, root: Path, info: dict[str, Any], options: ReadOptions) -> None:
+        self.root, self.info, self.options, self.ours = root, info, options, is_ours(root)
+        self.features = info["features"]
+        self.cameras = options.camera or (OBS_IMAGE,)
+        self.videos = tuple(key for key in self.cameras if self.features[key]["dtype"] == "video")
+        self.ratio = info["fps"] / options.fps if options.fps else 1.0
+        size = options.image_size
+        self.shape = (size, size, 3) if size else tuple(self.features[self.cameras[0]]["shape"])
+        self.tiles = dict(zip(self.cameras, tiles(len(self.cameras), *self.shape[:2]), strict=True))
+        self.vectors = [key for key in (*VECTORS, REWARD) if key in self.features]
+        self.faults: dict[int, Dropped] = {}
+        self.damages: list[DatasetError] = []
+
+    def lose(self, episode: int, key: str, reason: str, detail: str) -> None:
+        self.faults.setdefault(int(episode), Dropped(int(episode), key, reason, detail))
+
+    def read(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Pixels of the kept frames, and the columns of all rows; pictures that fail are noted."""
+        labels = [key for key in (*self.vectors, SUCCESS) if key in self.features]
+        columns = [*labels, "episode_index", "frame_index", "task_index", *(["timestamp"] if self.videos else [])]
+        pictures = [key for key in self.cameras if key not in self.videos]
+        total = self.info["total_frames"]
+        room = total if self.ratio == 1 else math.ceil(total / self.ratio) + self.info["total_episodes"]
+        frames, tables, at = np.zeros((room, *self.shape), np.uint8), [], 0
+        for path in data_files(self.root):
+            for piece in read_pieces(path, columns, pictures):
+                if isinstance(piece, DatasetError):
+                    self.damages.append(piece)
+                    continue
+                kept = np.flatnonzero(is_sampled(piece["frame_index"], self.ratio))
+                if at + len(kept) > room:
+                    raise DatasetError(
+                        str(path), "more rows than info.json tells of", "the dataset is damaged; record it anew"
+                    )
+                for key in pictures:
+                    into = frames[at : at + len(kept)][:, *self.tiles[key]]
+                    shape = tuple(self.features[key]["shape"])
+                    for row, fault in decode_pictures([piece[key][i] for i in kept], into, shape).items():
+                        episode = piece["episode_index"][kept[row]]
+                        self.lose(episode, key, "unreadable", f"{path.relative_to(self.root)}: {fault}")
+                tables.append({name: piece[name] for name in columns})
+                at += len(kept)
+        if not tables:
+            error = self.damages[0]
+            raise DatasetError(error.field, error.value, error.remedy)
+        return frames[:at], {name: np.concatenate([table[name] for table in tables]) for name in columns}
+
+    def check_rows(self, rows: dict[str, np.ndarray]) -> np.ndarray:
+        """Where episodes start among all rows, (n + 1,); missing, incomplete and infinite ones are noted."""
+        episodes, wanted = rows["episode_index"], self.info["total_episodes"]
+        starts = np.concatenate([[0], np.flatnonzero(np.diff(episodes)) + 1, [len(episodes)]])
+        present = episodes[starts[:-1]]
+        if (np.diff(present) <= 0).any() or present[0] < 0 or present[-1] >= wanted:
+            raise DatasetError(str(self.root), "episodes out of order", "the dataset is damaged; record it anew")
+        for episode in sorted(set(range(wanted)) - set(present.tolist())):
+            where = self.damages[0] if self.damages else None
+            key = str(where.field).removeprefix(f"{self.root}/") if where else "data"
+            detail = "; ".join(str(error.value) for error in self.damages) or "no rows: a file is missing"
+            self.lose(episode, key, "unreadable", detail)
+        lengths = read_episodes(self.root, ["length"]) if self.damages else {}
+        for episode, a, b in zip(present.tolist(), starts[:-1], starts[1:], strict=True):
+            whole = np.array_equal(rows["frame_index"][a:b], np.arange(b - a))
+            if not whole or lengths.get(episode, {"length": b - a})["length"] != b - a:
+                self.lose(episode, "frame_index", "incomplete", f"{b - a} rows, not all of it")
+        if len(episodes) != self.info["total_frames"] and not self.faults:
+            found = f"{len(episodes)} of {self.info['total_frames']} frames found"
+            raise DatasetError(str(self.root), found, "files are missing; restore the dataset")
+        for key in self.vectors:
+            infinite = ~np.isfinite(rows[key]).reshape(len(episodes), -1).all(1)
+            for episode in np.unique(episodes[infinite]):
+                first = rows["frame_index"][infinite & (episodes == episode)][0]
+                self.lose(episode, key, "not finite", f"NaN or infinite at frame {first}")
+        return starts
+
+    def read_videos(
+        self, frames: np.ndarray, rows: dict[str, np.ndarray], starts: np.ndarray, kept: np.ndarray
+    ) -> None:
+        """Decodes the video cameras, episode after episode; `kept` are the rows that `frames` shows."""
+        for camera in self.videos:
+            key = f"videos/{camera}"
+            where = read_episodes(
+                self.root, [f"{key}/{name}" for name in ("chunk_index", "file_index", "from_timestamp")]
+            )
+            for a, b in zip(starts[:-1], starts[1:], strict=True):
+                episode = int(rows["episode_index"][a])
+                if episode in self.faults or episode not in where:
+                    self.lose(episode, camera, "unreadable", "not in meta/episodes")
+                    continue
+                chunk, file, since = where[episode].values()
+                path = self.info["video_path"].format(video_key=camera, chunk_index=chunk, file_index=file)
+                part = slice(*np.searchsorted(kept, [a, b]))
+                moments = since + rows["timestamp"][kept[part]].astype(np.float64)
+                into = frames[part][:, *self.tiles[camera]]
+                if fault := decode_video(self.root / path, moments, 0.25 / self.info["fps"], into):
+                    self.lose(episode, camera, "unreadable", f"{path}: {fault}")
+
+
+def read_recording(root: Path, options: ReadOptions) -> Recording:
+    """Reads a dataset's good episodes.
+
+    Args:
+        root: the dataset's folder.
+        options: as they are given, or settled.
+
+    Raises:
+        DatasetError: no dataset, or one that has not what was asked of it, or no good episode; it names where.
+    """
+    info = read_info(root)
+    options = settle(root, info, options)
+    reading = _Reading(root, info, options)
+    frames, rows = reading.read()
+    texts = read_tasks(root)
+    starts = reading.check_rows(rows)
+    kept = np.flatnonzero(is_sampled(rows["frame_index"], reading.ratio))
+    reading.read_videos(frames, rows, starts, kept)
+    columns = _columns(reading, rows, starts, kept)
+    starts = np.searchsorted(kept, starts).astype(np.int64)
+    scale = _scale_actions(reading, columns, starts)
+    _judge(reading, frames, columns, starts)
+    if unknown := set(columns["task_index"][starts[:-1]].tolist()) - texts.keys():
+        raise DatasetError(str(root / TASKS), f"no text for task {unknown.pop()}", "the file is damaged; restore it")
+    frames, columns, starts = _keep_good(reading, frames, columns, starts)
+    names = {key: element_names(reading.features[key]) for key in VECTORS if key in columns}
+    if options.action_keys:
+        names[ACTION] = list(options.action_keys)
+    dropped = tuple(sorted(reading.faults.values(), key=lambda fault: fault.episode))
+    fps, recorded = options.fps or info["fps"], frozenset(reading.features)
+    return Recording(frames, columns, starts, scale, texts, names, fps, dropped, recorded)
+
+
+def _columns(
+    reading: _Reading, rows: dict[str, np.ndarray], starts: np.ndarray, kept: np.ndarray
+) -> dict[str, np.ndarray]:
+    """The kept frames' values; actions, rewards and successes stand for all that happened until the next kept frame."""
+    names, wanted = element_names(reading.features[ACTION]), reading.options.action_keys
+    count = len(rows["frame_index"])
+    actions = rows[ACTION].reshape(count, -1)[:, [names.index(key) for key in wanted or names]]
+    columns = {
+        ACTION: actions.astype(np.float32),
+        REWARD: rows.get(REWARD, np.zeros(count)).reshape(-1).astype(np.float32),
+        SUCCESS: rows.get(SUCCESS, np.zeros(count)).reshape(-1).astype(bool),
+    }
+    if reading.ratio != 1:
+        columns = dict(zip(columns, join_blocks(*columns.values(), kept, reading.options.skipped_actions), strict=True))
+    columns[REWARD][np.searchsorted(kept, starts[1:]) - 1] = 0.0  # where last frames' actions led is not in the dataset
+    for key in (OBS_STATE, OBS_ENVIRONMENT_STATE):
+        if key in rows:
+            columns[key] = rows[key][kept].reshape(len(kept), -1).astype(np.float32)
+    return columns | {name: rows[name][kept] for name in ("episode_index", "task_index")}
+
+
+def _scale_actions(reading: _Reading, columns: dict[str, np.ndarray], starts: np.ndarray) -> np.ndarray:
+    """Brings the actions into [-1, 1] in place, those of last frames to 0; returns centre and half-range."""
+    actions, last = columns[ACTION], starts[1:] - 1
+    scale = np.stack([np.zeros(actions.shape[1]), np.ones(actions.shape[1])]).astype(np.float32)
+    if not reading.ours:
+        names = element_names(reading.features[ACTION])
+        chosen = [names.index(key) for key in reading.options.action_keys or names]
+        finite = actions[np.isfinite(actions).all(1)]
+        if len(finite):
+            statistics = read_statistics(reading.root, ACTION)
+            scale = action_scale(finite, statistics, chosen, reading.options.action_range)
+            columns[ACTION] = actions = normalise(actions, scale)
+    actions[last] = 0.0
+    return scale
+
+
+def _judge(reading: _Reading, frames: np.ndarray, columns: dict[str, np.ndarray], starts: np.ndarray) -> None:
+    """Notes the episodes that can be read and are not worth it."""
+    config, episodes = reading.options.quality, columns["episode_index"][starts[:-1]].tolist()
+    judge = Judge(config, reading.cameras[0], ACTION, continuous_values(columns[ACTION]))
+    for episode, a, b in zip(episodes, starts[:-1], starts[1:], strict=True):
+        if b - a < max(2, config.min_frames):
+            reading.lose(episode, "frame_index", "too short", f"{b - a} frames")
+        elif episode not in reading.faults and not reading.ours:
+            fault = judge(episode, frames[a:b], columns[ACTION][a : b - 1])
+            if fault:
+                reading.faults[episode] = fault
+
+
+def _keep_good(
+    reading: _Reading, frames: np.ndarray, columns: dict[str, np.ndarray], starts: np.ndarray
+) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
+    """Without the episodes at fault; copies only where there are any."""
+    episodes, lengths = columns.pop("episode_index")[starts[:-1]], np.diff(starts)
+    good = ~np.isin(episodes, list(reading.faults))
+    if not good.any():
+        first = min(reading.faults.values(), key=lambda fault: fault.episode)
+        where, found = f"{reading.root}: episode {first.episode}, {first.key}", f"{first.reason}: {first.detail}"
+        raise DatasetError(
+            where, found, f"none of the {reading.info['total_episodes']} episodes is good; mend the dataset"
+        )
+    if not good.all():
+        rows = np.repeat(good, lengths)
+        frames, columns = frames[rows], {name: values[rows] for name, values in columns.items()}
+    return frames, columns, np.concatenate([[0], np.cumsum(lengths[good])]).astype(np.int64)
