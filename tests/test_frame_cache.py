@@ -177,7 +177,9 @@ def test_labels_that_were_not_recorded_are_unknown(dataset, original, key: str, 
     assert cache.known.tolist() == [[i != label for i in range(3)]] * 5
     for name, wanted in ((REWARD, "rewards"), (SUCCESS, "successes")):
         assert np.array_equal(getattr(cache, wanted), getattr(whole, wanted) * (name != key))
-    assert (cache.agent_pos.shape[1], cache.states.shape[1]) == ((0, 3) if label is None else (2, 0 if label == 2 else 3))
+    assert (cache.agent_pos.shape[1], cache.states.shape[1]) == (
+        (0, 3) if label is None else (2, 0 if label == 2 else 3)
+    )
 
 
 def test_a_dataset_without_true_states_has_none(dataset):

@@ -28,7 +28,7 @@ class TokenizerObjective:
     touch and push each other are rare, and a patch that shows several of them is the hardest to encode.
 
     Args:
-        cache: the dataset.
+        cache: the dataset; where several are mixed, each has its share of the frames.
         batch: frames a step.
         seed: batches are a function of (seed, step).
     """
@@ -38,6 +38,8 @@ class TokenizerObjective:
         self.previous = np.maximum(
             np.arange(len(cache)) - 1, np.repeat(cache.episode_starts[:-1], np.diff(cache.episode_starts))
         )
+        shares = cache.frame_shares()
+        self.shares = None if shares is None else np.cumsum(shares)
         some = np.random.default_rng(seed).choice(len(cache), min(2000, len(cache)), replace=False)
         self.mean = to_float(self.pixels[np.sort(some)]).mean(0)
 
@@ -46,14 +48,18 @@ class TokenizerObjective:
         """Running sum of the pixels that moved, frame by frame; even where nothing moves at all."""
         pixels, parts = self.pixels.numpy(), np.array_split(np.arange(len(self.pixels)), 64)
         moved = np.concatenate([_moved_pixels(pixels, self.previous, part) for part in parts])
-        return np.cumsum(moved if moved.any() else np.ones_like(moved), dtype=np.float64)
+        weight = moved if moved.any() else np.ones_like(moved)
+        return np.cumsum(weight if self.shares is None else weight * np.diff(self.shares, prepend=0), dtype=np.float64)
 
     def __call__(self, module: FrameTokenizer, step: int) -> tuple[torch.Tensor, dict[str, float]]:
         device = module.levels.device
         rng, half = np.random.default_rng([self.seed, step]), self.batch // 2
         busy = np.searchsorted(self.busy, rng.uniform(0, self.busy[-1], half), side="right")
-        even = rng.integers(0, len(self.pixels), self.batch - half)
-        frames = np.sort(np.concatenate([np.minimum(busy, len(self.pixels) - 1), even]))
+        if self.shares is None:
+            even = rng.integers(0, len(self.pixels), self.batch - half)
+        else:
+            even = np.searchsorted(self.shares, rng.uniform(0, self.shares[-1], self.batch - half), side="right")
+        frames = np.sort(np.minimum(np.concatenate([busy, even]), len(self.pixels) - 1))
         now = to_float(self.pixels[frames].to(device))
         before = to_float(self.pixels[self.previous[frames]].to(device))
         output, _ = module(now)
@@ -215,15 +221,18 @@ class TrajectoryObjective:
         """Loss of the heads on hidden states (B, F - 1, N, D), and the mean position error in px of a 64 px frame."""
         c, frames = self.config, states.shape[1]
         read = module.estimate(states.flatten(0, 1), batch.text_BL.repeat_interleave(frames, 0))
-        known = batch.known_BF.flatten()
-        reward = (F.smooth_l1_loss(read.reward, batch.reward_BF.flatten(), reduction="none") * known).mean()
-        success = F.binary_cross_entropy_with_logits(read.success, batch.success_BF.flatten(), weight=known)
-        present = batch.present_BFO.flatten(0, 1)
-        presence = F.binary_cross_entropy_with_logits(read.presence, present)
+        rewarded, judged, seen = batch.known_BF3.flatten(0, 1).unbind(-1)
+        reward = (F.smooth_l1_loss(read.reward, batch.reward_BF.flatten(), reduction="none") * rewarded).mean()
+        success = F.binary_cross_entropy_with_logits(read.success, batch.success_BF.flatten(), weight=judged)
+        total = c.reward * reward + c.success * success
+        if not module.config.objects:
+            return total, 0.0
+        present = batch.present_BFO.flatten(0, 1) * seen[:, None]
+        presence = F.binary_cross_entropy_with_logits(read.presence, present, weight=seen[:, None].expand_as(present))
         per_px = 32 / module.heads.scale.abs()
         error = ((read.positions - batch.positions_BFO2.flatten(0, 1)) * per_px).norm(dim=-1) * present
         position = F.huber_loss(error, torch.zeros_like(error), reduction="sum") / present.sum().clamp(min=1)
-        total = c.reward * reward + c.success * success + c.position * (position + 0.3 * presence)
+        total = total + c.position * (position + 0.3 * presence)
         return total, (error.sum() / present.sum().clamp(min=1)).item()
 
     def _language_loss(self, module: TokenModel, batch: WindowBatch, text_BL, states: FrameStates) -> torch.Tensor:

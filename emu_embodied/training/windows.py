@@ -21,7 +21,8 @@ class WindowBatch:
         targets_BFN: (B, F - 1, N) int64, what is to be predicted of frames 1..; the same codes, unless a teacher drew others.
         actions_BFA: (B, F - 1, A) float32.
         reward_BF, success_BF: (B, F - 1) float32, on arrival at frames 1...
-        known_BF: (B, F - 1) float32, 0 where reward and success were not recorded (a repeated first frame).
+        known_BF3: (B, F - 1, 3) float32, 0 where the reward, the success, the objects are not known: those that a dataset does
+            not record, and the first two of a repeated first frame.
         positions_BFO2: (B, F - 1, O, 2) float32 in world units, at frames 1...
         present_BFO: (B, F - 1, O) float32.
     """
@@ -32,7 +33,7 @@ class WindowBatch:
     actions_BFA: torch.Tensor
     reward_BF: torch.Tensor
     success_BF: torch.Tensor
-    known_BF: torch.Tensor
+    known_BF3: torch.Tensor
     positions_BFO2: torch.Tensor
     present_BFO: torch.Tensor
 
@@ -56,6 +57,8 @@ class WindowSampler:
         contact_share: share of windows around contact.
         contact_margin: steps before and after a contact that still count as around it.
         moved: world units an object moves in a step of contact.
+
+    Where datasets are mixed, `cache.shares` says how many windows are from each, around contacts or not.
 
     A window may begin before its episode: the first frame repeated, with zero actions between, which is how a fresh history
     looks to the model.
@@ -86,8 +89,17 @@ class WindowSampler:
             self.positions[:, i] = cache.states[:, [names.index(f"{name}.x"), names.index(f"{name}.y")]]
             self.present[:, i] = cache.states[:, names.index(f"{name}.present")]
         self.starts, self.ends = cache.episode_starts[:-1], cache.episode_starts[1:]
-        self.contact_frames, weight = self._contacts(moved, contact_margin)
-        self.contact_weight = np.cumsum(weight)
+        contacts, weight = self._contacts(moved, contact_margin)
+        datasets = np.arange(len(cache.shares) + 1)
+        self.by_dataset = np.argsort(cache.sources, kind="stable")  # episodes
+        self.first_of = np.searchsorted(cache.sources[self.by_dataset], datasets)
+        if (np.diff(self.first_of) == 0).any():
+            empty = np.diff(self.first_of).argmin()
+            raise DatasetError("data", f"dataset {empty} has no episode to train on", "hold out fewer, or record more")
+        source = cache.sources[np.searchsorted(self.ends, contacts, side="right")]
+        order = np.argsort(source, kind="stable")
+        self.contact_frames, self.contact_weight = contacts[order], np.cumsum(weight[order])
+        self.contact_bounds = np.append(0.0, self.contact_weight)[np.searchsorted(source[order], datasets)]
 
     def _contacts(self, moved: float, margin: int) -> tuple[np.ndarray, np.ndarray]:
         """Frames from which an object (not the robot itself, which comes first) moves soon or has just moved; weights."""
@@ -104,11 +116,12 @@ class WindowSampler:
     def batch(self, step: int, size: int, frames: int) -> WindowBatch:
         """The batch of a step: `size` windows of `frames` frames."""
         rng, early = np.random.default_rng([self.seed, step]), max(1, frames - 2)
-        episode = rng.integers(0, len(self.starts), size)
+        episode = self._episodes(rng, size)
         first = self.starts[episode] + rng.integers(-early, self.ends[episode] - self.starts[episode] - frames + 1)
         if len(self.contact_frames):
-            pick = rng.random(size) < self.contact_share
-            drawn = np.searchsorted(self.contact_weight, rng.uniform(0, self.contact_weight[-1], size), side="right")
+            low, high = (self.contact_bounds[self.cache.sources[episode] + i] for i in (0, 1))
+            pick = (rng.random(size) < self.contact_share) & (high > low)
+            drawn = np.searchsorted(self.contact_weight, rng.uniform(low, high), side="right")
             contact = self.contact_frames[np.minimum(drawn, len(self.contact_frames) - 1)]
             owner = np.searchsorted(self.ends, contact, side="right")
             start = np.clip(
@@ -122,6 +135,8 @@ class WindowSampler:
         into = index[:, 1:]
         before = np.maximum(into - 1, self.starts[episode][:, None])
         codes = self.codes[torch.from_numpy(index)].long()
+        known = np.repeat(self.cache.known[episode][:, None], frames - 1, 1)
+        known[..., :2] &= begun[:, :-1, None]
         return WindowBatch(
             self.text[torch.from_numpy(episode)],
             codes,
@@ -129,7 +144,15 @@ class WindowSampler:
             torch.from_numpy(actions.astype(np.float32)),
             torch.from_numpy(self.cache.rewards[before]),
             torch.from_numpy(self.cache.successes[before].astype(np.float32)),
-            torch.from_numpy(begun[:, :-1].astype(np.float32)),
+            torch.from_numpy(known.astype(np.float32)),
             torch.from_numpy(self.positions[into]),
             torch.from_numpy(self.present[into]),
         )
+
+    def _episodes(self, rng: np.random.Generator, size: int) -> np.ndarray:
+        """(size,) episodes, evenly; where datasets are mixed, evenly within each."""
+        shares = self.cache.shares
+        if len(shares) == 1:
+            return rng.integers(0, len(self.starts), size)
+        source = rng.choice(len(shares), size, p=shares)
+        return self.by_dataset[rng.integers(self.first_of[source], self.first_of[source + 1])]
