@@ -62,7 +62,7 @@ class TokenWorldModel:
             self.engine = GuidedEngine(self.engine, decoding.guidance, empty_L.to(model.noised.device))
         self.noise = make_noise(model.config.noise, tokenizer.places())
         self.image_size = tokenizer.config.image_size
-        self.action_dim, self.agent_dim = model.config.action_dim, 2
+        self.action_dim, self.agent_dim = model.config.action_dim, 2 if model.config.objects else 0
         self.objects, self.context_frames = model.config.objects, max(1, model.config.context_frames)
         self.tokens_per_frame = model.config.slots
         self.device = model.noised.device
@@ -133,8 +133,8 @@ class TokenWorldModel:
         return frames.numpy().reshape(*codes.shape[:-1], *frames.shape[1:])
 
     def agent_pos(self, rollout: Rollout) -> np.ndarray:
-        """The robot's own position (B, S, T, 2) float32 in world units: the first of `objects`."""
-        return rollout.positions_BSTOD[..., 0, :].cpu().numpy()
+        """The robot's own position (B, S, T, 2) float32 in world units: the first of `objects`; (B, S, T, 0) without any."""
+        return rollout.positions_BSTOD[..., :1, :].flatten(-2).cpu().numpy()
 
     def _dream(self, cache, actions_BTA: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Codes, rewards, success, positions, presence and entropy of each step, (B, T, ...)."""

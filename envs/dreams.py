@@ -112,7 +112,8 @@ class Starts:
         i = check_index("episode", drawn, len(data.instructions))
         first, end = map(int, data.episode_starts[i : i + 2])
         row = first + check_index("frame", frame, end - first)
-        found = {PIXELS: data.pixels[row], AGENT_POS: data.agent_pos[row]}
+        blind = self.observation_space[AGENT_POS].shape == (0,)  # the model does not know where its robot is
+        found = {PIXELS: data.pixels[row], AGENT_POS: np.zeros(0) if blind else data.agent_pos[row]}
         text = data.instructions[i] if instruction is None else instruction
         return check_observation(found, text, self.observation_space)
 
@@ -249,9 +250,9 @@ def _join(one: History, other: History) -> History:
 def model_spaces(world_model: WorldModel) -> tuple[gymnasium.spaces.Dict, gymnasium.spaces.Box] | None:
     """The real env's spaces as far as the model knows them: positions reach to the frame's edges. None: it does not."""
     scale = getattr(getattr(world_model, "world", None), "position_scale", None)
-    if scale is None or len(scale) != world_model.agent_dim:
+    if scale is None or world_model.agent_dim not in (0, len(scale)):
         return None
-    size, edge = world_model.image_size, np.abs(np.asarray(scale, np.float32))
+    size, edge = world_model.image_size, np.abs(np.asarray(scale, np.float32))[: world_model.agent_dim]
     observation_space = gymnasium.spaces.Dict(
         {
             PIXELS: gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8),

@@ -12,6 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from emu_embodied.errors import ConfigError
 
+SHOWN = 20  # episodes left out that are listed
+
 
 def run(config: DictConfig) -> None:
     """Trains, and prints where the checkpoint is.
@@ -27,10 +29,8 @@ def run(config: DictConfig) -> None:
     from emu_embodied.checkpoint import load_checkpoint
     from emu_embodied.emu35.checkpoint import Base
     from emu_embodied.loading import checkpoint_path
-    from emu_embodied.rollouts.quality import Truth, quick_quality, tokenizer_quality
     from emu_embodied.training.recipe import adapt_checkpoint, train_checkpoint
     from emu_embodied.training.released import fine_tune
-    from emu_embodied.world_model import TokenWorldModel
 
     if config.stage not in ("all", "dida"):
         raise ConfigError("stage", config.stage, "choose all, or dida to adapt a checkpoint")
@@ -52,21 +52,17 @@ def run(config: DictConfig) -> None:
         torch.set_num_threads(config.threads)
     recipe = make_fine_tuning(config) if released else make_recipe(config)
     base = Base.of(config["from"], config.vision, config.text, config.quantisation) if released else None
-    world = _world(config) if source is None else load_checkpoint(source)[3]
-    cache = _frames(config)
+    known = None if source is None else load_checkpoint(source)
+    size = recipe.adoption.image_size if released else recipe.tokenizer.image_size
+    cache = _frames(config, size if known is None else known[0].config.image_size)
+    world = _world(config, cache) if known is None else known[3]
+    _show_dropped(cache)
     print(
         f"train: {cache.episodes} episodes of frames are there after {(time.monotonic() - began) / 60:.1f} min",
         flush=True,
     )
-    truth = Truth(
-        cache.select(range(cache.episodes - recipe.held_out, cache.episodes)), world.objects, world.position_scale
-    )
-    job = {
-        "evaluate_model": lambda tokenizer, text, model: quick_quality(
-            TokenWorldModel(tokenizer, text, model, world), truth
-        ),
-        "report": lambda line: print(line, flush=True),
-    }
+    evaluators = _evaluators(cache.select(range(max(0, cache.episodes - recipe.held_out), cache.episodes)), world)
+    job = {"evaluate_model": evaluators[1], "report": lambda line: print(line, flush=True)}
     folder = Path(config.out)
     if released:
         path = fine_tune(cache, recipe, base, world, folder, device, **job)
@@ -75,19 +71,61 @@ def run(config: DictConfig) -> None:
         job |= {"temperature": temperature, "shift": config.shift}
         path = adapt_checkpoint(cache, recipe, source, folder, device, **job)
     else:
-        job["evaluate_tokenizer"] = lambda tokenizer: tokenizer_quality(tokenizer, truth, episodes=20)
+        job["evaluate_tokenizer"] = evaluators[0]
         path = train_checkpoint(cache, recipe, world, folder, device, **job)
     minutes = (time.monotonic() - began) / 60
-    print(f"train: finished after {minutes:.1f} min; try it with  emu-embodied plan env=tabletop checkpoint={path}")
+    trial = f"plan env=tabletop checkpoint={path}" if world.objects else f"imagine checkpoint={path} starts=DATASET"
+    print(f"train: finished after {minutes:.1f} min; try it with  emu-embodied {trial}")
 
 
-def _world(config: DictConfig):
-    """What a new model is told about the frames: the environment's description."""
+def _world(config: DictConfig, cache):
+    """What a new model is told about the frames: the environment's description, or, where the dataset labels none of its
+    objects, what the dataset calls its actions."""
     from emu_embodied.checkpoint import World
 
+    identity = not cache.action_scale[:, 0].any() and (cache.action_scale[:, 1] == 1).all()
+    scale = () if identity else tuple(map(tuple, cache.action_scale.tolist()))
     described = OmegaConf.to_container(config.env.world)
+    if not any(f"{name}.x" in cache.names["state"] for name in described["objects"]):
+        return World({}, (1.0, -1.0), "", tuple(cache.names["action"]), scale)
     objects = {name: tuple(rgb) for name, rgb in described["objects"].items()}
-    return World(objects, tuple(described["position_scale"]), config.env.id, tuple(described["action_names"]))
+    return World(objects, tuple(described["position_scale"]), config.env.id, tuple(described["action_names"]), scale)
+
+
+def _evaluators(held_out, world):
+    """What is shown while training goes on, of held-out episodes: of the tokenizer, and of the model."""
+    from emu_embodied.rollouts import frame_quality, quality
+    from emu_embodied.world_model import TokenWorldModel
+
+    if not world.objects or not held_out.known[:, 2].all():
+        return (
+            lambda tokenizer: frame_quality.tokenizer_frames(tokenizer, held_out),
+            lambda *parts: frame_quality.dreamt_frames(TokenWorldModel(*parts, world), held_out),
+        )
+    truth = quality.Truth(held_out, world.objects, world.position_scale)
+    return (
+        lambda tokenizer: quality.tokenizer_quality(tokenizer, truth, episodes=20),
+        lambda *parts: quality.quick_quality(TokenWorldModel(*parts, world), truth),
+    )
+
+
+def _show_dropped(cache) -> None:
+    """Prints which episodes were left out, and why."""
+    if not cache.dropped:
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    from emu_embodied.data.quality import count_reasons
+
+    reasons = ", ".join(f"{count} {reason}" for reason, count in count_reasons(cache.dropped).items())
+    table = Table("episode", "key", "why", "found", title=f"{len(cache.dropped)} episodes left out: {reasons}")
+    for fault in cache.dropped[:SHOWN]:
+        table.add_row(f"{fault.dataset} {fault.episode}".strip(), fault.key, fault.reason, fault.detail)
+    if len(cache.dropped) > SHOWN:
+        table.add_row("...", "", "", "all of them are in the frame cache's report.json")
+    console = Console()
+    Console(width=None if console.is_terminal else 160).print(table)
 
 
 def make_recipe(config: DictConfig):
@@ -166,17 +204,48 @@ def _device(name: str):
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def _frames(config: DictConfig):
-    """The frame cache: given, built from a dataset, or collected first."""
+def _frames(config: DictConfig, image_size: int):
+    """The frame cache: given, built from datasets, or collected first."""
     from emu_embodied.data.frame_cache import frames_for, load_frame_cache
+    from emu_embodied.data.mixing import mix
 
     if config.frames is not None:
         return load_frame_cache(config.frames)
     if config.data is not None:
-        return frames_for(config.data)
+        options = _read_options(config, image_size)
+        return mix({name: frames_for(name, options) for name in _texts(config, "data")}, config.data_weights)
     from emu_embodied.rollouts.collect import collect
 
     wanted, root = config.recipe.collect, Path(config.out) / "dataset"
     options = OmegaConf.to_container(config.env.options)
     collect(config.env.id, options, wanted.episodes, wanted.steps, root, seed=wanted.seed, workers=config.workers)
     return frames_for(root)
+
+
+def _read_options(config: DictConfig, image_size: int):
+    """How datasets are read."""
+    from emu_embodied.data.quality import QualityConfig
+    from emu_embodied.data.reader import ReadOptions
+
+    return ReadOptions(
+        camera=_texts(config, "camera"),
+        action_keys=_texts(config, "action_keys"),
+        image_size=image_size,
+        fps=config.fps,
+        skipped_actions=config.skipped_actions,
+        action_range=config.action_range,
+        quality=QualityConfig(**config.quality),
+    )
+
+
+def _texts(config: DictConfig, key: str) -> tuple[str, ...]:
+    """A key's texts: none, one or a list.
+
+    Raises:
+        ConfigError: something else was given, or a text twice.
+    """
+    value = OmegaConf.to_container(config)[key]
+    texts = () if value is None else tuple(value) if isinstance(value, list) else (value,)
+    if not all(isinstance(text, str) for text in texts) or len(set(texts)) < len(texts):
+        raise ConfigError(key, value, "give a text, or a list of different texts")
+    return texts
