@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import multiprocessing
 import os
@@ -13,7 +12,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from importlib import metadata
 from multiprocessing import connection, resource_tracker
 from pathlib import Path
 from threading import RLock, Thread
@@ -22,14 +20,14 @@ from typing import Any
 import numpy as np
 
 from emu_embodied.data.lerobot_files import SIDECAR
-from emu_embodied.data.lerobot_format import Names, merge_datasets, read_notes, write_dataset, write_notes
+from emu_embodied.data.lerobot_format import Names, read_notes
 from emu_embodied.errors import DatasetError
+from emu_embodied.rollouts.parts import STATISTICS, Part, check_settings, join_parts, locked, split, write_part
 from emu_embodied.types import ACTION, OBS_ENVIRONMENT_STATE, OBS_STATE, Episode
 
 EPISODES_PER_PART = 25
 STALL_SECONDS = 120.0  # a worker that finishes no episode for so long, and 2 s per step, is stuck
 MOVED_CM = 0.1  # a cube that goes further than this in one model step was pushed
-CONFIG, STATISTICS = Path("config.json"), Path("meta", "part.json")
 PACKAGES = ("emu-embodied", "lerobot", "mujoco", "gymnasium", "numpy")
 
 
@@ -80,19 +78,6 @@ class CollectSummary:
     recorded: int = 0
 
 
-@dataclass(frozen=True)
-class _Part:
-    """`count` episodes from episode `first` on: the unit of work, and of what a crash can lose."""
-
-    index: int
-    first: int
-    count: int
-
-    @property
-    def name(self) -> str:
-        return f"part-{self.index:05d}"
-
-
 def collect(
     env_id: str,
     env_options: Mapping[str, Any],
@@ -128,13 +113,12 @@ def collect(
         raise DatasetError("workers", workers, "give a whole number of at least 1")
     root = Path(root).absolute()
     folder = root.with_name(root.name + ".parts")
-    with _locked(folder):
-        _check_settings(settings, root, folder)
+    with locked(folder):
+        check_settings(asdict(settings), root, folder)
         if (root / SIDECAR).is_file() and (before := read_summary(root)).complete:
             shutil.rmtree(folder, ignore_errors=True)
             return before
-        firsts = range(0, episodes, EPISODES_PER_PART)
-        parts = [_Part(i, first, min(EPISODES_PER_PART, episodes - first)) for i, first in enumerate(firsts)]
+        parts = split(episodes, EPISODES_PER_PART)
         missing = [part for part in parts if not (folder / part.name).is_dir()]
         there = episodes - sum(part.count for part in missing)
         try:
@@ -160,56 +144,7 @@ def read_summary(root: str | Path) -> CollectSummary:
         raise DatasetError(str(root), str(error), "give the root of a dataset that `collect` made") from error
 
 
-# Folders
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keeps a second collector away, and clears away what a killed one left half-written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / "lock", "w")
-    except OSError as error:
-        raise DatasetError("root", str(folder), f"{error.strerror}; choose a folder that can be written") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise DatasetError("root", str(folder), "another collector is at work there; choose another root") from None
-        for litter in folder.glob("*.partial"):
-            shutil.rmtree(litter, ignore_errors=True)
-        try:
-            yield
-        finally:
-            if not any(folder.glob("part-?????")):
-                shutil.rmtree(folder, ignore_errors=True)
-
-
-def _check_settings(settings: CollectSettings, root: Path, folder: Path) -> None:
-    """Compares with what was begun here before; a first call leaves its settings for the next."""
-    previous = root.with_name(f".{root.name}.previous")
-    if previous.is_dir():  # a crash in the middle of `_swap`
-        shutil.rmtree(previous) if root.exists() else previous.rename(root)
-    if root.exists() and not (root / SIDECAR).is_file() and (not root.is_dir() or any(root.iterdir())):
-        raise DatasetError("root", str(root), "something else is there; choose another root")
-    now = _flat(asdict(settings))
-    for path, key in ((folder / CONFIG, None), (root / SIDECAR, "settings")):
-        if path.is_file():
-            then = read_notes(path)
-            then = _flat(then[key] if key else then)
-            for name in sorted(now.keys() | then.keys()):
-                if now.get(name) != then.get(name):
-                    remedy = f"{root} was begun with {then.get(name)!r}; give the same, or another root"
-                    raise DatasetError(name, now.get(name), remedy)
-    write_notes(folder / CONFIG, asdict(settings))
-
-
-def _flat(settings: dict[str, Any]) -> dict[str, Any]:
-    options = {f"env_options.{name}": value for name, value in settings["env_options"].items()}
-    return {name: value for name, value in settings.items() if name != "env_options"} | options
-
-
-def _join(settings: CollectSettings, parts: list[_Part], folder: Path, root: Path) -> CollectSummary | None:
+def _join(settings: CollectSettings, parts: list[Part], folder: Path, root: Path) -> CollectSummary | None:
     """Joins the finished parts at `root`, replacing what was joined there before; None where no part is finished."""
     done = [part for part in parts if (folder / part.name).is_dir()]
     if not done:
@@ -225,42 +160,9 @@ def _join(settings: CollectSettings, parts: list[_Part], folder: Path, root: Pat
         totals["successes"] / totals["episodes"],
         len(done) == len(parts),
     )
-    partial = root.with_name(f".{root.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        merge_datasets([folder / part.name for part in done], partial)
-        document = {
-            "settings": asdict(settings),
-            "summary": asdict(summary),
-            "versions": {name: metadata.version(name) for name in PACKAGES},
-            "first_episodes": [[part.first, part.count] for part in done],  # seeds: settings.seed + these
-        }
-        write_notes(partial / SIDECAR, document)
-        _sync(partial)
-        _swap(partial, root)
-    except OSError as error:
-        raise DatasetError(str(root), str(error), "free space and call again; the parts are kept") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    notes = {"settings": asdict(settings), "summary": asdict(summary)}
+    join_parts(done, folder, root, notes, PACKAGES)
     return summary
-
-
-def _swap(partial: Path, root: Path) -> None:
-    previous = root.with_name(f".{root.name}.previous")
-    if root.exists():
-        root.rename(previous)
-    partial.rename(root)
-    shutil.rmtree(previous, ignore_errors=True)
-
-
-def _sync(folder: Path) -> None:
-    """Makes sure that a folder's files are on the disk before it is renamed."""
-    for path in (*folder.rglob("*"), folder):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 # The parent: hands out parts, listens, and ends its workers
@@ -283,7 +185,7 @@ class _Worker:
         self.first = settings.seed
         self.seed, self.heard, self.patience = settings.seed, time.monotonic(), STALL_SECONDS + 2.0 * settings.steps
 
-    def give(self, part: _Part | None) -> None:
+    def give(self, part: Part | None) -> None:
         """Sends the next part, or None to end."""
         if part is not None:
             self.seed = self.first + part.first
@@ -325,7 +227,7 @@ class _Worker:
 
 
 def _record(
-    settings: CollectSettings, missing: list[_Part], folder: Path, workers: int, advance: Callable[[int], None]
+    settings: CollectSettings, missing: list[Part], folder: Path, workers: int, advance: Callable[[int], None]
 ) -> None:
     """Has the parts recorded; whatever happens, no worker outlives this call."""
     pending = deque(missing)
@@ -393,7 +295,7 @@ def _end_with_parent() -> None:
 
 
 def _record_part(
-    env: Any, part: _Part, settings: CollectSettings, names: Names, folder: Path, tell: Callable[[tuple], None]
+    env: Any, part: Part, settings: CollectSettings, names: Names, folder: Path, tell: Callable[[tuple], None]
 ) -> None:
     """Writes one part; its folder gets its name only when all of it is on the disk."""
     from emu_embodied.rollouts.episodes import collect_episode
@@ -411,11 +313,7 @@ def _record_part(
             yield episode
             tell(("recorded", 1))
 
-    partial = folder / f"{part.name}.{os.getpid()}.partial"
-    write_dataset(partial, episodes(), names, env.unwrapped.metadata["render_fps"])
-    write_notes(partial / STATISTICS, totals)
-    _sync(partial)
-    partial.rename(folder / part.name)
+    write_part(part, folder, episodes(), names, env.unwrapped.metadata["render_fps"], totals)
 
 
 def moving_steps(states: np.ndarray, names: tuple[str, ...]) -> int:

@@ -1,0 +1,154 @@
+"""Datasets recorded in parts: a crash loses the parts in flight, and a second call goes on. Knows not what they show."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from emu_embodied.data.lerobot_files import SIDECAR
+from emu_embodied.data.lerobot_format import Names, merge_datasets, read_notes, write_dataset, write_notes
+from emu_embodied.errors import DatasetError
+from emu_embodied.types import Episode
+
+CONFIG, STATISTICS = Path("config.json"), Path("meta", "part.json")
+
+
+@dataclass(frozen=True)
+class Part:
+    """`count` episodes from episode `first` on: the unit of work, and of what a crash can lose."""
+
+    index: int
+    first: int
+    count: int
+
+    @property
+    def name(self) -> str:
+        return f"part-{self.index:05d}"
+
+
+def split(episodes: int, per_part: int) -> list[Part]:
+    """All the parts of so many episodes."""
+    return [Part(i, first, min(per_part, episodes - first)) for i, first in enumerate(range(0, episodes, per_part))]
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps a second collector away, and clears away what a killed one left half-written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / "lock", "w")
+    except OSError as error:
+        raise DatasetError("root", str(folder), f"{error.strerror}; choose a folder that can be written") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise DatasetError("root", str(folder), "another collector is at work there; choose another root") from None
+        for litter in folder.glob("*.partial"):
+            shutil.rmtree(litter, ignore_errors=True)
+        try:
+            yield
+        finally:
+            if not any(folder.glob("part-?????")):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_settings(settings: dict[str, Any], root: Path, folder: Path) -> None:
+    """Compares with what was begun here before; a first call leaves its settings for the next.
+
+    Raises:
+        DatasetError: other settings, named, or something else at `root`.
+    """
+    previous = root.with_name(f".{root.name}.previous")
+    if previous.is_dir():  # a crash in the middle of `_swap`
+        shutil.rmtree(previous) if root.exists() else previous.rename(root)
+    if root.exists() and not (root / SIDECAR).is_file() and (not root.is_dir() or any(root.iterdir())):
+        raise DatasetError("root", str(root), "something else is there; choose another root")
+    now = _flat(settings)
+    for path, key in ((folder / CONFIG, None), (root / SIDECAR, "settings")):
+        if path.is_file():
+            then = read_notes(path)
+            then = _flat(then.get(key, {}) if key else then)
+            for name in sorted(now.keys() | then.keys()):
+                if now.get(name) != then.get(name):
+                    remedy = f"{root} was begun with {then.get(name)!r}; give the same, or another root"
+                    raise DatasetError(name, now.get(name), remedy)
+    write_notes(folder / CONFIG, settings)
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    options = {f"env_options.{name}": value for name, value in settings.get("env_options", {}).items()}
+    return {name: value for name, value in settings.items() if name != "env_options"} | options
+
+
+def write_part(
+    part: Part, folder: Path, episodes: Iterable[Episode], names: Names, fps: int, statistics: dict[str, Any]
+) -> None:
+    """Writes one part; its folder gets its name only when all of it is on the disk.
+
+    Args:
+        part, folder: which, and where the parts are.
+        episodes, names, fps: see `write_dataset`.
+        statistics: what is noted of it; read after the episodes, which may fill it in.
+    """
+    partial = folder / f"{part.name}.{os.getpid()}.partial"
+    write_dataset(partial, episodes, names, fps)
+    write_notes(partial / STATISTICS, statistics)
+    _sync(partial)
+    partial.rename(folder / part.name)
+
+
+def join_parts(done: Sequence[Part], folder: Path, root: Path, notes: dict[str, Any], packages: Sequence[str]) -> None:
+    """Joins finished parts at `root`, replacing what was joined there before.
+
+    Args:
+        done: the parts, in order.
+        folder: where they are.
+        root: the dataset's folder.
+        notes: for its `meta/emu_embodied.json`, to which versions and the parts' first episodes are added.
+        packages: whose versions.
+
+    Raises:
+        DatasetError: a damaged part, or a disk that does not take it.
+    """
+    partial = root.with_name(f".{root.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        merge_datasets([folder / part.name for part in done], partial)
+        document = {
+            **notes,
+            "versions": {name: metadata.version(name) for name in packages},
+            "first_episodes": [[part.first, part.count] for part in done],  # seeds: settings.seed + these
+        }
+        write_notes(partial / SIDECAR, document)
+        _sync(partial)
+        _swap(partial, root)
+    except OSError as error:
+        raise DatasetError(str(root), str(error), "free space and call again; the parts are kept") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _swap(partial: Path, root: Path) -> None:
+    previous = root.with_name(f".{root.name}.previous")
+    if root.exists():
+        root.rename(previous)
+    partial.rename(root)
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    """Makes sure that a folder's files are on the disk before it is renamed."""
+    for path in (*folder.rglob("*"), folder):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
