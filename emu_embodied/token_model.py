@@ -10,6 +10,7 @@ between structure that is always known.
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -145,7 +146,8 @@ class StateHeads(nn.Module):
         d, objects = config.transformer.hidden_size, len(config.objects)
         self.objects = objects
         self.heat = nn.Linear(d, objects + 1)
-        self.offset = nn.Linear(d, 2 * objects) if objects else nn.utils.skip_init(nn.Linear, d, 0)  # else it warns
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # of a layer for no objects at all
+            self.offset = nn.Linear(d, 2 * objects)
         self.presence = nn.Linear(d, 1)
         self.value = nn.Sequential(
             nn.Linear(2 * d + 3 * objects, d), nn.SiLU(), nn.Linear(d, d), nn.SiLU(), nn.Linear(d, 2)

@@ -28,7 +28,7 @@ Names = Mapping[str, Sequence[str]]  # OBS_STATE, OBS_ENVIRONMENT_STATE and ACTI
 
 
 def dataset_features(episode: Episode, names: Names) -> dict[str, dict[str, Any]]:
-    """The columns of a dataset of such episodes, in LeRobot's words.
+    """The columns of a dataset of such episodes, in LeRobot's words; vectors without elements have none.
 
     Raises:
         DatasetError: a vector's length differs from the number of its names.
@@ -40,7 +40,8 @@ def dataset_features(episode: Episode, names: Names) -> dict[str, dict[str, Any]
     for key, values in vectors.items():
         if values.shape[1] != len(names[key]):
             raise DatasetError(key, f"{values.shape[1]} numbers", f"give as many names, not {len(names[key])}")
-        features[key] = {"dtype": "float32", "shape": values.shape[1:], "names": list(names[key])}
+        if values.shape[1]:  # LeRobot has no empty columns
+            features[key] = {"dtype": "float32", "shape": values.shape[1:], "names": list(names[key])}
     features[REWARD] = {"dtype": "float32", "shape": (1,), "names": None}
     features[SUCCESS] = {"dtype": "bool", "shape": (1,), "names": None}
     return features
@@ -55,10 +56,10 @@ def episode_rows(episode: Episode) -> Iterable[dict[str, Any]]:
     last = len(episode.actions)
     for t in range(last + 1):
         done = t == last
+        vectors = {OBS_STATE: episode.agent_pos[t], OBS_ENVIRONMENT_STATE: episode.states[t]}
         yield {
             OBS_IMAGE: episode.pixels[t],
-            OBS_STATE: np.asarray(episode.agent_pos[t], np.float32),
-            OBS_ENVIRONMENT_STATE: np.asarray(episode.states[t], np.float32),
+            **{key: np.asarray(values, np.float32) for key, values in vectors.items() if len(values)},
             ACTION: np.zeros(episode.actions.shape[1], np.float32) if done else np.float32(episode.actions[t]),
             REWARD: np.float32([0.0 if done else episode.rewards[t]]),
             SUCCESS: np.array([bool(episode.successes[min(t, last - 1)])]),

@@ -1,0 +1,52 @@
+"""Writes a world model's dreams as a LeRobot dataset, which LeRobot's own policies train on.
+
+Interrupted or killed, it goes on where it stopped when it is called again with the same settings.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from emu_embodied.errors import ConfigError
+
+
+def run(config: DictConfig) -> None:
+    """Dreams, and prints what the dataset holds.
+
+    Raises:
+        ConfigError: a number below its least.
+        CheckpointError: the checkpoint is missing or damaged.
+        DatasetError, InputError: see `emu_embodied.rollouts.imagine.imagine`.
+    """
+    from emu_embodied.checkpoint import fingerprint
+    from emu_embodied.data.frame_cache import frames_for
+    from emu_embodied.data.reader import ReadOptions
+    from emu_embodied.loading import checkpoint_path, load
+    from emu_embodied.rollouts.imagine import ImagineSettings, imagine
+
+    decoding = {"passes": config.passes, "temperature": config.temperature}
+    settings = ImagineSettings(
+        str(config.checkpoint),
+        fingerprint(checkpoint_path(config.checkpoint)),
+        config.episodes,
+        config.steps,
+        config.policy,
+        config.seed,
+        config.starts or "",
+        decoding | {"engine": config.engine},
+    )
+    if config.camera is not None and not isinstance(config.camera, str):
+        raise ConfigError("camera", config.camera, "give one camera's name")
+    model = load(config.checkpoint, engine=config.engine, **decoding)
+    options = ReadOptions(camera=(config.camera,) if config.camera else (), image_size=model.image_size)
+    starts = frames_for(config.starts, options) if config.starts else None
+    out = Path(config.out)
+    summary = imagine(model, settings, out, starts, lambda line: print(line, flush=True))
+    if summary.recorded == 0:
+        print(f"imagine: {out} was complete already")
+    print(
+        f"imagine: {out} holds {summary.episodes} dreams, {summary.frames} frames; "
+        f"the model believes {summary.success:.0%} of them to succeed"
+    )
