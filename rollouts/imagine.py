@@ -164,11 +164,10 @@ def dream_episodes(
     for _ in range(settings.steps):
         actions = np.stack([actor.act(*belief) for actor, *belief in zip(actors, *beliefs, strict=True)])
         done = dreams.step(actions)
-        beliefs = tuple(
-            np.stack([list(info[name].values()) for info in done.infos]).reshape(part.count, len(model.objects), *shape)
-            for name, shape in (("positions", (2,)), ("presence", ()))
+        beliefs = (
+            np.array([list(info["positions"].values()) for info in done.infos]).reshape(part.count, -1, 2),
+            np.array([list(info["presence"].values()) for info in done.infos]) > 0.5,
         )
-        beliefs = beliefs[0], beliefs[1] > 0.5
         frames.append(dreams.observations)
         states.append(_state(*beliefs))
         for name, values in (("actions", actions), ("rewards", done.rewards), ("successes", done.successes)):

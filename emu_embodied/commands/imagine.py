@@ -20,28 +20,32 @@ def run(config: DictConfig) -> None:
         CheckpointError: the checkpoint is missing or damaged.
         DatasetError, InputError: see `emu_embodied.rollouts.imagine.imagine`.
     """
-    from emu_embodied.checkpoint import fingerprint
-    from emu_embodied.data.frame_cache import frames_for
+    from emu_embodied import checkpoint
+    from emu_embodied.data.frame_cache import fingerprint, frames_for
+    from emu_embodied.data.lerobot_files import dataset_folder
     from emu_embodied.data.reader import ReadOptions
     from emu_embodied.loading import checkpoint_path, load
     from emu_embodied.rollouts.imagine import ImagineSettings, imagine
 
+    if config.camera is not None and not isinstance(config.camera, str):
+        raise ConfigError("camera", config.camera, "give one camera's name")
     decoding = {"passes": config.passes, "temperature": config.temperature}
+    model = load(config.checkpoint, engine=config.engine, **decoding)
+    starts = None
+    if config.starts is not None:
+        starts = dataset_folder(config.starts)
+        options = ReadOptions(camera=(config.camera,) if config.camera else (), image_size=model.image_size)
     settings = ImagineSettings(
         str(config.checkpoint),
-        fingerprint(checkpoint_path(config.checkpoint)),
+        checkpoint.fingerprint(checkpoint_path(config.checkpoint)),
         config.episodes,
         config.steps,
         config.policy,
         config.seed,
-        config.starts or "",
+        "" if starts is None else f"{config.starts} {fingerprint(starts, options)[:12]}",
         decoding | {"engine": config.engine},
     )
-    if config.camera is not None and not isinstance(config.camera, str):
-        raise ConfigError("camera", config.camera, "give one camera's name")
-    model = load(config.checkpoint, engine=config.engine, **decoding)
-    options = ReadOptions(camera=(config.camera,) if config.camera else (), image_size=model.image_size)
-    starts = frames_for(config.starts, options) if config.starts else None
+    starts = None if starts is None else frames_for(starts, options)
     out = Path(config.out)
     summary = imagine(model, settings, out, starts, lambda line: print(line, flush=True))
     if summary.recorded == 0:

@@ -112,7 +112,7 @@ def settle(root: Path, info: Mapping[str, Any], options: ReadOptions) -> ReadOpt
     square = (options.image_size, options.image_size, 3) == tuple(features[camera[0]]["shape"]) and len(camera) == 1
     return replace(
         options,
-        camera=() if camera == (OBS_IMAGE,) else camera,
+        camera=() if camera == tuple(_cameras(features)) else camera,
         action_keys=() if list(options.action_keys) == names else options.action_keys,
         image_size=None if square else options.image_size,
         fps=None if options.fps == info["fps"] else options.fps,
@@ -122,8 +122,12 @@ def settle(root: Path, info: Mapping[str, Any], options: ReadOptions) -> ReadOpt
     )
 
 
+def _cameras(features: Mapping[str, Any]) -> list[str]:
+    return [key for key, value in features.items() if value["dtype"] in ("image", "video")]
+
+
 def _choose_cameras(root: Path, features: Mapping[str, Any], wanted: Sequence[str]) -> tuple[str, ...]:
-    cameras = [key for key, value in features.items() if value["dtype"] in ("image", "video")]
+    cameras = _cameras(features)
     if not wanted and len(cameras) != 1:
         found = f"none ({OBS_IMAGE})" if not cameras else f"{len(cameras)} of them"
         raise DatasetError(f"{root}: camera", found, f"name one of {cameras}" if cameras else "a camera is needed")
@@ -145,7 +149,7 @@ class _Reading:
     def __init__(self, root: Path, info: dict[str, Any], options: ReadOptions) -> None:
         self.root, self.info, self.options, self.ours = root, info, options, is_ours(root)
         self.features = info["features"]
-        self.cameras = options.camera or (OBS_IMAGE,)
+        self.cameras = _choose_cameras(root, self.features, options.camera)
         self.videos = tuple(key for key in self.cameras if self.features[key]["dtype"] == "video")
         self.ratio = info["fps"] / options.fps if options.fps else 1.0
         size = options.image_size
