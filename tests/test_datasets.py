@@ -275,6 +275,35 @@ def test_an_episode_with_lost_rows_is_left_out(arms, tmp_path):
     assert [(fault.episode, fault.reason) for fault in cache.dropped] == [(1, "incomplete")]
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"total_frames": 10**15},
+        {"total_frames": -1},
+        {"total_episodes": "3"},
+        {"fps": 0},
+        {"features": {"action": {"dtype": "float32", "shape": [7]}, "../../x": {"dtype": "video", "shape": [2, 2, 3]}}},
+        {"features": {"action": {"dtype": "float32"}}},
+        {"features": []},
+    ],
+)
+def test_a_hostile_description_is_refused(images, tmp_path, change: dict):
+    root = copied(images, tmp_path)
+    change_info(root, **change)
+    with pytest.raises(DatasetError, match=str(root)):
+        build_frame_cache(root)
+
+
+def test_actions_of_another_size_than_described_are_named(images, tmp_path):
+    root = copied(images, tmp_path)
+    path = sorted((root / "data").rglob("*.parquet"))[2]
+    table = parquet.read_table(path)
+    rows = [row[:5] for row in table.column("action").to_pylist()]
+    parquet.write_table(table.set_column(table.schema.get_field_index("action"), "action", [rows]), path)
+    (fault,) = build_frame_cache(root).dropped
+    assert fault.episode == 2 and "file-002.parquet: action" in fault.key and "5 numbers" in fault.detail
+
+
 # Mixing
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from emu_embodied.errors import DatasetError
+
 THREADS = 2
 AT_ONCE = 128  # video frames that are held decoded in their own size
 
@@ -69,14 +71,20 @@ def decode_video(path: Path, seconds: np.ndarray, tolerance: float, into: np.nda
 
     Returns:
         What was wrong; empty where nothing was.
+
+    Raises:
+        DatasetError: LeRobot is not installed.
     """
-    from lerobot.datasets.video_utils import decode_video_frames
+    try:
+        from lerobot.datasets.video_utils import decode_video_frames
+    except ImportError as error:
+        raise DatasetError(str(path), str(error), "install LeRobot to read videos, or give a frame cache") from error
 
     for at in range(0, len(seconds), AT_ONCE):
         part = seconds[at : at + AT_ONCE].tolist()
         try:
             frames = decode_video_frames(path, part, tolerance, backend="pyav", return_uint8=True)
-        except (ValueError, OSError, IndexError, RuntimeError) as error:  # PyAV's are among them
+        except Exception as error:  # LeRobot and PyAV raise many kinds
             return " ".join(str(error).partition("\n")[0].split()) or repr(error)
         for frame, row in zip(frames.permute(0, 2, 3, 1).numpy(), into[at : at + AT_ONCE], strict=True):
             letterbox(frame, row)

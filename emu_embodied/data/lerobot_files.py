@@ -15,6 +15,7 @@ from emu_embodied.types import ACTION
 
 TASKS = Path("meta", "tasks.parquet")
 SIDECAR = Path("meta", "emu_embodied.json")  # what we note about a dataset that we wrote
+_PLAIN = re.compile(r"(?!.*\.\.)[\w. -]+")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -47,8 +48,16 @@ def read_info(root: Path) -> dict[str, Any]:
         raise DatasetError(str(root), "no such folder", "record one with `emu-embodied collect`, or check the path")
     try:
         info = read_json(root / "meta" / "info.json")
-        info["features"][ACTION], info["total_frames"], info["total_episodes"], info["fps"]  # noqa: B018  are they there?
-    except (CheckpointError, KeyError, TypeError) as error:
+        for key, feature in info["features"].items():
+            if not isinstance(feature["dtype"], str) or any(type(n) is not int or n < 1 for n in feature["shape"]):
+                raise ValueError(f"a strange {key}")
+            if not _PLAIN.fullmatch(key):  # it becomes a folder's name
+                raise ValueError(f"{key!r} is no name of a column")
+        info["features"][ACTION]  # noqa: B018  is it there?
+        for key in ("total_frames", "total_episodes", "fps"):
+            if not info[key] > 0 or (key != "fps" and type(info[key]) is not int):
+                raise ValueError(f"{key} is {info[key]}")
+    except (CheckpointError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise DatasetError(str(root), f"{type(error).__name__}: {error}", "expected a LeRobotDataset v3") from error
     return info
 

@@ -169,11 +169,16 @@ class _Reading:
         pictures = [key for key in self.cameras if key not in self.videos]
         total = self.info["total_frames"]
         room = total if self.ratio == 1 else math.ceil(total / self.ratio) + self.info["total_episodes"]
-        frames, tables, at = np.zeros((room, *self.shape), np.uint8), [], 0
+        try:
+            frames = np.zeros((room, *self.shape), np.uint8)
+        except (MemoryError, ValueError) as error:
+            remedy = "the memory does not hold it: give a smaller image_size or fps, or split the dataset"
+            raise DatasetError(str(self.root), f"{room} frames of shape {self.shape}", remedy) from error
+        tables, at = [], 0
         for path in data_files(self.root):
             for piece in read_pieces(path, columns, pictures):
-                if isinstance(piece, DatasetError):
-                    self.damages.append(piece)
+                if fault := piece if isinstance(piece, DatasetError) else self.check_sizes(path, piece):
+                    self.damages.append(fault)
                     continue
                 kept = np.flatnonzero(is_sampled(piece["frame_index"], self.ratio))
                 if at + len(kept) > room:
@@ -192,6 +197,16 @@ class _Reading:
             error = self.damages[0]
             raise DatasetError(error.field, error.value, error.remedy)
         return frames[:at], {name: np.concatenate([table[name] for table in tables]) for name in columns}
+
+    def check_sizes(self, path: Path, piece: dict[str, Any]) -> DatasetError | None:
+        """What is wrong where a vector has not the size that info.json tells."""
+        for key in self.vectors:
+            found, told = piece[key].size // max(1, len(piece[key])), math.prod(self.features[key]["shape"])
+            if found != told and len(piece[key]):
+                return DatasetError(
+                    f"{path}: {key}", f"{found} numbers", f"info.json tells of {told}; restore the file"
+                )
+        return None
 
     def check_rows(self, rows: dict[str, np.ndarray]) -> np.ndarray:
         """Where episodes start among all rows, (n + 1,); missing, incomplete and infinite ones are noted."""
@@ -235,7 +250,7 @@ class _Reading:
                     self.lose(episode, camera, "unreadable", "not in meta/episodes")
                     continue
                 chunk, file, since = where[episode].values()
-                path = self.info["video_path"].format(video_key=camera, chunk_index=chunk, file_index=file)
+                path = Path("videos", camera, f"chunk-{chunk:03d}", f"file-{file:03d}.mp4")
                 part = slice(*np.searchsorted(kept, [a, b]))
                 moments = since + rows["timestamp"][kept[part]].astype(np.float64)
                 into = frames[part][:, *self.tiles[camera]]
