@@ -411,3 +411,23 @@ def test_a_dataset_of_others_trains_a_model_that_dreams(arms, spoilt, tmp_path, 
     assert observation["pixels"].shape == (2, 64, 64, 3) and observation["agent_pos"].shape == (2, 0)
     assert env.step(env.action_space.sample())[0]["pixels"].shape == (2, 64, 64, 3)
     assert main([*words, "camera=left"]) == 2 and "choose among" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("word", "field"),
+    [
+        ("data_weights=3", "data_weights: 3"),
+        ("data_weights=[a]", "data_weights"),
+        ("data=7", "data: 7"),
+        ("data=[]", "data: no dataset"),
+        ("camera=[top,top]", "camera"),
+        ("fps=fast", "fps: fast"),
+        ("skipped_actions=sum", "skipped_actions: sum"),
+        ("action_range=mean", "action_range: mean"),
+        ("data=someone/nothing", "the hub did not give it"),
+    ],
+)
+def test_bad_words_are_refused(arms, word: str, field: str, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "preset=tiny", f"data={arms['image']}", "camera=top", word]) == 2
+    assert field in capsys.readouterr().err and not list(tmp_path.iterdir())

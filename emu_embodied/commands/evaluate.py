@@ -25,7 +25,7 @@ def run(config: DictConfig) -> None:
     """Prints the table, and writes it as JSON and Markdown with pictures of the worst windows.
 
     Raises:
-        ConfigError: a number below its least.
+        ConfigError: a number below its least, or a model that knows no objects.
         CheckpointError: the checkpoint is missing or damaged.
     """
     from emu_embodied.checkpoint import add_card
@@ -38,6 +38,8 @@ def run(config: DictConfig) -> None:
         if config[name] < least:
             raise ConfigError(name, config[name], f"give a whole number of at least {least}")
     model = load(config.checkpoint, passes=config.passes, engine=config.engine)
+    if not model.objects:
+        raise ConfigError("checkpoint", str(config.checkpoint), "it knows no objects, and the table is about objects")
     options, began = OmegaConf.to_container(config.env.options), time.monotonic()
     print(f"evaluate: {config.episodes} held-out episodes", flush=True)
     folder = Path(config.out)

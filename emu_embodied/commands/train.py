@@ -212,8 +212,10 @@ def _frames(config: DictConfig, image_size: int):
     if config.frames is not None:
         return load_frame_cache(config.frames)
     if config.data is not None:
-        options = _read_options(config, image_size)
-        return mix({name: frames_for(name, options) for name in _texts(config, "data")}, config.data_weights)
+        options, weights = _read_options(config, image_size), OmegaConf.to_container(config)["data_weights"]
+        if not isinstance(weights, list | None):
+            raise ConfigError("data_weights", weights, "give a list, one number for each dataset")
+        return mix({name: frames_for(name, options) for name in _texts(config, "data")}, weights)
     from emu_embodied.rollouts.collect import collect
 
     wanted, root = config.recipe.collect, Path(config.out) / "dataset"

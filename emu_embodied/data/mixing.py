@@ -28,7 +28,8 @@ def mix(caches: Mapping[str, FrameCache], weights: Sequence[float] | None = None
     if not parts:
         raise DatasetError("data", "no dataset", "give at least one")
     weights = [len(part) for part in parts] if weights is None else list(weights)
-    if len(weights) != len(parts) or not all(np.isfinite(w) and w > 0 for w in weights):
+    fit = all(isinstance(w, int | float) and np.isfinite(w) and w > 0 for w in weights)
+    if len(weights) != len(parts) or not fit:
         raise DatasetError("data_weights", weights, f"give {len(parts)} positive numbers, one for each of {names}")
     if len(parts) == 1:
         return parts[0]

@@ -59,7 +59,7 @@ class ReadOptions:
                 raise DatasetError(name, getattr(self, name), f"choose one of {choices}")
         for name in ("image_size", "fps"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
+            if value is not None and not (isinstance(value, int | float) and 0 < value < math.inf):
                 raise DatasetError(name, value, "give a positive number, or none")
 
 
