@@ -431,3 +431,24 @@ def test_bad_words_are_refused(arms, word: str, field: str, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     assert main(["train", "preset=tiny", f"data={arms['image']}", "camera=top", word]) == 2
     assert field in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_nothing_is_learnt_of_labels_that_were_not_recorded(recorded: bool):
+    from test_training import frames
+    from tiny import tiny_world_model
+
+    from emu_embodied.training.objectives import TrajectoryConfig, TrajectoryObjective
+
+    cache, world_model = frames(), tiny_world_model()
+    names = [f"{name}.{part}" for name in world_model.objects for part in ("x", "y", "yaw", "present")]
+    states = np.pad(cache.states, ((0, 0), (0, len(names) - cache.states.shape[1]))) * recorded
+    known = np.full((cache.episodes, 3), recorded)
+    cache = replace(cache, states=states, names={**cache.names, "state": names}, known=known)
+    codes, text = world_model.tokenizer.encode(torch.from_numpy(cache.pixels)), torch.zeros(8, 16, dtype=torch.int64)
+    sampler = WindowSampler(cache, codes, text, world_model.objects, seed=0)
+    places, model = world_model.tokenizer.places(), world_model.model.requires_grad_(True).train()
+    TrajectoryObjective(sampler, TrajectoryConfig(batch=4), 10, places)(model, 5)[0].backward()
+    learnt = [p.grad is not None and bool(p.grad.any()) for p in model.heads.parameters()]
+    assert all(learnt) if recorded else not any(learnt)
+    assert model.transformer.lm_head.weight.grad.any()
