@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -120,6 +122,21 @@ def test_a_crash_in_a_part_leaves_the_finished_ones(model, starts, tmp_path, mon
         imagine(model, SETTINGS, tmp_path / "dreams", starts, str)
     assert not (tmp_path / "dreams").exists()
     assert imagine(model, SETTINGS, tmp_path / "dreams", starts, str).recorded == 3
+
+
+def test_killed_and_continued_it_is_the_same_dataset(model, whole, tmp_path):
+    save_checkpoint(tmp_path / "tiny", model.tokenizer, model.text, model.model, WORLD, {})
+    code = "import sys; from emu_embodied.commands import main; from emu_embodied.rollouts import imagine as m; "
+    code += "m.EPISODES_PER_PART = 2; sys.exit(main(sys.argv[1:]))"
+    words = ["imagine", f"checkpoint={tmp_path / 'tiny'}", "episodes=10", "steps=5", f"starts={whole}"]
+    command = [sys.executable, "-c", code, *words, f"out={tmp_path / 'dreams'}"]
+    killed = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    killed.stdout.readline()  # a part is finished
+    killed.kill()
+    killed.wait()
+    assert not (tmp_path / "dreams").exists() and any((tmp_path / "dreams.parts").glob("part-00000"))
+    assert main([*words, f"out={tmp_path / 'dreams'}"]) == 0 and main([*words, f"out={tmp_path / 'other'}"]) == 0
+    assert same(tmp_path / "dreams", tmp_path / "other")
 
 
 def test_what_does_not_fit_is_refused(model, starts, tmp_path):

@@ -1,5 +1,6 @@
-"""Trains a world model: collects data where there are none, then tokenizer, autoregressive, joint and rollout phases.
+"""Trains a world model: collects data where none are given, then tokenizer, autoregressive, joint and rollout phases.
 
+`data=` takes LeRobotDatasets of any camera and action; what is left out of them is listed, with reasons.
 Interrupted or killed, the same command continues. The checkpoint is written to OUT/checkpoint.
 """
 
