@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -29,17 +30,14 @@ SHAPES = {"nano, 16 windows of 3": (16, 3, 64), "nano, 16 of 5": (16, 5, 64), "b
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/data-cpu.json"))
-    parser.add_argument("--episodes", type=int, default=10)
+    parser.add_argument("--episodes", type=int, default=6)
     parser.add_argument("--length", type=int, default=50, help="frames of each episode")
     parser.add_argument("--image-size", type=int, default=64, help="of the cache")
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
     result = {"batches": time_batches(), "caches": time_caches(arguments)}
-    result |= {
-        "machine": machine(torch.device("cpu")),
-        "versions": versions(),
-        "settings": vars(arguments) | {"out": ""},
-    }
+    result |= {"machine": machine(torch.device("cpu")), "versions": versions(), "image_size": arguments.image_size}
+    result["load_average"] = os.getloadavg()[0]  # of the last minute: what else ran
     write_json(arguments.out, result)
     for name, row in result["batches"].items():
         print(f"batches, {name}: {row['frames_per_second']:.0f} frames/s")
