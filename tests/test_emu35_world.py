@@ -7,6 +7,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from foreign import JOINTS, TOP, WRIST, write_foreign
 from test_training import WORLD, frames
 from tiny_emu35_lm import write_released
 
@@ -162,6 +163,16 @@ def test_a_stopped_fine_tuning_goes_on_to_the_same_weights(released, data, tmp_p
     fine_tune(*job, report=lambda line: None)
     pieces, whole = (load_folder(tmp_path / name / "checkpoint")[0]["trained"] for name in ("pieces", "whole"))
     assert pieces.keys() == whole.keys() and all(pieces[name].equal(whole[name]) for name in whole)
+
+
+def test_any_lerobot_dataset_fine_tunes_it(released, tmp_path):
+    data = write_foreign(tmp_path / "arm", "image", cameras=(TOP, WRIST))
+    words = [f"from={released}", f"data={data}", "camera=wrist", f"out={tmp_path / 'run'}", "recipe.held_out=1"]
+    assert main(["train", *TRAIN, *words, "recipe.lora.rank=2", "recipe.trajectory_loop.steps=3"]) == 0
+    world = load(tmp_path / "run" / "checkpoint")
+    assert world.objects == () and world.action_dim == len(JOINTS)
+    rollout = world.rollout(world.encode([observation(0)]), np.zeros((1, 2, 2, len(JOINTS)), np.float32))
+    assert rollout.codes_BSTN.shape == (1, 2, 2, 16)
 
 
 def test_a_base_that_is_gone_or_another_is_refused(released, data, tmp_path):
