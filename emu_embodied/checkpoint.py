@@ -67,16 +67,8 @@ def save_checkpoint(
     save_folder(path, tensors, {"config": config, "text": {"tokenizer": text.to_json()}})
 
 
-def load_checkpoint(
-    path: Path, device: torch.device | str = "cpu"
-) -> tuple[FrameTokenizer, TextTokenizer, TokenModel, World, dict]:
+def load_checkpoint(path: Path) -> tuple[FrameTokenizer, TextTokenizer, TokenModel, World, dict]:
     """Reads a checkpoint that `save_checkpoint` wrote, after checking its sums; modules come in eval mode.
-
-    One that stands on released models (`emu35.checkpoint`) is put together with them.
-
-    Args:
-        path: its folder.
-        device: where released models go at once; others come on the CPU.
 
     Returns:
         frame tokenizer, text tokenizer, trajectory model, world, and the whole configuration.
@@ -89,9 +81,9 @@ def load_checkpoint(
     if config.get("format") != FORMAT or config.get("version") != 1:
         raise CheckpointError(f"{path}/config.json", config.get("format"), "expected a world model of version 1")
     if "base" in config:
-        from emu_embodied.emu35.checkpoint import read_adapted
-
-        return read_adapted(path, tensors.get("trained", {}), config, device=device)
+        raise CheckpointError(
+            str(path), "stands on a released model", "load it by its path, or train it with preset=emu3.5"
+        )
     try:
         tokenizer = FrameTokenizer(
             FrameTokenizerConfig(**{**config["tokenizer"], "levels": tuple(config["tokenizer"]["levels"])})

@@ -10,6 +10,7 @@ import torch
 
 from emu_embodied.checkpoint import fingerprint, load_checkpoint
 from emu_embodied.decoding.config import DecodingConfig
+from emu_embodied.emu35.checkpoint import is_adapted, load_adapted
 from emu_embodied.errors import CheckpointError, InputError
 from emu_embodied.protocols import StepEngine
 from emu_embodied.step import FrameStep
@@ -69,7 +70,8 @@ def load(
             raise InputError("option", name, f"choose among {known}")
     how = DecodingConfig(**decoding)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    tokenizer, text, model, world, _ = load_checkpoint(checkpoint_path(name_or_path), place)
+    path = checkpoint_path(name_or_path)
+    tokenizer, text, model, world, _ = load_adapted(path, device=place) if is_adapted(path) else load_checkpoint(path)
     model.to(place)
     job = (tokenizer.to(place), text, model, world)
     return TokenWorldModel(*job, decoding=how, engine=_engine(engine, model, precision), seed=seed)

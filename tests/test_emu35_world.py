@@ -15,6 +15,7 @@ from emu_embodied.checkpoint import load_checkpoint
 from emu_embodied.commands import main
 from emu_embodied.data.frame_cache import save_frame_cache
 from emu_embodied.emu35.adopt import AdoptionConfig, adopt
+from emu_embodied.emu35.checkpoint import Base, load_adapted
 from emu_embodied.emu35.loading import load as load_released
 from emu_embodied.emu35.lora import LoRAConfig, add_adapters, merge_adapters
 from emu_embodied.errors import CheckpointError, ConfigError, InputError
@@ -146,7 +147,6 @@ def test_a_stopped_fine_tuning_goes_on_to_the_same_weights(released, data, tmp_p
     from emu_embodied.commands._config import compose_config
     from emu_embodied.commands.train import make_fine_tuning
     from emu_embodied.data.frame_cache import load_frame_cache
-    from emu_embodied.emu35.checkpoint import Base
     from emu_embodied.training.released import fine_tune
 
     def stop(line: str) -> None:
@@ -240,5 +240,7 @@ def test_a_frame_size_that_the_tokenizer_cannot_take(released, size):
 
 
 def test_a_checkpoint_says_where_its_base_is(run, released):
-    *_, config = load_checkpoint(run / "checkpoint")
+    *_, config = load_adapted(run / "checkpoint")
     assert config["base"]["model"] == str(released) and len(config["base"]["fingerprint"]) == 16
+    with pytest.raises(CheckpointError, match="stands on a released model"):
+        load_checkpoint(run / "checkpoint")

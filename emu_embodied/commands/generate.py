@@ -31,7 +31,8 @@ def run(config: DictConfig) -> None:
     """
     import torch
 
-    from emu_embodied.emu35.loading import DIDA, load
+    from emu_embodied.emu35.checkpoint import is_adapted, load_adapted
+    from emu_embodied.emu35.loading import DIDA, Emu35, load
     from emu_embodied.emu35.prompts import build_prompt, check_parts, find_task
     from emu_embodied.emu35.results import Collector, write_result
     from emu_embodied.generation import GenerationConfig, generate
@@ -49,7 +50,12 @@ def run(config: DictConfig) -> None:
     folder = _folder(config.out)
 
     folders = [name and str(name) for name in (config.checkpoint, config.vision, config.text)]
-    loaded = load(*folders, **place, quantisation=config.quantisation)
+    if is_adapted(folders[0]):
+        best = "cuda" if torch.cuda.is_available() else "cpu"
+        frames, prompts, noisy, *_ = load_adapted(folders[0], place["dtype"], place["device"] or best)
+        loaded = Emu35(noisy.transformer, frames.ibq, prompts.text, noisy)
+    else:
+        loaded = load(*folders, **place, quantisation=config.quantisation)
     context = loaded.model.config.max_position_embeddings
     if config.passes is not None and loaded.noisy is None:
         raise CheckpointError(DIDA, "not in the checkpoint", "it draws token by token only: leave out passes")

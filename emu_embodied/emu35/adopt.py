@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from emu_embodied.checkpoint import World
-from emu_embodied.emu35.loading import Emu35
 from emu_embodied.errors import ConfigError, InputError
 from emu_embodied.token_model import TokenModel, TokenModelConfig
 from emu_embodied.tokenizers.ibq_frames import IBQFrames, IBQFramesConfig
+
+if TYPE_CHECKING:
+    from emu_embodied.emu35.loading import Emu35
 
 BEFORE = "<|extra_203|>You are a helpful assistant for vla task. USER: "
 AFTER = " ASSISTANT: <|extra_100|>"

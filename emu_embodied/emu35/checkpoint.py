@@ -16,7 +16,7 @@ from emu_embodied.emu35.language_model import open_language_model
 from emu_embodied.emu35.loading import load
 from emu_embodied.emu35.lora import LoRAConfig, add_adapters, merge_adapters
 from emu_embodied.errors import CheckpointError
-from emu_embodied.storage import save_folder
+from emu_embodied.storage import load_folder, read_json, save_folder
 from emu_embodied.token_model import TokenModel
 from emu_embodied.tokenizers.ibq_frames import IBQFrames
 
@@ -122,19 +122,28 @@ def save_adapted(
     save_folder(path, {"trained": state}, {"config": config}, max_shard_bytes=SHARD)
 
 
-def read_adapted(
-    path: Path, tensors: dict[str, torch.Tensor], config: dict, dtype: torch.dtype | None = None, device="cpu"
+def is_adapted(path: str | Path) -> bool:
+    """Whether a folder is a checkpoint of `save_adapted`; False too for one that is none at all."""
+    return "base" in read_json(Path(path, "config.json")) if Path(path, "manifest.json").is_file() else False
+
+
+def load_adapted(
+    path: str | Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
 ) -> tuple[IBQFrames, InstructionText, TokenModel, World, dict]:
-    """Puts a checkpoint of `save_adapted` together, with its adapters merged unless matrices are rounded; in eval mode.
+    """Reads a checkpoint of `save_adapted` and its base; adapters are merged unless matrices are rounded; in eval mode.
 
     Args:
-        path: for messages.
-        tensors, config: what its folder holds.
+        path: its folder.
         dtype, device: of the released models; by default float32 on the CPU and bfloat16 elsewhere.
 
+    Returns:
+        frame tokenizer, text, trajectory model, world, and the whole configuration.
+
     Raises:
-        CheckpointError: its base is missing or another, or its parts do not fit it.
+        CheckpointError: it is missing or damaged, its base is missing or another, or its parts do not fit it.
     """
+    folders, documents = load_folder(path)
+    tensors, config = folders.get("trained", {}), documents.get("config", {})
     try:
         base, world = Base(**config["base"]), World(**config["world"])
         adoption = AdoptionConfig(**config["adoption"])

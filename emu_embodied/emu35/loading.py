@@ -53,11 +53,10 @@ def load(
     device: str | torch.device | None = None,
     quantisation: str | None = None,
 ) -> Emu35:
-    """Loads the three parts of a released model, or of one that `train preset=emu3.5` has adapted.
+    """Loads the three parts of a released model.
 
     Args:
-        path: the language model's folder, or an adapted checkpoint's, which says itself where everything else is. In a language
-            model's, `dida.safetensors`, if there, holds `hidden_token` and `noised` (D,).
+        path: the language model's folder; `dida.safetensors` in it, if there, holds `hidden_token` and `noised` (D,).
         vision: the vision tokenizer's folder; by default the language model's.
         text: the text tokenizer's folder; by default the language model's.
         dtype: of the language model; by default bfloat16 on a GPU, else float32. The vision tokenizer has float32.
@@ -74,8 +73,6 @@ def load(
 
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
-    if Path(path, "manifest.json").is_file():
-        return _adapted(Path(path), dtype, device)
     tokenizer = load_text_tokenizer(path if text is None else text)
     images = load_vision_tokenizer(path if vision is None else vision, dtype=torch.float32, device=device)
     codes, known = images.config.n_embed, tokenizer.vocabulary.codebook_size
@@ -84,18 +81,6 @@ def load(
     model = load_language_model(path, dtype=dtype, device=device, quantisation=quantisation)
     _check_sizes(model.config.vocab_size, tokenizer)
     return Emu35(model, images, tokenizer, _load_dida(Path(path), model))
-
-
-def _adapted(path: Path, dtype: torch.dtype, device: torch.device) -> Emu35:
-    """An adapted checkpoint's parts, which draw images by DiDA."""
-    from emu_embodied.emu35.checkpoint import read_adapted
-    from emu_embodied.storage import load_folder
-
-    tensors, documents = load_folder(path)
-    if "base" not in documents.get("config", {}):
-        raise CheckpointError(str(path), "a world model of its own", "give a released model, or one adapted from one")
-    frames, text, model, *_ = read_adapted(path, tensors["trained"], documents["config"], dtype, device)
-    return Emu35(model.transformer, frames.ibq, text.text, model)
 
 
 def _check_sizes(size: int, tokenizer: Any) -> None:
