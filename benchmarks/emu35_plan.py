@@ -52,7 +52,7 @@ def sizes(config: TransformerConfig) -> dict:
         "operations_of_a_token": plan.pass_flops(config, 1, 1),
         "adapters_of_rank_16": plan.adapter_parameters(config, 16),
         "training_adapters_GB_2048_tokens": {
-            kind or "bf16": plan.training_bytes(config, 16, 2048, kind) / 1e9 for kind in BITS
+            kind or "bf16": plan.training_bytes(config, 16, 2048, kind) / 1e9 for kind in BITS if kind != "int4"
         },
         "training_all_GB_2048_tokens": plan.training_bytes(config, 0, 2048) / 1e9,
     }

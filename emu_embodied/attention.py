@@ -13,7 +13,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from emu_embodied.errors import InputError
 
 
-def rotary_tables(positions: torch.Tensor, head_dim: int, theta: float) -> tuple[torch.Tensor, torch.Tensor]:
+def rotary_tables(positions: torch.Tensor, head_dim: int, theta: float | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """cos and sin tables (..., L, head_dim) float32 for positions (..., L); rotate-half layout as in Emu3.5."""
     frequencies = theta ** (-torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim)
     angles = positions.float()[..., None] * frequencies

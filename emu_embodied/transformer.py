@@ -191,7 +191,7 @@ class Transformer(nn.Module):
         if c.rope_scaling == "linear":
             positions = positions / c.rope_factor
         elif c.rope_scaling == "dynamic":
-            theta = theta * _stretch(int(positions.max()) + 1, c)
+            theta = theta * _stretch(positions.max() + 1, c)
         cos, sin = rotary_tables(positions, c.head_dim, theta)
         return (cos[:, None], sin[:, None]) if positions.ndim == 2 else (cos, sin)
 
@@ -202,9 +202,7 @@ class Transformer(nn.Module):
         return KVCache(c.num_hidden_layers, batch, self.key_value_heads, c.head_dim, capacity, pinned, like)
 
 
-def _stretch(length: int, config: TransformerConfig) -> float:
-    """By how much theta grows for a sequence of `length` tokens."""
+def _stretch(length: torch.Tensor, config: TransformerConfig) -> torch.Tensor:
+    """By how much theta grows for a sequence of `length` () tokens, on the length's device, so that nobody waits for it."""
     longest, factor, size = config.max_position_embeddings, config.rope_factor, config.head_dim
-    if length <= longest:
-        return 1.0
-    return (factor * length / longest - (factor - 1)) ** (size / (size - 2))
+    return (factor * length / longest - (factor - 1)).clamp(min=1.0) ** (size / (size - 2))

@@ -1,7 +1,6 @@
 """The transformer is Emu3.5's: its logits are those of the official code, whole and split over a cache."""
 
 import hashlib
-import json
 import os
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from emu_embodied.emu35.config import read_config
 from emu_embodied.errors import InputError
 from emu_embodied.transformer import Transformer, TransformerConfig
 
@@ -18,8 +18,7 @@ REFERENCE = Path(os.environ.get("EMU35_REFERENCE", Path(__file__).parents[2] / "
 @pytest.mark.skipif(not (REFERENCE / "lm").is_dir(), reason=f"no reference data at {REFERENCE}; set EMU35_REFERENCE")
 @pytest.mark.parametrize("cuts", [[], [20], [1, 2, 30]])
 def test_logits_are_those_of_the_official_code(cuts):
-    values = json.loads((REFERENCE / "lm" / "config.json").read_text())
-    model = Transformer(TransformerConfig(**{k: values[k] for k in TransformerConfig.__dataclass_fields__}))
+    model = Transformer(read_config(REFERENCE / "lm"))
     model.load_state_dict(load_file(REFERENCE / "lm" / "model.safetensors"))  # strict: the keys are the official ones
     expected = load_file(REFERENCE / "lm_expected.safetensors")
     ids = expected["input_ids"]

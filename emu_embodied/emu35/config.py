@@ -21,6 +21,8 @@ ONLY = {  # keys that may be absent, and the one value that is computed
     "attention_bias": False,
     "mlp_bias": False,
     "attention_dropout": 0.0,
+    "rope_parameters": None,  # newer than the released files, and could ask for another scaling
+    "quantization_config": None,
 }
 LARGEST = 1 << 24
 

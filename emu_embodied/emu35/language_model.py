@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from emu_embodied.emu35.config import read_config
-from emu_embodied.emu35.quantisation import quantise
+from emu_embodied.emu35.quantisation import quantise, require
 from emu_embodied.emu35.weights import Weights
 from emu_embodied.errors import CheckpointError
 from emu_embodied.transformer import Transformer, TransformerConfig
@@ -49,8 +49,8 @@ def load_language_model(
         path: the folder with `config.json` and safetensors.
         dtype: of the weights.
         device: where they go.
-        quantisation: "int8" or "int4" for the layers' matrices, which are rounded layer by layer as they come; embedding, head
-            and norms keep `dtype`. None keeps all.
+        quantisation: "int8", "int4" or "nf4" (`emu35.quantisation`) for the layers' matrices, which are rounded layer by layer
+            as they come; embedding, head and norms keep `dtype`. None keeps all. On a mesh, "int8" alone.
         mesh: a mesh of one dimension over whose devices the layers are split (`emu35.sharding`); each process reads its part.
 
     Raises:
@@ -58,6 +58,8 @@ def load_language_model(
             expected; names file, key, expected and found. Nothing in the folder is executed.
         EngineError: a quantisation that is not installed or does not run there.
     """
+    if quantisation is not None:
+        require(quantisation, divided=mesh is not None)
     model, weights = open_language_model(path)
     model.requires_grad_(False)
     if mesh is not None:

@@ -61,7 +61,7 @@ def load(
         text: the text tokenizer's folder; by default the language model's.
         dtype: of the language model; by default bfloat16 on a GPU, else float32. The vision tokenizer has float32.
         device: where to run; by default CUDA where there is one, else the CPU.
-        quantisation: "int8" or "nf4" for the layers' matrices (`emu35.quantisation`).
+        quantisation: "int8", "int4" or "nf4" for the layers' matrices (`emu35.quantisation`).
 
     Raises:
         CheckpointError: a part is missing, damaged, or of other sizes than the others.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from emu_embodied.emu35.quantisation import BITS
@@ -82,8 +83,11 @@ def training_bytes(config: TransformerConfig, rank: int, tokens: int, quantisati
     """Memory of a training step on `tokens` tokens, as this package does it.
 
     Adapters in float32 with AdamW and an average over frozen weights, or with rank 0 all weights so; activations are kept for
-    the way back, none is computed again. The logits of the visual tokens are held three times in float32.
+    the way back, none is computed again. The logits of the visual tokens are held three times in float32. Infinite over int4,
+    whose products have no gradient.
     """
+    if quantisation == "int4":
+        return math.inf
     trained = adapter_parameters(config, rank) if rank else parameters(config)
     frozen = weight_bytes(config, quantisation) if rank else 0
     return frozen + trained * (ADAM + AVERAGE) + activation_bytes(config, tokens) + 12 * config.vocab_size * tokens

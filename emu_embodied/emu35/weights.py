@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import struct
 from collections.abc import Mapping
@@ -17,6 +18,11 @@ from emu_embodied.storage import read_json
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+PICKLE = "a pickle or zip", "expected safetensors: nothing in it was executed"
+OTHERS = {  # what a file that is no safetensors begins with
+    **dict.fromkeys((b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"), PICKLE),
+    b"version ": ("a pointer of Git LFS", "fetch the file itself: git lfs pull"),
+}
 LARGEST_HEADER = 100 << 20
 DTYPES = ("F32", "F16", "BF16", "F64")
 SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
@@ -52,10 +58,13 @@ class Weights:
         self.entries: dict[str, Entry] = {}
         for file, names in self._files().items():
             header = _header(file)
-            for name in names if names is not None else header:
+            for name in names:
                 if name not in header:
                     raise CheckpointError(f"{file}: {name}", "missing", f"{INDEX} says it is there; restore the file")
-                self.entries[name] = Entry(file, header[name]["dtype"], tuple(header[name]["shape"]))
+            for name, entry in header.items():
+                if name in self.entries:
+                    raise CheckpointError(f"{file}: {name}", f"also in {self.entries[name].file.name}", "expected it once")
+                self.entries[name] = Entry(file, entry["dtype"], tuple(entry["shape"]))
 
     def check(self, expected: Mapping[str, tuple[int, ...]], ignored: str = "rotary_emb.inv_freq") -> None:
         """Compares names, shapes and types with what a model needs.
@@ -90,16 +99,16 @@ class Weights:
                 tensor = stored.to(device, dtype, copy=True)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{entry.file}: {name}", str(error), "restore the file from a copy") from error
-        if not torch.isfinite(tensor.sum(dtype=torch.float32)):
+        if not all(value.isfinite() for value in tensor.aminmax()):  # unlike a sum, they need no second copy
             raise CheckpointError(f"{entry.file}: {name}", "NaN or inf", "restore the file from a copy")
         return tensor
 
-    def _files(self) -> dict[Path, list[str] | None]:
-        """Each file with the names that the index gives it; None where there is no index."""
+    def _files(self) -> dict[Path, list[str]]:
+        """Each file with the names that the index gives it; none where there is no index."""
         index, single = self.folder / INDEX, self.folder / SINGLE
         if not index.exists():
             if single.exists():
-                return {single: None}
+                return {single: []}
             found = sorted(path.name for pattern in PICKLES for path in self.folder.glob(pattern))
             what = f"only {found[0]}, which is a pickle and may run code" if found else "nothing"
             raise CheckpointError(str(single), what, f"expected safetensors: {SINGLE}, or {INDEX} and its shards")
@@ -132,31 +141,46 @@ def _header(file: Path) -> dict[str, dict]:
         size = file.stat().st_size
         with open(file, "rb") as opened:
             start = opened.read(8)
-            if start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
-                raise CheckpointError(str(file), "a pickle or zip", "expected safetensors: nothing in it was executed")
+            for signature, (found, remedy) in OTHERS.items():
+                if start.startswith(signature):
+                    raise CheckpointError(str(file), found, remedy)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
             if length > min(size - 8, LARGEST_HEADER):
                 raise CheckpointError(
                     str(file), f"{size} bytes", "expected safetensors: it is cut off, or something else"
                 )
-            header = json.loads(opened.read(length))
+            header = json.loads(opened.read(length), object_pairs_hook=_unique)
+        header.pop("__metadata__", None)
+        spans = sorted((*entry["data_offsets"], name) for name, entry in header.items())
+        _check_spans(file, header, spans, size - 8 - length)
     except OSError as error:
         raise CheckpointError(str(file), error.strerror or str(error), "restore the file from a copy") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(str(file), "no safetensors header", "restore the file from a copy") from error
-    header.pop("__metadata__", None)
-    try:
-        for name, entry in header.items():
-            begin, end = entry["data_offsets"]
-            numbers = 1
-            for side in entry["shape"]:
-                numbers *= side
-            if end - begin != numbers * SIZES.get(entry["dtype"], -1) and entry["dtype"] in SIZES:
-                raise CheckpointError(f"{file}: {name}", f"{end - begin} bytes", f"expected {numbers} {entry['dtype']}")
-            if end + 8 + length > size:
-                raise CheckpointError(
-                    f"{file}: {name}", f"{size} bytes", f"cut off: expected {end + 8 + length} or more"
-                )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(str(file), str(error), "the header is damaged: restore the file from a copy") from error
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(str(file), f"a damaged header: {error}", "restore the file from a copy") from error
     return header
+
+
+def _check_spans(file: Path, header: dict[str, dict], spans: list[tuple[int, int, str]], size: int) -> None:
+    """Refuses tensors that overlap, leave gaps, have other sizes than their shapes, or end elsewhere than their file."""
+    last = 0
+    for begin, end, name in spans:
+        dtype, shape = header[name]["dtype"], header[name]["shape"]
+        if begin != last or any(type(side) is not int or side < 0 for side in shape):
+            raise CheckpointError(f"{file}: {name}", f"begins at {begin}, shape {shape}", f"expected {last}: damaged")
+        if dtype in SIZES and end - begin != math.prod(shape) * SIZES[dtype]:
+            raise CheckpointError(f"{file}: {name}", f"{end - begin} bytes", f"expected {shape} of {dtype}")
+        if end > size:
+            raise CheckpointError(f"{file}: {name}", f"{size} bytes of data", f"cut off: expected {end} or more")
+        last = end
+    if last != size:
+        raise CheckpointError(str(file), f"{size} bytes of data", f"expected {last}: restore the file from a copy")
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Refuses a name that stands twice, of which JSON would keep the last."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key stands twice")
+    return found
