@@ -13,7 +13,9 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from emu_embodied.errors import InputError
 
 
-def rotary_tables(positions: torch.Tensor, head_dim: int, theta: float | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def rotary_tables(
+    positions: torch.Tensor, head_dim: int, theta: float | torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """cos and sin tables (..., L, head_dim) float32 for positions (..., L); rotate-half layout as in Emu3.5."""
     frequencies = theta ** (-torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim)
     angles = positions.float()[..., None] * frequencies
@@ -97,7 +99,9 @@ def dida_mask(plan: TokenPlan, slots: int, window: int) -> torch.Tensor:
 def dida_blocks(plan: TokenPlan, window: int) -> BlockMask:
     """`dida_rule` for FlexAttention, which passes over blocks of pairs that do not attend and keeps no (L, L) scores."""
     rule, length = dida_rule(plan, window), len(plan.position)
-    return create_block_mask(lambda b, h, row, column: rule(row, column), None, None, length, length, plan.position.device)
+    return create_block_mask(
+        lambda b, h, row, column: rule(row, column), None, None, length, length, plan.position.device
+    )
 
 
 @functools.cache

@@ -88,7 +88,7 @@ def test_loading_needs_the_weights_once(tmp_path, dtype):
     assert float(done.stdout) < 1.1, done.stdout
 
 
-@pytest.mark.parametrize(("kind", "least"), [("int8", 0.999), ("nf4", 0.85)])
+@pytest.mark.parametrize(("kind", "least"), [("int8", 0.999), ("int4", 0.85), ("nf4", 0.85)])
 def test_rounded_weights_say_nearly_the_same(tmp_path, kind, least):
     pytest.importorskip("torchao")
     sizes = replace(
@@ -105,13 +105,19 @@ def test_rounded_weights_say_nearly_the_same(tmp_path, kind, least):
     )
 
 
-def test_a_rounding_that_does_not_exist_or_fit_is_refused(tmp_path):
+def test_a_rounding_that_does_not_exist_or_fit_is_refused(tmp_path, monkeypatch):
     folder = write_language_model(tmp_path, tiny_language_model())
     with pytest.raises(EngineError, match="quantisation: int3"):
         load_language_model(folder, quantisation="int3")
     pytest.importorskip("torchao")
     with pytest.raises(EngineError, match="multiples of 16384"):
         load_language_model(folder, quantisation="nf4")
+    with pytest.raises(EngineError, match="one of .128, 64, 32. divides"):
+        load_language_model(folder, quantisation="int4")  # the SwiGLU is 48 wide
+    monkeypatch.setitem(sys.modules, "torchao", None)
+    monkeypatch.setitem(sys.modules, "torchao.quantization", None)
+    with pytest.raises(EngineError, match=r"emu-embodied\[quantisation\]"):
+        load_language_model(tmp_path / "nowhere", quantisation="int8")  # before anything is read
 
 
 @pytest.mark.parametrize(
@@ -121,6 +127,7 @@ def test_a_rounding_that_does_not_exist_or_fit_is_refused(tmp_path):
         ("hidden_act", "gelu", "hidden_act"),
         ("tie_word_embeddings", True, "tie_word_embeddings"),
         ("attention_bias", True, "attention_bias"),
+        ("rope_parameters", {"rope_type": "yarn"}, "rope_parameters"),
         ("rope_scaling", {"type": "yarn", "factor": 2.0}, "rope_scaling"),
         ("rope_scaling", {"type": "linear", "factor": 0}, "rope_scaling"),
         ("hidden_size", 0, "hidden_size"),
@@ -193,6 +200,29 @@ def zipped(folder):
     torch.save({"a": torch.ones(1)}, folder / "model.safetensors")
 
 
+def header(change):
+    """Damages a file's header, whose first tensor is the head, by a change to its text of the same or another length."""
+
+    def damage(folder):
+        file = folder / "model.safetensors"
+        data = file.read_bytes()
+        end = 8 + int.from_bytes(data[:8], "little")
+        text = change(data[8:end].rstrip())
+        file.write_bytes(len(text).to_bytes(8, "little") + text + data[end:])
+
+    return damage
+
+
+def twice(text):
+    return b'{"lm_head.weight":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},' + text[1:]
+
+
+def overlapping(text):
+    values = json.loads(text)
+    values["model.norm.weight"]["data_offsets"] = values["lm_head.weight"]["data_offsets"]
+    return json.dumps(values).encode()
+
+
 def only_a_pickle(folder):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
@@ -203,6 +233,13 @@ def only_a_pickle(folder):
         (cut, "model.safetensors: .*cut off"),
         (pickled, "a pickle or zip"),
         (zipped, "a pickle or zip"),
+        (header(twice), "a key stands twice"),
+        (header(overlapping), "begins at"),
+        (header(lambda text: b"[]"), "a damaged header"),
+        (header(lambda text: text.replace(b"[64,32]", b"[64,-3]")), "begins at|bytes"),
+        (header(lambda text: text.replace(b"[64,32]", b'"ab"')), "a damaged header|begins at"),
+        (lambda folder: (folder / "model.safetensors").open("ab").write(b"more"), "bytes of data"),
+        (lambda folder: (folder / "model.safetensors").write_text("version https://git-lfs"), "git lfs pull"),
         (only_a_pickle, "only pytorch_model.bin, which is a pickle"),
         (lambda folder: (folder / "model.safetensors").unlink(), "nothing; expected safetensors"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"abc"), "expected safetensors"),
@@ -228,6 +265,14 @@ def test_a_damaged_folder_is_one_error_and_nothing_is_executed(tmp_path, damage,
             lambda folder, index: index["weight_map"].update(nothing="model-00001-of-00002.safetensors"),
             "nothing: missing",
         ),
+        (lambda folder, index: index["weight_map"].pop("model.layers.1.mlp.up_proj.weight"), None),
+        (
+            lambda folder, index: (
+                save_file({"lm_head.weight": torch.ones(2)}, folder / "more.safetensors")
+                or index["weight_map"].update({"lm_head.weight": "more.safetensors"})
+            ),
+            "also in",
+        ),
     ],
 )
 def test_an_index_that_does_not_fit_its_shards_is_refused(tmp_path, change, message):
@@ -235,6 +280,9 @@ def test_an_index_that_does_not_fit_its_shards_is_refused(tmp_path, change, mess
     index = json.loads((folder / INDEX).read_text())
     change(folder, index)
     (folder / INDEX).write_text(json.dumps(index))
+    if message is None:  # the shards themselves say what they hold
+        assert load_language_model(folder, dtype=torch.float32)(IDS).equal(tiny_language_model()(IDS))
+        return
     with pytest.raises(CheckpointError, match=message):
         load_language_model(folder)
 

@@ -63,7 +63,9 @@ class Weights:
                     raise CheckpointError(f"{file}: {name}", "missing", f"{INDEX} says it is there; restore the file")
             for name, entry in header.items():
                 if name in self.entries:
-                    raise CheckpointError(f"{file}: {name}", f"also in {self.entries[name].file.name}", "expected it once")
+                    raise CheckpointError(
+                        f"{file}: {name}", f"also in {self.entries[name].file.name}", "expected it once"
+                    )
                 self.entries[name] = Entry(file, entry["dtype"], tuple(entry["shape"]))
 
     def check(self, expected: Mapping[str, tuple[int, ...]], ignored: str = "rotary_emb.inv_freq") -> None:
