@@ -29,12 +29,16 @@ class World:
         position_scale: world units at the right and at the lower edge of the frame.
         env_id: the Gymnasium id of the real environment, for the imagined one's spaces and reset.
         action_names: names of the action's values.
+        eye: what reads objects from frames, one of `rollouts.eyes.EYES`.
+        landmarks: object -> the object whose second point it is, so that the two give its angle.
     """
 
     objects: Mapping[str, tuple[int, int, int]]
     position_scale: tuple[float, float]
     env_id: str
     action_names: tuple[str, ...] = field(default=())
+    eye: str = "colours"
+    landmarks: Mapping[str, str] = field(default_factory=dict)
 
 
 def save_checkpoint(

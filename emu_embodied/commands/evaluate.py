@@ -16,6 +16,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from emu_embodied.commands._config import compose_config, group_options
 from emu_embodied.errors import ConfigError
 
 PACKAGES = ("emu-embodied", "torch", "mujoco", "gymnasium", "numpy")
@@ -35,23 +36,25 @@ def run(config: DictConfig) -> None:
     from emu_embodied.storage import write_json
 
     for name, least in (("episodes", 1), ("steps", 10), ("planning", 0), ("workers", 1), ("horizon", 1), ("worst", 0)):
-        if config[name] < least:
+        if config[name] is not None and config[name] < least:
             raise ConfigError(name, config[name], f"give a whole number of at least {least}")
     model = load(config.checkpoint, passes=config.passes, engine=config.engine)
-    options, began = OmegaConf.to_container(config.env.options), time.monotonic()
+    env = _environment(config, model.world.env_id)
+    options, began = OmegaConf.to_container(env.options), time.monotonic()
+    horizon = config.horizon or env.quality.horizon
     print(f"evaluate: {config.episodes} held-out episodes", flush=True)
     folder = Path(config.out)
     folder.mkdir(parents=True, exist_ok=True)
-    cache = record_frames(config.env.id, options, range(config.seed, config.seed + config.episodes), config.steps)
-    truth = quality.Truth(cache, model.world.objects, model.world.position_scale)
-    figures = quality.quality_table(model, truth, config.horizon)
+    cache = record_frames(env.id, options, range(config.seed, config.seed + config.episodes), config.steps)
+    truth = quality.Truth(cache, model.world)
+    figures = quality.quality_table(model, truth, horizon, tuple(env.quality.position), tuple(env.quality.angle))
     if config.planning:
         _print(figures)
         figures += _planning(config, options, folder)
     result = {
         "checkpoint": str(config.checkpoint),
         "figures": [asdict(figure) for figure in figures],
-        "settings": OmegaConf.to_container(config),
+        "settings": OmegaConf.to_container(config) | {"env": OmegaConf.to_container(env), "horizon": horizon},
         "engine": model.engine.name,
         "seeds": {"held_out": [config.seed, config.seed + config.episodes], "planning": config.planning_seed},
         "seconds": round(time.monotonic() - began, 1),
@@ -62,8 +65,23 @@ def run(config: DictConfig) -> None:
     if config.card:
         add_card(checkpoint_path(config.checkpoint), _card(config, figures, model), result)
     _print(figures)
-    pictures = quality.picture_worst(model, truth, config.worst, folder, config.horizon)
+    pictures = quality.picture_worst(model, truth, config.worst, folder, horizon)
     print(f"evaluate: {folder / 'result.json'}, {folder / 'table.md'}" + (f", {pictures} pictures" if pictures else ""))
+
+
+def _environment(config: DictConfig, env_id: str) -> DictConfig:
+    """The configuration of the env that the checkpoint imitates: the one asked for, or else its own.
+
+    Raises:
+        ConfigError: an env was asked for that is not the checkpoint's, or nobody knows the checkpoint's.
+    """
+    if config.env.id == env_id:
+        return config.env
+    known = {name: compose_config("evaluate", [f"env={name}"]).env for name in group_options("evaluate")["env"]}
+    of_checkpoint = [env for env in known.values() if env.id == env_id]
+    if not of_checkpoint or config.env != compose_config("evaluate", []).env:
+        raise ConfigError("env", config.env.id, f"the checkpoint is of {env_id}")
+    return of_checkpoint[0]
 
 
 def _planning(config: DictConfig, options: dict, folder: Path) -> list:

@@ -44,10 +44,10 @@ def run(config: DictConfig) -> None:
     world = _world(config) if source is None else load_checkpoint(source)[3]
     cache = _frames(config)
     print(f"train: {cache.episodes} episodes of frames are there after {(time.monotonic() - began) / 60:.1f} min", flush=True)
-    truth = Truth(cache.select(range(cache.episodes - recipe.held_out, cache.episodes)), world.objects, world.position_scale)
+    truth = Truth(cache.select(range(cache.episodes - recipe.held_out, cache.episodes)), world)
     job = {
         "evaluate_model": lambda tokenizer, text, model: quick_quality(
-            TokenWorldModel(tokenizer, text, model, world), truth
+            TokenWorldModel(tokenizer, text, model, world), truth, config.env.quality.horizon
         ),
         "report": lambda line: print(line, flush=True),
     }
@@ -60,7 +60,7 @@ def run(config: DictConfig) -> None:
         job["evaluate_tokenizer"] = lambda tokenizer: tokenizer_quality(tokenizer, truth, episodes=20)
         path = train_checkpoint(cache, recipe, world, folder, device, **job)
     minutes = (time.monotonic() - began) / 60
-    print(f"train: finished after {minutes:.1f} min; try it with  emu-embodied plan env=tabletop checkpoint={path}")
+    print(f"train: finished after {minutes:.1f} min; try it with  emu-embodied evaluate checkpoint={path}")
 
 
 def _world(config: DictConfig):
@@ -69,7 +69,8 @@ def _world(config: DictConfig):
 
     described = OmegaConf.to_container(config.env.world)
     objects = {name: tuple(rgb) for name, rgb in described["objects"].items()}
-    return World(objects, tuple(described["position_scale"]), config.env.id, tuple(described["action_names"]))
+    scale, actions = tuple(described["position_scale"]), tuple(described["action_names"])
+    return World(objects, scale, config.env.id, actions, described["eye"], described["landmarks"])
 
 
 def make_recipe(config: DictConfig):
