@@ -11,12 +11,15 @@ import gymnasium
 import numpy as np
 
 from emu_embodied.envs.checks import check_action, check_names
-from emu_embodied.errors import InputError, SimulationError
+from emu_embodied.errors import ConfigError, InputError, SimulationError
 from emu_embodied.types import AGENT_POS, IS_SUCCESS, PIXELS
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # pygame still reads pkg_resources
-    from gym_pusht.envs import PushTEnv as GymPushT
+try:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pygame still reads pkg_resources
+        from gym_pusht.envs import PushTEnv as GymPushT
+except ImportError as error:
+    raise ConfigError("env", "PushT-v0", f'{error}; pip install "emu-embodied[pusht]"') from error
 
 PX_PER_CM = 16.0  # PushT has no unit of length; its 512 px count as 32 cm here, like the table-top
 ARENA_CM = 32.0

@@ -29,7 +29,7 @@ EPISODES_PER_PART = 25
 STALL_SECONDS = 120.0  # a worker that finishes no episode for so long, and 2 s per step, is stuck
 MOVED_CM = 0.1  # an object that goes further than this in one model step was pushed
 CONFIG, STATISTICS, SIDECAR = Path("config.json"), Path("meta", "part.json"), Path("meta", "emu_embodied.json")
-PACKAGES = ("emu-embodied", "lerobot", "mujoco", "gymnasium", "numpy")
+PACKAGES = ("emu-embodied", "lerobot", "mujoco", "gym-pusht", "pymunk", "gymnasium", "numpy")
 
 
 @dataclass(frozen=True)
@@ -231,7 +231,7 @@ def _join(settings: CollectSettings, parts: list[_Part], folder: Path, root: Pat
         document = {
             "settings": asdict(settings),
             "summary": asdict(summary),
-            "versions": {name: metadata.version(name) for name in PACKAGES},
+            "versions": {name: found.version for name in PACKAGES for found in metadata.distributions(name=name)},
             "first_episodes": [[part.first, part.count] for part in done],  # seeds: settings.seed + these
         }
         write_notes(partial / SIDECAR, document)

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from emu_embodied.commands._config import compose_config, group_options
 from emu_embodied.errors import ConfigError
 
-PACKAGES = ("emu-embodied", "torch", "mujoco", "gymnasium", "numpy")
+PACKAGES = ("emu-embodied", "torch", "mujoco", "gym-pusht", "pymunk", "gymnasium", "numpy")
 
 
 def run(config: DictConfig) -> None:
@@ -48,17 +48,20 @@ def run(config: DictConfig) -> None:
     cache = record_frames(env.id, options, range(config.seed, config.seed + config.episodes), config.steps)
     truth = quality.Truth(cache, model.world)
     figures = quality.quality_table(model, truth, horizon, tuple(env.quality.position), tuple(env.quality.angle))
-    if config.planning:
+    planning = env.quality.planning if config.planning is None else config.planning
+    if planning:
         _print(figures)
-        figures += _planning(config, options, folder)
+        figures += _planning(config, env, planning, folder)
+    asked = OmegaConf.to_container(config) | {"env": OmegaConf.to_container(env)}
+    versions = {name: found.version for name in PACKAGES for found in metadata.distributions(name=name)}
     result = {
         "checkpoint": str(config.checkpoint),
         "figures": [asdict(figure) for figure in figures],
-        "settings": OmegaConf.to_container(config) | {"env": OmegaConf.to_container(env), "horizon": horizon},
+        "settings": asked | {"horizon": horizon, "planning": planning},
         "engine": model.engine.name,
         "seeds": {"held_out": [config.seed, config.seed + config.episodes], "planning": config.planning_seed},
         "seconds": round(time.monotonic() - began, 1),
-        "versions": {name: metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "versions": versions | {"python": platform.python_version()},
     }
     write_json(folder / "result.json", result)
     (folder / "table.md").write_text(quality.as_markdown(figures))
@@ -84,7 +87,7 @@ def _environment(config: DictConfig, env_id: str) -> DictConfig:
     return of_checkpoint[0]
 
 
-def _planning(config: DictConfig, options: dict, folder: Path) -> list:
+def _planning(config: DictConfig, env: DictConfig, episodes: int, folder: Path) -> list:
     """Planning success of the model, of the same planner in the true simulator, and of random actions.
 
     Episodes are kept in `folder` as they finish; the same command goes on where one was stopped.
@@ -94,13 +97,14 @@ def _planning(config: DictConfig, options: dict, folder: Path) -> list:
     from emu_embodied.rollouts import planning
     from emu_embodied.rollouts.quality import Figure
 
-    seeds = range(config.planning_seed, config.planning_seed + config.planning)
+    seeds = range(config.planning_seed, config.planning_seed + episodes)
     make_model = functools.partial(load, config.checkpoint, passes=config.passes, engine=config.engine, device="cpu")
+    options = OmegaConf.to_container(env.options)
     name = weights_label(config.checkpoint, config.passes, config.engine)
     rows = {}
     for agent in ("random", "oracle", "model"):
         label, make = (name, make_model) if agent == "model" else ("", None)
-        settings = planning.PlanningSettings(config.env.id, options, agent, "positions", CEMConfig(), model=label)
+        settings = planning.PlanningSettings(env.id, options, agent, "positions", CEMConfig(), model=label)
         key = hashlib.sha256(json.dumps(asdict(settings), sort_keys=True).encode()).hexdigest()[:8]
         journal, done = folder / f"planning-{agent}-{key}.jsonl", []
 
@@ -111,7 +115,7 @@ def _planning(config: DictConfig, options: dict, folder: Path) -> list:
         shown = show if agent == "model" else None
         played = planning.evaluate_planning(settings, seeds, make, config.workers, journal, shown)
         rows[agent] = planning.summarise(played)
-        print(f"evaluate: planning, {agent}: {rows[agent]['rate']:.0%} of {config.planning}", flush=True)
+        print(f"evaluate: planning, {agent}: {rows[agent]['rate']:.0%} of {episodes}", flush=True)
     oracle, bars = rows["oracle"]["rate"], {"random": ("<= 10", "0"), "oracle": (">= 90", "100"), "model": ("", "97")}
     bars["model"] = (f">= {75 * oracle:.0f} (75% of the simulator's)", "97")
     return [
@@ -119,7 +123,7 @@ def _planning(config: DictConfig, options: dict, folder: Path) -> list:
             f"planning success, {name}, %",
             100 * rows[agent]["rate"],
             tuple(100 * x for x in rows[agent]["wilson_95"]),
-            config.planning,
+            episodes,
             None,
             None,
             *bars[agent],
