@@ -155,6 +155,11 @@ class PushTEnv(gymnasium.Env):
         x, y, yaw = self._game.goal_pose
         return np.array([*(_to_cm((x, y)) + turn(yaw) @ CENTROID_CM), yaw])
 
+    def aims(self) -> np.ndarray:
+        """Where the T's centroid and tip belong: (2, 2) float64 in cm."""
+        x, y, yaw = self.goal()
+        return np.array([x, y]) + np.stack([np.zeros(2), turn(yaw) @ TIP_CM])
+
     def environment_state(self) -> np.ndarray:
         """(12,) float32: x, y (cm), yaw (rad) and presence in view of each of `OBJECTS`."""
         poses = self.poses()
@@ -208,12 +213,11 @@ class PushTEnv(gymnasium.Env):
         return {PIXELS: self.frame(self.config.image_size), AGENT_POS: position.astype(np.float32)}
 
     def _info(self) -> dict[str, Any]:
-        coverage, poses, goal = float(self._game._get_coverage()), self.poses(), self.goal()
-        aims = np.stack([goal[:2], goal[:2] + turn(goal[2]) @ TIP_CM])
+        coverage, poses = float(self._game._get_coverage()), self.poses()
         return {
             IS_SUCCESS: coverage > self._game.success_threshold,
             "coverage": coverage,
-            "distance": float(np.linalg.norm(poses[1:, :2] - aims, axis=-1).mean()),
+            "distance": float(np.linalg.norm(poses[1:, :2] - self.aims(), axis=-1).mean()),
             "task": self.task,
             "object_states": {name: tuple(map(float, pose)) for name, pose in zip(OBJECTS, poses, strict=True)},
             "environment_state": self.environment_state(),

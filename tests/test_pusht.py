@@ -266,3 +266,33 @@ def test_a_wrong_env_is_named():
     assert _environment(compose_config("evaluate", []), ID).id == ID
     with pytest.raises(ConfigError, match="Other"):
         _environment(compose_config("evaluate", []), "emu_embodied/Other-v0")
+
+
+def test_a_planner_wants_the_tee_on_its_mark(env):
+    from types import SimpleNamespace
+
+    import torch
+
+    from emu_embodied.rollouts.goals import build_cost
+
+    env.reset(seed=0)
+    model = SimpleNamespace(objects=("pusher", "T", "tip"))
+    cost, aims = build_cost("positions", env, model), env.unwrapped.aims()
+    there = np.concatenate([aims[:1] + 3.0, aims])
+    shifted, far = there.copy(), there.copy()
+    shifted[1:] += (2.0, 0.0)
+    far[0] = aims[0] + 12.0
+    positions = torch.tensor(np.stack([there, shifted, far]), dtype=torch.float32)[None, :, None]
+    costs = cost(model, SimpleNamespace(positions_BSTOD=positions), None)[0].numpy()
+    assert costs[0] < 0.1 and costs[1] == pytest.approx(2.0, abs=0.1) and costs[2] > costs[0]
+    with pytest.raises(ConfigError, match="image"):
+        build_cost("image", env, model)
+    with pytest.raises(InputError, match="tip"):
+        build_cost("positions", env, SimpleNamespace(objects=("pusher", "T")))
+
+
+def test_plan_plays_it_from_the_command_line(tmp_path):
+    assert main(["plan", "env=pusht", "agent=expert", "steps=6", "videos=0", f"out={tmp_path}"]) == 0
+    (run,) = tmp_path.iterdir()
+    row = json.loads((run / "result.json").read_text())["episodes"][0]
+    assert row["instruction"].startswith("Push the T") and row["steps"] == 6

@@ -66,7 +66,7 @@ def run(config: DictConfig) -> None:
     write_json(folder / "result.json", result)
     (folder / "table.md").write_text(quality.as_markdown(figures))
     if config.card:
-        add_card(checkpoint_path(config.checkpoint), _card(config, figures, model), result)
+        add_card(checkpoint_path(config.checkpoint), _card(config, figures, model, cache.fps), result)
     _print(figures)
     pictures = quality.picture_worst(model, truth, config.worst, folder, horizon)
     print(f"evaluate: {folder / 'result.json'}, {folder / 'table.md'}" + (f", {pictures} pictures" if pictures else ""))
@@ -132,7 +132,7 @@ def _planning(config: DictConfig, env: DictConfig, episodes: int, folder: Path) 
     ]
 
 
-def _card(config: DictConfig, figures: list, model) -> str:
+def _card(config: DictConfig, figures: list, model, fps: float) -> str:
     """The model card: what it is, how it was made, how good it is."""
     from emu_embodied.rollouts.quality import as_markdown
 
@@ -149,11 +149,11 @@ An action-conditioned world model of `{model.world.env_id}` for emu-embodied: {m
 parameters, frame tokenizer of {sizes["tokenizer"]:.2f}M. How it was trained is in `config.json`, what was measured in
 `metrics.json`.
 
-Objects it knows: {", ".join(model.objects)}. It has seen scripted pushing of the standard table-top only: other backgrounds,
+Objects it knows: {", ".join(model.objects)}. It has seen scripted play of that env as it is by default: other backgrounds,
 colours, cameras and tasks are outside what it was trained for.
 
 Measured on {config.episodes} held-out episodes (seeds from {config.seed}) with {config.passes} pass(es) a frame; sizes in px of
-a 64 px frame, one step is 0.25 s:
+a 64 px frame, one step is {1 / fps:g} s:
 
 {as_markdown(figures)}
 """
