@@ -11,6 +11,7 @@ import gymnasium
 import numpy as np
 
 from emu_embodied.envs.checks import check_action, check_names
+from emu_embodied.envs.tee import ARENA_CM, CENTROID_CM, PUSHER_CM, PX_PER_CM, REACH_CM, STEP_CM, TIP_CM, outside, turn
 from emu_embodied.errors import ConfigError, InputError, SimulationError
 from emu_embodied.types import AGENT_POS, IS_SUCCESS, PIXELS
 
@@ -21,16 +22,7 @@ try:
 except ImportError as error:
     raise ConfigError("env", "PushT-v0", f'{error}; pip install "emu-embodied[pusht]"') from error
 
-PX_PER_CM = 16.0  # PushT has no unit of length; its 512 px count as 32 cm here, like the table-top
-ARENA_CM = 32.0
-REACH_CM = 14.5  # where the pusher is sent to, per axis: its rim then just clears the walls
-STEP_CM = 0.6  # the pusher's largest displacement per axis and control step
 CONTROL_SECONDS = 0.1
-PUSHER_CM = 15 / PX_PER_CM  # radius
-# The T about its centroid at yaw 0, (x0, y0, x1, y1) cm, y down: bar and stem. Its tip is the middle of the stem's end.
-CENTROID_CM = np.array([0.0, (3600 * 15 + 2700 * 75) / 6300]) / PX_PER_CM  # from gym_pusht's origin of the T
-BOXES_CM = np.array([[-60, 0, 60, 30], [-15, 30, 15, 120]]) / PX_PER_CM - np.tile(CENTROID_CM, 2)
-TIP_CM = np.array([0.0, 120.0]) / PX_PER_CM - CENTROID_CM
 OBJECTS = ("pusher", "T", "tip")
 TASK = "Push the T-shaped block onto the T-shaped target."
 
@@ -222,17 +214,6 @@ class PushTEnv(gymnasium.Env):
             "object_states": {name: tuple(map(float, pose)) for name, pose in zip(OBJECTS, poses, strict=True)},
             "environment_state": self.environment_state(),
         }
-
-
-def turn(yaw: float) -> np.ndarray:
-    """The rotation (2, 2) by a yaw in rad: from x to y, so clockwise in the frame, whose y points down."""
-    return np.array([[np.cos(yaw), -np.sin(yaw)], [np.sin(yaw), np.cos(yaw)]])
-
-
-def outside(points: np.ndarray) -> np.ndarray:
-    """Distance (...) in cm of points (..., 2) from the T in its own frame, by its centroid; 0 inside."""
-    below, above = BOXES_CM[:, :2] - points[..., None, :], points[..., None, :] - BOXES_CM[:, 2:]
-    return np.linalg.norm(np.maximum(np.maximum(below, above), 0), axis=-1).min(-1)
 
 
 def _to_cm(px) -> np.ndarray:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from emu_embodied.envs.tasks import OBJECTS
+from emu_embodied.envs.tee import BOXES_CM, PUSHER_CM, REACH_CM, STEP_CM
 from emu_embodied.errors import DatasetError
 from emu_embodied.policies.pusht import TeeCollector, TeeConfig
 from emu_embodied.policies.scripted import Collector
@@ -41,8 +42,6 @@ def _tabletop(world: Any, style: str, rng: np.random.Generator) -> Act:
 
 
 def _pusht(world: Any, style: str, rng: np.random.Generator) -> Act:
-    from emu_embodied.envs.pusht import BOXES_CM, PUSHER_CM, REACH_CM, STEP_CM
-
     step = STEP_CM * world.config.control_steps
     config = TeeConfig(tuple(map(tuple, BOXES_CM)), pusher=PUSHER_CM, step=step, reach=REACH_CM)
     policy, mark = TeeCollector(style, config, rng), world.goal()

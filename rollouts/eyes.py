@@ -9,14 +9,18 @@ from collections.abc import Callable
 
 import numpy as np
 
+from emu_embodied.envs.tee import ARENA_CM, TIP_CM, outside
 from emu_embodied.metrics import colour_centroids
 
 Eye = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 """(frames (..., H, W, 3) uint8, palette (O, 3)) -> positions (..., O, 2), NaN where not found, and found (..., O)."""
 
 PUSHT_BACKGROUND = ((255, 255, 255), (144, 238, 144))  # the floor, and the mark that the T belongs on
-TEE_PX2, TEE_RADIUS, TEE_TIP = 98.4, 12.5, 9.911  # of a 64 px frame: area, reach about the centroid, centroid to tip
-PUSHER_PX2 = 11.0
+PX_PER_CM = 64 / ARENA_CM
+TEE_PX2, PUSHER_PX2 = 98.4, 11.0  # areas
+TEE_RADIUS = 12.5  # px in which all of the T lies
+WINDOW = 26  # px, side of the square about the T in which its shape is fitted
+BLUR = 2.0  # px over which the fitted shape's rim fades
 
 
 def see_colours(frames: np.ndarray, palette: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -28,18 +32,19 @@ def see_colours(frames: np.ndarray, palette: np.ndarray) -> tuple[np.ndarray, np
 def see_pusht(frames: np.ndarray, palette: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """PushT's pusher, T's centroid and T's tip.
 
-    Each pixel is taken as a mixture of floor, mark, pusher and T. The T's share gives its centroid, its axis (the longer one of
-    its second moments) and, by the skew along that axis, which end is the stem's.
+    Each pixel is taken as a mixture of floor, mark, pusher and T. The moments of the T's shares say roughly where it is and how
+    it is turned (second moments: the axis; their skew: where the stem is); then its shape is fitted to them.
     """
-    lead = frames.shape[:-3]
+    lead, size = frames.shape[:-3], frames.shape[-2]
     shares = _unmix(frames.reshape(-1, *frames.shape[-3:]), np.concatenate([palette[:2], PUSHT_BACKGROUND]))
     pusher, pusher_area, _, _ = _blob(shares[..., 0], 3.5)
     centre, area, (frame, offsets), weights = _blob(shares[..., 1], TEE_RADIUS)
     z = offsets[:, 0] + 1j * offsets[:, 1]
     axis = np.exp(0.5j * np.angle(_total(frame, weights * z**2, len(centre))))
     skew = _total(frame, weights * (z * axis.conj()[frame]).real ** 3, len(centre)).real
-    axis = axis * np.where(skew < 0, -1, 1)
-    tip = centre + TEE_TIP * np.stack([axis.real, axis.imag], -1)
+    yaw = np.angle(axis * np.where(skew < 0, -1, 1)) - np.pi / 2
+    centre, yaw = _fit(shares[..., 1], centre, yaw, 64 / size)
+    tip = centre + PX_PER_CM * TIP_CM[1] * np.stack([-np.sin(yaw), np.cos(yaw)], -1)
     found = np.stack([pusher_area > 0.3 * PUSHER_PX2, area > 0.4 * TEE_PX2], -1)[:, [0, 1, 1]]
     positions = np.where(found[..., None], np.stack([pusher, centre, tip], 1), np.nan)
     return positions.reshape(*lead, 3, 2), found.reshape(*lead, 3)
@@ -78,6 +83,31 @@ def _blob(shares: np.ndarray, radius: float):
         offsets = places - centres[frame]
         weights = share * (np.linalg.norm(offsets, axis=-1) < radius)
     return centres, _total(frame, weights, count).real * scale**2, (frame, offsets), weights
+
+
+def _fit(shares: np.ndarray, centre: np.ndarray, yaw: np.ndarray, scale: float, rounds: int = 4):
+    """The T's centroid (F, 2) and yaw (F,) whose shape comes nearest to shares (F, H, W), from a first guess: Gauss-Newton."""
+    window = min(round(WINDOW / scale), shares.shape[1])
+    corner = np.clip(np.round(centre / scale - window / 2).astype(int), 0, shares.shape[1] - window)
+    y, x = np.divmod(np.arange(window**2), window)
+    x, y = corner[:, :1] + x, corner[:, 1:] + y  # (F, P)
+    wanted = shares[np.arange(len(shares))[:, None], y, x]
+    places = (np.stack([x, y], -1) + 0.5) * scale
+    pose, nudges = np.column_stack([centre, yaw]), np.diag([0.1, 0.1, 0.02])
+    for _ in range(rounds):
+        slopes = [(_drawn(pose + d, places) - _drawn(pose - d, places)) / (2 * d.sum()) for d in nudges]
+        slopes = np.stack(slopes, -1)  # (F, P, 3)
+        normal = slopes.transpose(0, 2, 1) @ slopes + 1e-3 * np.eye(3)
+        change = np.linalg.solve(normal, slopes.transpose(0, 2, 1) @ (wanted - _drawn(pose, places))[..., None])
+        pose = pose + np.clip(change[..., 0], [-1, -1, -0.3], [1, 1, 0.3])
+    return pose[:, :2], pose[:, 2]
+
+
+def _drawn(pose: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """How much (F, P) of the T covers places (F, P, 2) in px where it has poses (F, 3): 1 inside, fading at the rim."""
+    cos, sin, offset = np.cos(pose[:, 2:]), np.sin(pose[:, 2:]), places - pose[:, None, :2]
+    own = np.stack([offset[..., 0] * cos + offset[..., 1] * sin, offset[..., 1] * cos - offset[..., 0] * sin], -1)
+    return np.clip(0.5 - PX_PER_CM * outside(own / PX_PER_CM) / BLUR, 0, 1)
 
 
 def _total(frame: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:
