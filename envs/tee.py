@@ -25,6 +25,8 @@ def turn(yaw: float) -> np.ndarray:
 
 def outside(points: np.ndarray) -> np.ndarray:
     """Distance (...) in cm of points (..., 2) from the T in its own frame; negative inside: of its nearer box's rim."""
-    low, high = BOXES_CM[:, :2], BOXES_CM[:, 2:]
-    beyond = np.abs(points[..., None, :] - (low + high) / 2) - (high - low) / 2
-    return (np.linalg.norm(np.maximum(beyond, 0), axis=-1) + np.minimum(beyond.max(-1), 0)).min(-1)
+    gaps, (x, y) = [], np.moveaxis(points, -1, 0)
+    for x0, y0, x1, y1 in BOXES_CM:
+        across, down = np.abs(x - (x0 + x1) / 2) - (x1 - x0) / 2, np.abs(y - (y0 + y1) / 2) - (y1 - y0) / 2
+        gaps.append(np.hypot(np.maximum(across, 0), np.maximum(down, 0)) + np.minimum(np.maximum(across, down), 0))
+    return np.minimum(*gaps)
