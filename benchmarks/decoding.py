@@ -207,7 +207,7 @@ def main() -> None:
     world_model = load("nano-tabletop", device="cpu")
     seeds = range(SEED, SEED + HELD_OUT["episodes"])
     frames = record_frames(world_model.world.env_id, {}, seeds, HELD_OUT["steps"])
-    truth = Truth(frames, world_model.world.objects, world_model.world.position_scale)
+    truth = Truth(frames, world_model.world)
     engines = measure_engines(["eager"] if arguments.quick else arguments.engines, world_model, truth, arguments.quick)
     first = next(iter(engines))
     result = {"speed": engines[first]["speed"], "speedup": engines[first]["speedup"], "engine": first}

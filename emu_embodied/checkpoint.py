@@ -33,6 +33,8 @@ class World:
         action_names: names of the action's values.
         action_scale: centres and half-ranges by which recorded actions became values in [-1, 1], for each dataset trained on;
             empty where they were so from the beginning. See `data.resampling.denormalise`.
+        eye: what reads objects from frames, one of `rollouts.eyes.EYES`.
+        landmarks: object -> the object whose second point it is, so that the two give its angle.
     """
 
     objects: Mapping[str, tuple[int, int, int]]
@@ -40,6 +42,8 @@ class World:
     env_id: str
     action_names: tuple[str, ...] = field(default=())
     action_scale: tuple = field(default=())
+    eye: str = "colours"
+    landmarks: Mapping[str, str] = field(default_factory=dict)
 
 
 def save_checkpoint(

@@ -53,6 +53,9 @@ def _world_model(checkpoint: str, world_model: Any, options: dict[str, Any]) -> 
 if "emu_embodied/TabletopPush-v0" not in registry:
     register("emu_embodied/TabletopPush-v0", "emu_embodied.envs.tabletop:TabletopPushEnv", max_episode_steps=40)
 
+if "emu_embodied/PushT-v0" not in registry:
+    register("emu_embodied/PushT-v0", "emu_embodied.envs.pusht:PushTEnv", max_episode_steps=60)
+
 if "emu_embodied/Imagined-v0" not in registry:
     register(
         "emu_embodied/Imagined-v0",

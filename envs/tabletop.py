@@ -91,6 +91,7 @@ class TabletopPushEnv(gymnasium.Env):
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 4}
+    state_names = STATE_NAMES
 
     def __init__(self, render_mode: str | None = None, **options: Any) -> None:
         known = TabletopConfig.__dataclass_fields__

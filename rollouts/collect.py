@@ -27,8 +27,8 @@ from emu_embodied.types import ACTION, OBS_ENVIRONMENT_STATE, OBS_STATE, Episode
 
 EPISODES_PER_PART = 25
 STALL_SECONDS = 120.0  # a worker that finishes no episode for so long, and 2 s per step, is stuck
-MOVED_CM = 0.1  # a cube that goes further than this in one model step was pushed
-PACKAGES = ("emu-embodied", "lerobot", "mujoco", "gymnasium", "numpy")
+MOVED_CM = 0.1  # an object that goes further than this in one model step was pushed
+PACKAGES = ("emu-embodied", "lerobot", "mujoco", "gym-pusht", "pymunk", "gymnasium", "numpy")
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class CollectSettings:
     """What determines a dataset; recorded beside it, so that no other settings continue it.
 
     Attributes:
-        env_id: a Gymnasium id whose env has the table-top's `task_spec` and `info["environment_state"]`.
+        env_id: a Gymnasium id that `behaviours` plays, whose env has a `task`, `state_names` and `info["environment_state"]`.
         env_options: keywords of `gymnasium.make`, as JSON.
         episodes: how many; episode i is the one of seed `seed + i`, so keep other datasets' seeds that far away.
         steps: actions per episode; success does not end one.
@@ -64,7 +64,7 @@ class CollectSummary:
 
     Attributes:
         episodes, frames: how many are in the dataset.
-        moving_steps: share in [0, 1] of model steps that move a cube by more than 0.1 cm.
+        moving_steps: share in [0, 1] of model steps that move an object by more than 0.1 cm.
         success: share in [0, 1] of episodes that reach their instruction's goal at some time.
         complete: False after an interruption.
         recorded: episodes that this call recorded; the others were there.
@@ -272,11 +272,11 @@ def _work(pipe: connection.Connection, settings: CollectSettings, folder: Path) 
         from tqdm import tqdm
 
         tqdm.set_lock(RLock())  # its own is a semaphore, which a worker that is stopped would leak
-        from emu_embodied.envs.tabletop import STATE_NAMES  # and its package registers the worlds
+        import emu_embodied.envs  # noqa: F401  registers the worlds
 
         options = {**settings.env_options, "terminate_on_success": False}
         env = gymnasium.make(settings.env_id, max_episode_steps=-1, **options)
-        names = {OBS_STATE: ("x", "y"), OBS_ENVIRONMENT_STATE: STATE_NAMES, ACTION: ("dx", "dy")}
+        names = {OBS_STATE: ("x", "y"), OBS_ENVIRONMENT_STATE: env.unwrapped.state_names, ACTION: ("dx", "dy")}
         while (part := pipe.recv()) is not None:
             _record_part(env, part, settings, names, folder, pipe.send)
             pipe.send(("part", part.index))
@@ -317,7 +317,7 @@ def _record_part(
 
 
 def moving_steps(states: np.ndarray, names: tuple[str, ...]) -> int:
-    """How many of the steps between states (T + 1, E), named "object.x" and so on, move a cube by over 0.1 cm."""
+    """How many of the steps between states (T + 1, E), named "object.x" and so on, move an object by over 0.1 cm."""
     columns = [i for i, name in enumerate(names) if name.endswith((".x", ".y")) and not name.startswith("pusher.")]
     positions = states[:, columns].reshape(len(states), -1, 2)
     return int((np.linalg.norm(np.diff(positions, axis=0), axis=-1) > MOVED_CM).any(-1).sum())

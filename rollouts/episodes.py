@@ -1,4 +1,4 @@
-"""Scripted episodes of the table-top, by seed; knows no dataset format."""
+"""Scripted episodes of a simulated world, by seed; knows no dataset format."""
 
 from __future__ import annotations
 
@@ -6,29 +6,21 @@ import gymnasium
 import numpy as np
 
 from emu_embodied.data.frame_cache import FrameCache
-from emu_embodied.envs.tabletop import STATE_NAMES
-from emu_embodied.envs.tasks import OBJECTS
-from emu_embodied.policies.scripted import Collector
+from emu_embodied.rollouts.behaviours import behaviour_of
 from emu_embodied.types import AGENT_POS, IS_SUCCESS, PIXELS, Episode
-
-STYLE_SHARES = {"expert": 0.4, "noisy": 0.52, "random": 0.08}
 
 
 def collect_episode(env: gymnasium.Env, seed: int, steps: int) -> Episode:
-    """Plays one episode of `steps` model steps with a style drawn from `STYLE_SHARES`; same seed, same episode."""
-    rng = np.random.default_rng([seed, 77])
-    style = rng.choice(list(STYLE_SHARES), p=list(STYLE_SHARES.values()))
-    policy = Collector(str(style), rng)
+    """Plays one episode of `steps` model steps in a style drawn from its world's `Behaviour`; same seed, same episode."""
+    behaviour, rng = behaviour_of(env.spec.id), np.random.default_rng([seed, 77])
+    style = rng.choice(list(behaviour.styles), p=list(behaviour.styles.values()))
     observation, info = env.reset(seed=seed)
     world = env.unwrapped
-    task, instruction = world.task_spec, world.task
+    instruction, act = world.task, behaviour.begin(world, str(style), rng)
     frames, agents, states = [observation[PIXELS]], [observation[AGENT_POS]], [info["environment_state"]]
     actions, rewards, successes = [], [], []
     for _ in range(steps):
-        rows = states[-1].reshape(len(OBJECTS), 4).astype(np.float64)
-        positions = rows[:, :2]
-        target = task.target(positions)
-        action = policy.act(positions, rows[:, 3] > 0, OBJECTS.index(task.cube), target)
+        action = act(states[-1])
         observation, reward, _, _, info = env.step(action)
         frames.append(observation[PIXELS])
         agents.append(observation[AGENT_POS])
@@ -76,6 +68,6 @@ def record_frames(env_id: str, env_options: dict, seeds: range, steps: int) -> F
         successes=padded("successes", last="repeat"),
         episode_starts=np.arange(len(episodes) + 1) * rows,
         instructions=tuple(e.instruction for e in episodes),
-        names={"state": list(STATE_NAMES), "action": ["x", "y"], "agent_pos": ["x", "y"]},
+        names={"state": list(env.unwrapped.state_names), "action": ["x", "y"], "agent_pos": ["x", "y"]},
         fps=env.metadata["render_fps"],
     )

@@ -1,4 +1,4 @@
-"""What a table-top planner is after: instructions as costs over imagined futures. Knows no checkpoint and no episode."""
+"""What a planner is after: instructions as costs over imagined futures. Knows no checkpoint and no episode."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from emu_embodied.errors import ConfigError, InputError
 from emu_embodied.policies.costs import BehindObject, GoalImage, ObjectLost, ObjectPositions, RewardHead, WeightedSum
 from emu_embodied.policies.scripted import Expert
 from emu_embodied.protocols import Cost, WorldModel
+from emu_embodied.rollouts.behaviours import behaviour_of
 
 GOALS = ("positions", "reward", "image")
 MAX_STEPS = 40
@@ -65,23 +66,57 @@ class TaskGoal:
         return goal + away / length.clamp(min=1e-6) * length.clamp(max=NEXT_TO_CM - 1.0 if next_to else 0.0)
 
 
+class PoseGoal:
+    """PushT's T on its mark, over positions in a model's object order, as `policies.costs` wants it.
+
+    Args:
+        aims: (2, 2) cm, where the T's centroid and tip belong.
+        objects: the model's object names.
+
+    Raises:
+        InputError: the model does not know pusher, T and tip.
+    """
+
+    def __init__(self, aims: np.ndarray, objects: Sequence[str]) -> None:
+        if not {"pusher", "T", "tip"} <= set(objects):
+            raise InputError("objects", tuple(objects), "planning PushT needs a model that knows pusher, T and tip")
+        self.pusher, self.tee, self.tip = (objects.index(name) for name in ("pusher", "T", "tip"))
+        self.aims = torch.from_numpy(aims).float()
+
+    def distance(self, positions: torch.Tensor) -> torch.Tensor:
+        """Mean way (...) in cm of centroid and tip to their places, from positions (..., O, 2)."""
+        ways = positions[..., [self.tee, self.tip], :] - self.aims.to(positions)
+        return ways.norm(dim=-1).mean(-1)
+
+    def away(self, positions: torch.Tensor) -> torch.Tensor:
+        """How far (...) in cm the pusher is from where it may touch the T."""
+        return ((positions[..., self.pusher, :] - positions[..., self.tee, :]).norm(dim=-1) - 4.0).clamp(min=0)
+
+
+def can_plan(env: gymnasium.Env) -> bool:
+    """Whether the env has something to plan for: the table-top's `task_spec`, or PushT's `aims`."""
+    return hasattr(env.unwrapped, "task_spec") or hasattr(env.unwrapped, "aims")
+
+
 def build_cost(goal: str, env: gymnasium.Env, model: WorldModel) -> Cost:
     """The cost of a goal mode for the scene in front of the robot.
 
     Args:
         goal: "positions" (the instruction's predicate on imagined positions), "reward" (the model's reward) or "image"
             (the frame at the end of a scripted expert's try at this very scene). All add the walk behind the cube, in
-            a unit of their own; without it a cube beyond the horizon's reach draws nobody.
+            a unit of their own; without it a cube beyond the horizon's reach draws nobody. PushT has no "image".
 
     Raises:
         ConfigError: another goal.
-        InputError: an env without the table-top's tasks, or a task about a cube that the model does not know.
+        InputError: an env without a task, or a task about an object that the model does not know.
     """
     if goal not in GOALS:
         raise ConfigError("goal", goal, f"choose one of {GOALS}")
     world = env.unwrapped
+    if hasattr(world, "aims"):
+        return _pusht_cost(goal, world.aims(), model)
     if getattr(world, "task_spec", None) is None:
-        raise InputError("env", type(world).__name__, "planning needs the table-top's task_spec")
+        raise InputError("env", type(world).__name__, "planning needs the table-top's task_spec, or PushT's aims")
     task = TaskGoal(world.task_spec, model.objects)
     behind = BehindObject(task.distance, task.target, task.pusher, task.cube)
     if goal == "positions":
@@ -89,6 +124,14 @@ def build_cost(goal: str, env: gymnasium.Env, model: WorldModel) -> Cost:
     if goal == "reward":
         return WeightedSum([(10.0, RewardHead()), (0.15, behind)])
     return WeightedSum([(100.0, GoalImage(expert_goal(env))), (0.15, behind)])
+
+
+def _pusht_cost(goal: str, aims: np.ndarray, model: WorldModel) -> Cost:
+    if goal == "image":
+        raise ConfigError("goal", goal, "PushT has positions and reward")
+    task = PoseGoal(aims, model.objects)
+    wanted = (1.0, ObjectPositions(task.distance)) if goal == "positions" else (10.0, RewardHead())
+    return WeightedSum([wanted, (0.1, ObjectPositions(task.away))])
 
 
 def expert_goal(env: gymnasium.Env, steps: int = MAX_STEPS) -> np.ndarray:
@@ -110,6 +153,9 @@ def expert_goal(env: gymnasium.Env, steps: int = MAX_STEPS) -> np.ndarray:
 def expert_policy(env: gymnasium.Env) -> Callable[[], np.ndarray]:
     """The scripted expert, which reads the simulator's truth: each call returns the next action (2,)."""
     expert, world = Expert(), env.unwrapped
+    if hasattr(world, "aims"):
+        pusht = behaviour_of(env.spec.id).begin(world, "expert", np.random.default_rng(0))
+        return lambda: pusht(world.environment_state())
 
     def act() -> np.ndarray:
         positions = world.positions().astype(np.float64)

@@ -113,7 +113,7 @@ def join_parts(done: Sequence[Part], folder: Path, root: Path, notes: dict[str, 
         folder: where they are.
         root: the dataset's folder.
         notes: for its `meta/emu_embodied.json`, to which versions and the parts' first episodes are added.
-        packages: whose versions.
+        packages: whose versions, as far as they are installed.
 
     Raises:
         DatasetError: a damaged part, or a disk that does not take it.
@@ -124,7 +124,7 @@ def join_parts(done: Sequence[Part], folder: Path, root: Path, notes: dict[str, 
         merge_datasets([folder / part.name for part in done], partial)
         document = {
             **notes,
-            "versions": {name: metadata.version(name) for name in packages},
+            "versions": {name: found.version for name in packages for found in metadata.distributions(name=name)},
             "first_episodes": [[part.first, part.count] for part in done],  # seeds: settings.seed + these
         }
         write_notes(partial / SIDECAR, document)

@@ -17,7 +17,7 @@ from emu_embodied.errors import ConfigError, InputError
 from emu_embodied.metrics import wilson_interval
 from emu_embodied.policies.cem import CEM, CEMConfig
 from emu_embodied.protocols import WorldModel
-from emu_embodied.rollouts.goals import GOALS, MAX_STEPS, build_cost
+from emu_embodied.rollouts.goals import GOALS, MAX_STEPS, build_cost, can_plan
 from emu_embodied.rollouts.oracle import OracleWorldModel
 from emu_embodied.rollouts.parallel import play_in_parallel
 from emu_embodied.rollouts.planned_episode import EpisodeRun, run_episode, run_policy
@@ -68,7 +68,7 @@ class Player:
 
     Raises:
         ConfigError: an unknown env, or agent "model" without a model.
-        InputError: env options out of range, an env without the table-top's tasks, or a model that sees frames of
+        InputError: env options out of range, an env without a task, or a model that sees frames of
             another size than the env shows.
     """
 
@@ -80,8 +80,8 @@ class Player:
             self.env = gymnasium.make(settings.env_id, max_episode_steps=settings.max_steps, **settings.env_options)
         except gymnasium.error.Error as error:
             raise ConfigError("env_id", settings.env_id, str(error).partition("\n")[0]) from None
-        if not hasattr(self.env.unwrapped, "task_spec"):
-            raise InputError("env_id", settings.env_id, "planning needs the table-top's tasks")
+        if not can_plan(self.env):
+            raise InputError("env_id", settings.env_id, "planning needs the table-top's or PushT's tasks")
         if settings.agent == "model" and make_model is None:
             raise ConfigError("agent", "model", "give make_model too, which loads one")
         self.model = make_model() if settings.agent == "model" else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,24 +10,36 @@ import torch
 
 from emu_embodied.data.frame_cache import FrameCache
 from emu_embodied.errors import DatasetError, InputError
-from emu_embodied.metrics import bootstrap_interval, colour_centroids
+from emu_embodied.metrics import bootstrap_interval
+from emu_embodied.rollouts.eyes import EYES
 from emu_embodied.rollouts.pictures import strip
 from emu_embodied.types import Observation
 
 MISSING_PX = 64.0  # what a missing object counts
+Bars = tuple[str, str]  # must and aim, as text
 
 
 class Truth:
-    """True positions of a dataset's objects in px of a 64 px frame, and what the eye (a colour probe) makes of frames.
+    """True positions of a dataset's objects in px of a 64 px frame, and what the world's eye makes of frames.
 
     Args:
         cache: held-out episodes, all of the same length.
-        objects: name -> RGB; the robot first.
-        position_scale: world units at the right and lower edge of the frame.
+        world: a `checkpoint.World`: names, scale and eye.
+
+    Attributes:
+        names: of the O objects, the robot first.
+        bodies: (O,) bool, what the robot can move: neither the robot nor a landmark.
+        landmarks: (object, landmark) as indices, for each object with an angle.
     """
 
-    def __init__(self, cache: FrameCache, objects: Mapping[str, tuple[int, int, int]], position_scale) -> None:
-        self.names, self.palette = tuple(objects), np.array([tuple(c) for c in objects.values()], np.float32)
+    def __init__(self, cache: FrameCache, world) -> None:
+        self.names, self.palette = (
+            tuple(world.objects),
+            np.array([tuple(c) for c in world.objects.values()], np.float32),
+        )
+        self.eye = EYES[world.eye]
+        self.bodies = np.array([i > 0 and name not in world.landmarks for i, name in enumerate(self.names)])
+        self.landmarks = [(self.names.index(body), self.names.index(name)) for name, body in world.landmarks.items()]
         lengths = np.diff(cache.episode_starts)
         self.episodes, self.length = len(lengths), int(lengths.min())
         rows = cache.episode_starts[:-1, None] + np.arange(self.length)
@@ -39,15 +50,33 @@ class Truth:
                     "state names", columns, f'there is no "{name}.x": name objects that the dataset labels'
                 )
         xy = np.stack([cache.states[:, [columns.index(f"{n}.x"), columns.index(f"{n}.y")]] for n in self.names], 1)
-        self.positions = (32 + 32 * xy / np.array(position_scale))[rows]  # (E, T, O, 2)
+        self.positions = (32 + 32 * xy / np.array(world.position_scale))[rows]  # (E, T, O, 2)
         self.present = np.stack([cache.states[:, columns.index(f"{n}.present")] for n in self.names], 1)[rows] > 0
         self.pixels, self.actions = cache.pixels[rows], cache.actions[rows]
         self.instructions = cache.instructions
 
+    @property
+    def words(self) -> tuple[str, str, str]:
+        """What the bodies are called in the table: one, all, and what they do."""
+        names = [name for name, body in zip(self.names, self.bodies, strict=True) if body]
+        return ("cube", "cubes", "move") if len(names) > 1 else (names[0], names[0], "moves")
+
     def see(self, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Positions (..., O, 2) in px, `MISSING_PX` away where an object is not found, and whether it was found (..., O)."""
-        positions, areas = colour_centroids(frames, self.palette)
-        return positions, ~np.isnan(positions[..., 0]) & (areas > 4)
+        """Positions (..., O, 2) in px, NaN where an object is not found, and whether it was found (..., O)."""
+        flat, lead = frames.reshape(-1, *frames.shape[-3:]), (*frames.shape[:-3], len(self.names))
+        parts = [self.eye(flat[i : i + 512], self.palette) for i in range(0, len(flat), 512)]
+        return tuple(np.concatenate(part).reshape(*lead, *part[0].shape[2:]) for part in zip(*parts, strict=True))
+
+    def angle_errors(self, seen: np.ndarray, found: np.ndarray, true: np.ndarray) -> np.ndarray:
+        """Degrees (..., L) between seen and true angles of the objects with a landmark; a missing one counts 180."""
+        return np.stack([_turn(seen, true, found, *pair) for pair in self.landmarks], -1)
+
+
+def _turn(seen: np.ndarray, true: np.ndarray, found: np.ndarray, body: int, landmark: int) -> np.ndarray:
+    ways = [p[..., landmark, 0] - p[..., body, 0] + 1j * (p[..., landmark, 1] - p[..., body, 1]) for p in (seen, true)]
+    return np.where(
+        found[..., body] & found[..., landmark], np.degrees(np.abs(np.angle(ways[0] * ways[1].conj()))), 180.0
+    )
 
 
 def position_errors(seen: np.ndarray, found: np.ndarray, true: np.ndarray) -> np.ndarray:
@@ -63,6 +92,8 @@ def tokenizer_quality(tokenizer, truth: Truth, episodes: int = 40) -> dict[str, 
     decoded = torch.cat([tokenizer.decode(part).cpu() for part in flat.split(256)]).numpy().reshape(pixels.shape)
     seen, found = truth.see(decoded)
     errors, present = position_errors(seen, found, truth.positions[:episodes]), truth.present[:episodes]
+    of_bodies = errors[..., truth.bodies][present[..., truth.bodies]]
+    angles = truth.angle_errors(seen, found, truth.positions[:episodes]) if truth.landmarks else None
     patch, grid = tokenizer.config.patch, tokenizer.config.grid
     change = np.abs(pixels[:, 1:].astype(np.int16) - pixels[:, :-1]).max(-1)
     change = change.reshape(*change.shape[:2], grid, patch, grid, patch).max((3, 5))
@@ -70,9 +101,10 @@ def tokenizer_quality(tokenizer, truth: Truth, episodes: int = 40) -> dict[str, 
     mse = ((decoded.astype(np.float32) - pixels) ** 2).mean()
     return {
         "robot_p95_px": float(np.percentile(errors[..., 0][present[..., 0]], 95)),
-        "object_p95_px": float(np.percentile(errors[..., 1:][present[..., 1:]], 95)),
+        "object_p95_px": float(np.percentile(of_bodies, 95)),
+        **({} if angles is None else {"angle_p95_deg": float(np.percentile(angles, 95))}),
         "missing": float((~found)[present].mean()),
-        "invented": float(found[~present].mean()),
+        "invented": float(found[~present].sum() / max(1, (~present).sum())),
         "static_flicker": float((codes[:, 1:] != codes[:, :-1])[change <= 8].mean()),
         "codes_used": float(len(np.unique(codes))),
         "frames": int(np.prod(pixels.shape[:2])),
@@ -92,6 +124,7 @@ class OpenLoop:
 
     Attributes:
         errors, copy_errors, head_errors: (W, steps, O) px of a 64 px frame.
+        angle_errors, copy_angle_errors, head_angle_errors: (W, steps, L) degrees, of the objects with a landmark; or None.
         found: (W, steps, O) bool; present: (W, O) bool.
         moved: (W, steps, O) px of true motion since the start.
         true: (W, steps, O, 2) px, the true positions.
@@ -130,25 +163,34 @@ class OpenLoop:
         head = 32 + 32 * rollout.positions_BSTOD[:, 0].cpu().numpy() / scale
         self.head_errors = np.linalg.norm(head - true, axis=-1)
         self.moved = self.copy_errors = np.linalg.norm(true - start, axis=-1)
+        self.angle_errors = self.copy_angle_errors = self.head_angle_errors = None
+        if truth.landmarks:
+            there = np.ones_like(self.found)
+            self.angle_errors = truth.angle_errors(seen, self.found, true)
+            self.copy_angle_errors = truth.angle_errors(np.broadcast_to(start, true.shape), there, true)
+            self.head_angle_errors = truth.angle_errors(head, there, true)
 
 
-def quick_quality(model, truth: Truth) -> dict[str, float]:
-    """The few figures shown while training: one step and eight steps, by eye and by the position head.
+def quick_quality(model, truth: Truth, steps: int = 8) -> dict[str, float]:
+    """The few figures shown while training: one step and the open loop's end, by eye and by the position head.
 
-    Those of cubes that move are left out where none does.
+    Those of objects that move are left out where none does.
     """
-    loop = OpenLoop(model, truth, starts=(12,) if truth.length > 20 else (1,))
-    cubes = loop.present[:, None] & (np.arange(len(truth.names)) > 0)
-    one = cubes[:, 0] & (loop.moved[:, 0] >= 1)
-    eight = cubes[:, 0] & (loop.moved[:, -1] >= 4)
-    wrong = (loop.found[:, -1, 1:] != loop.present[:, 1:]).sum() / max(1, loop.present[:, 1:].sum())
-    figures = {"robot_px_1": float(loop.errors[:, 0, 0].mean()), "missing_or_invented_8": float(wrong)}
+    loop, bodies = OpenLoop(model, truth, starts=(12,) if truth.length > 20 else (1,), steps=steps), truth.bodies
+    one = loop.present & bodies & (loop.moved[:, 0] >= 1)
+    far = loop.present & bodies & (loop.moved[:, -1] >= 4)
+    wrong = (loop.found[:, -1] != loop.present)[:, bodies].sum() / max(1, loop.present[:, bodies].sum())
+    figures = {"robot_px_1": float(loop.errors[:, 0, 0].mean()), f"missing_or_invented_{steps}": float(wrong)}
     if one.any():
         figures["moved_ratio_1"] = float(loop.errors[:, 0][one].mean() / loop.copy_errors[:, 0][one].mean())
-    if eight.any():
-        figures["moved_median_px_8"] = float(np.median(loop.errors[:, -1][eight]))
-        figures["head_median_px_8"] = float(np.median(loop.head_errors[:, -1][eight]))
-        figures["copy_median_px_8"] = float(np.median(loop.copy_errors[:, -1][eight]))
+    if far.any():
+        figures[f"moved_median_px_{steps}"] = float(np.median(loop.errors[:, -1][far]))
+        figures[f"head_median_px_{steps}"] = float(np.median(loop.head_errors[:, -1][far]))
+        figures[f"copy_median_px_{steps}"] = float(np.median(loop.copy_errors[:, -1][far]))
+    if truth.landmarks and (turned := far[:, [body for body, _ in truth.landmarks]]).any():
+        figures[f"angle_median_deg_{steps}"] = float(np.median(loop.angle_errors[:, -1][turned]))
+        figures[f"head_angle_median_deg_{steps}"] = float(np.median(loop.head_angle_errors[:, -1][turned]))
+        figures[f"copy_angle_median_deg_{steps}"] = float(np.median(loop.copy_angle_errors[:, -1][turned]))
     return figures
 
 
@@ -176,72 +218,66 @@ class Figure:
     aim: str
 
 
-def quality_table(model, truth: Truth, steps: int = 8) -> list[Figure]:
-    """The figures of the held-out episodes: tokenizer, one step, eight steps open loop, and whether actions are followed.
+def quality_table(
+    model, truth: Truth, steps: int = 8, position: Bars = ("<= 2.5", "1.0"), angle: Bars = ("-", "-")
+) -> list[Figure]:
+    """The figures of the held-out episodes: tokenizer, one step, many steps open loop, and whether actions are followed.
 
     Args:
         model: a `TokenWorldModel`.
         truth: held-out episodes.
         steps: length of the open loop.
+        position, angle: its bars, must and aim, as text.
     """
-    tokenizer = model.tokenizer
     real, shuffled = OpenLoop(model, truth, steps=steps), OpenLoop(model, truth, steps=steps, shuffle=True)
-    trip = tokenizer_quality(tokenizer, truth, truth.episodes)
-    seen, found = truth.see(model.decode(tokenizer_codes(tokenizer, real.real)))
+    trip = tokenizer_quality(model.tokenizer, truth, truth.episodes)
+    seen, found = truth.see(model.decode(tokenizer_codes(model.tokenizer, real.real)))
     trip_errors = position_errors(seen, found, real.true)
-    cubes = real.present & (np.arange(len(truth.names)) > 0)
-    one, far = cubes & (real.moved[:, 0] >= 1), cubes & (real.moved[:, -1] >= 4)
-    of_tokenizer = (
+    bodies, (thing, things, move) = real.present & truth.bodies, truth.words
+    one, far = bodies & (real.moved[:, 0] >= 1), bodies & (real.moved[:, -1] >= 4)
+    of_tokenizer = [
         ("robot position, p95 px", trip["robot_p95_px"], "<= 1.0", "0.5"),
         ("object position, p95 px", trip["object_p95_px"], "<= 1.0", "0.5"),
         ("codes that change in static patches, %", 100 * trip["static_flicker"], "<= 1", "0.2"),
-    )
+    ]
+    if truth.landmarks:
+        of_tokenizer.insert(2, ("object angle, p95 degrees", trip["angle_p95_deg"], "-", "-"))
     rows = [
         Figure(f"tokenizer: {name}", value, None, trip["frames"], None, None, must, aim)
         for name, value, must, aim in of_tokenizer
     ]
     ratio = _paired_ratio(real.errors[:, 0][one], real.copy_errors[:, 0][one])
     floor = float(trip_errors[:, 0][one].mean() / real.copy_errors[:, 0][one].mean())
-    rows.append(
-        Figure(
-            "1 step, cubes that move >= 1 px: error over copy-last's",
-            *ratio,
-            int(one.sum()),
-            1.0,
-            floor,
-            "<= 0.35",
-            "0.15",
-        )
-    )
+    name = f"1 step, {things} that {move} >= 1 px: error over copy-last's"
+    rows.append(Figure(name, *ratio, int(one.sum()), 1.0, floor, "<= 0.35", "0.15"))
+    moving = f"{steps} steps, {things} that {move} >= 4 px: median"
     for name, errors in (("by eye", real.errors), ("by the position head", real.head_errors)):
-        e = errors[:, -1][far]
-        rows.append(
-            Figure(
-                f"{steps} steps, cubes that move >= 4 px: median error {name}, px",
-                float(np.median(e)),
-                bootstrap_interval(e),
-                int(far.sum()),
-                float(np.median(real.copy_errors[:, -1][far])),
-                float(np.median(trip_errors[:, -1][far])),
-                "<= 2.5",
-                "1.0",
-            )
-        )
-    there = real.present[:, 1:].sum(-1)
-    wrong, trip_wrong = ((x[:, -1, 1:] != real.present[:, 1:]).sum(-1) for x in (real.found, found))
+        ends = (e[:, -1][far] for e in (errors, real.copy_errors, trip_errors))
+        rows.append(_median(f"{moving} error {name}, px", *ends, position))
+    if truth.landmarks:
+        turned = far[:, [body for body, _ in truth.landmarks]]
+        trip_angles = truth.angle_errors(seen, found, real.true)
+        for name, errors in (("by eye", real.angle_errors), ("by the position head", real.head_angle_errors)):
+            ends = (e[:, -1][turned] for e in (errors, real.copy_angle_errors, trip_angles))
+            rows.append(_median(f"{moving} angle error {name}, degrees", *ends, angle))
+    there = real.present[:, truth.bodies].sum(-1)
+    wrong, trip_wrong = ((x[:, -1] != real.present)[:, truth.bodies].sum(-1) for x in (real.found, found))
     share, interval = _paired_ratio(100.0 * wrong, there)
-    lost = f"missing or invented cubes at step {steps}, % of cubes"
+    lost = f"missing or invented {things} at step {steps}, % of {things}"
     trip_share = float(100 * trip_wrong.sum() / max(1, there.sum()))
     rows.append(Figure(lost, share, interval, int(there.sum()), 0.0, trip_share, "<= 2", "0.2"))
     robot = _paired_ratio(shuffled.errors[:, 0, 0], real.errors[:, 0, 0])
     moved = _paired_ratio(shuffled.errors[:, 0][one], real.errors[:, 0][one])
-    rows.append(
-        Figure("1 step, shuffled over true actions: robot error", *robot, len(real.errors), 1.0, None, ">= 6", "15")
-    )
-    rows.append(
-        Figure("1 step, shuffled over true actions: moved-cube error", *moved, int(one.sum()), 1.0, None, ">= 2", "4")
-    )
+    name = "1 step, shuffled over true actions:"
+    rows.append(Figure(f"{name} robot error", *robot, len(real.errors), 1.0, None, ">= 6", "15"))
+    rows.append(Figure(f"{name} moved-{thing} error", *moved, int(one.sum()), 1.0, None, ">= 2", "4"))
     return rows
+
+
+def _median(name: str, errors: np.ndarray, copied: np.ndarray, trip: np.ndarray, bars: Bars) -> Figure:
+    """A row of medians (n,): the model's, with its interval, copy-last's and the tokenizer's."""
+    middle = [float(np.median(values)) if len(values) else None for values in (errors, copied, trip)]
+    return Figure(name, middle[0], bootstrap_interval(errors), len(errors), middle[1], middle[2], *bars)
 
 
 def tokenizer_codes(tokenizer, frames: np.ndarray) -> torch.Tensor:

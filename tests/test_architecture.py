@@ -52,6 +52,8 @@ DOORS = ("commands", "envs.registration", "policies.lerobot_plugin", "")
 # Heavy libraries -> the modules that may import them outside functions.
 HEAVY = {
     "mujoco": ("envs.tabletop",),
+    "gym_pusht": ("envs.pusht",),
+    "pymunk": (),
     "lerobot": (),
     "tensorrt": (),
     "tensorrt_rtx_bindings": (),

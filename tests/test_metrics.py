@@ -1,5 +1,7 @@
 """Positions by eye, intervals, and the quality table on models whose quality is known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from tiny import tiny_world_model
@@ -118,7 +120,7 @@ class Replayer:
 
 @pytest.mark.parametrize("lag", [0, 2])
 def test_open_loop_errors_are_those_of_a_known_model(lag):
-    truth = quality.Truth(held_out(), WORLD.objects, WORLD.position_scale)
+    truth = quality.Truth(held_out(), WORLD)
     loop = quality.OpenLoop(Replayer(truth, lag), truth, starts=(3,), steps=8)
     assert loop.present[:, :2].all() and not loop.present[:, 2:].any()
     assert loop.errors[:, :, 1] == pytest.approx(lag, abs=0.1)  # the red square is `lag` px behind
@@ -134,7 +136,7 @@ def test_a_vanished_object_counts_sixty_four_pixels():
 
 
 def test_the_table_of_an_untrained_model_says_so(tmp_path):
-    truth = quality.Truth(held_out(), WORLD.objects, WORLD.position_scale)
+    truth = quality.Truth(held_out(), WORLD)
     model = tiny_world_model()
     rows = quality.quality_table(model, truth, steps=4)
     table = quality.as_markdown(rows)
@@ -147,4 +149,4 @@ def test_the_table_of_an_untrained_model_says_so(tmp_path):
 
 def test_objects_without_labels_are_refused():
     with pytest.raises(DatasetError, match="teapot"):
-        quality.Truth(held_out(), {"teapot": (1, 2, 3)}, (16, -16))
+        quality.Truth(held_out(), replace(WORLD, objects={"teapot": (1, 2, 3)}))

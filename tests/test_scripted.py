@@ -10,8 +10,9 @@ import emu_embodied.envs  # noqa: F401  registers the env
 from emu_embodied.envs.tabletop import STATE_NAMES
 from emu_embodied.envs.tasks import OBJECTS
 from emu_embodied.policies.scripted import Collector, Expert
+from emu_embodied.rollouts.behaviours import behaviour_of
 from emu_embodied.rollouts.collect import moving_steps
-from emu_embodied.rollouts.episodes import STYLE_SHARES, collect_episode
+from emu_embodied.rollouts.episodes import collect_episode
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,8 @@ def test_the_same_seed_plays_the_same_episode(env):
 
 
 def test_the_shares_are_shares_of_known_styles():
-    assert set(STYLE_SHARES) == set(Collector.STYLES) and sum(STYLE_SHARES.values()) == pytest.approx(1)
+    shares = behaviour_of("emu_embodied/TabletopPush-v0").styles
+    assert set(shares) == set(Collector.STYLES) and sum(shares.values()) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("style", Collector.STYLES)

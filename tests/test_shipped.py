@@ -33,7 +33,7 @@ def test_it_is_small_and_says_how_it_was_made(model):
 
 def test_it_is_better_than_copying_the_last_frame(model):
     cache = record_frames("emu_embodied/TabletopPush-v0", {}, range(5_000_000, 5_000_012), 24)
-    figures = quick_quality(model, Truth(cache, model.world.objects, model.world.position_scale))
+    figures = quick_quality(model, Truth(cache, model.world))
     assert figures["robot_px_1"] < 2.0  # copying: about 4
     assert figures["head_median_px_8"] < 0.6 * figures["copy_median_px_8"]
 

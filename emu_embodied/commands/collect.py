@@ -37,5 +37,5 @@ def run(config: DictConfig) -> None:
         print(f"collect: {root} was complete already")
     print(
         f"collect: {root} holds {summary.episodes} episodes, {summary.frames} frames; "
-        f"{summary.moving_steps:.0%} of the steps move a cube, {summary.success:.0%} of the episodes succeed"
+        f"{summary.moving_steps:.0%} of the steps move an object, {summary.success:.0%} of the episodes succeed"
     )

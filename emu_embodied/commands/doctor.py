@@ -29,6 +29,7 @@ REQUIRED = {
     "hydra": ("hydra-core",),
 }
 OPTIONAL = {
+    "gym_pusht": ("gym-pusht",),
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
     "tensorrt": ("tensorrt", "tensorrt-cu12", "tensorrt-cu13"),
     "tensorrt_rtx": ("tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu12-bindings"),

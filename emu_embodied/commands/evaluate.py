@@ -16,9 +16,10 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from emu_embodied.commands._config import compose_config, group_options
 from emu_embodied.errors import ConfigError
 
-PACKAGES = ("emu-embodied", "torch", "mujoco", "gymnasium", "numpy")
+PACKAGES = ("emu-embodied", "torch", "mujoco", "gym-pusht", "pymunk", "gymnasium", "numpy")
 
 
 def run(config: DictConfig) -> None:
@@ -35,40 +36,60 @@ def run(config: DictConfig) -> None:
     from emu_embodied.storage import write_json
 
     for name, least in (("episodes", 1), ("steps", 10), ("planning", 0), ("workers", 1), ("horizon", 1), ("worst", 0)):
-        if config[name] < least:
+        if config[name] is not None and config[name] < least:
             raise ConfigError(name, config[name], f"give a whole number of at least {least}")
     model = load(config.checkpoint, passes=config.passes, engine=config.engine)
     if not model.objects:
         raise ConfigError("checkpoint", str(config.checkpoint), "it knows no objects, and the table is about objects")
-    options, began = OmegaConf.to_container(config.env.options), time.monotonic()
+    env = _environment(config, model.world.env_id)
+    options, began = OmegaConf.to_container(env.options), time.monotonic()
+    horizon = config.horizon or env.quality.horizon
     print(f"evaluate: {config.episodes} held-out episodes", flush=True)
     folder = Path(config.out)
     folder.mkdir(parents=True, exist_ok=True)
-    cache = record_frames(config.env.id, options, range(config.seed, config.seed + config.episodes), config.steps)
-    truth = quality.Truth(cache, model.world.objects, model.world.position_scale)
-    figures = quality.quality_table(model, truth, config.horizon)
-    if config.planning:
+    cache = record_frames(env.id, options, range(config.seed, config.seed + config.episodes), config.steps)
+    truth = quality.Truth(cache, model.world)
+    figures = quality.quality_table(model, truth, horizon, tuple(env.quality.position), tuple(env.quality.angle))
+    planning = env.quality.planning if config.planning is None else config.planning
+    if planning:
         _print(figures)
-        figures += _planning(config, options, folder)
+        figures += _planning(config, env, planning, folder)
+    asked = OmegaConf.to_container(config) | {"env": OmegaConf.to_container(env)}
+    versions = {name: found.version for name in PACKAGES for found in metadata.distributions(name=name)}
     result = {
         "checkpoint": str(config.checkpoint),
         "figures": [asdict(figure) for figure in figures],
-        "settings": OmegaConf.to_container(config),
+        "settings": asked | {"horizon": horizon, "planning": planning},
         "engine": model.engine.name,
         "seeds": {"held_out": [config.seed, config.seed + config.episodes], "planning": config.planning_seed},
         "seconds": round(time.monotonic() - began, 1),
-        "versions": {name: metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "versions": versions | {"python": platform.python_version()},
     }
     write_json(folder / "result.json", result)
     (folder / "table.md").write_text(quality.as_markdown(figures))
     if config.card:
-        add_card(checkpoint_path(config.checkpoint), _card(config, figures, model), result)
+        add_card(checkpoint_path(config.checkpoint), _card(config, figures, model, cache.fps), result)
     _print(figures)
-    pictures = quality.picture_worst(model, truth, config.worst, folder, config.horizon)
+    pictures = quality.picture_worst(model, truth, config.worst, folder, horizon)
     print(f"evaluate: {folder / 'result.json'}, {folder / 'table.md'}" + (f", {pictures} pictures" if pictures else ""))
 
 
-def _planning(config: DictConfig, options: dict, folder: Path) -> list:
+def _environment(config: DictConfig, env_id: str) -> DictConfig:
+    """The configuration of the env that the checkpoint imitates: the one asked for, or else its own.
+
+    Raises:
+        ConfigError: an env was asked for that is not the checkpoint's, or nobody knows the checkpoint's.
+    """
+    if config.env.id == env_id:
+        return config.env
+    known = {name: compose_config("evaluate", [f"env={name}"]).env for name in group_options("evaluate")["env"]}
+    of_checkpoint = [env for env in known.values() if env.id == env_id]
+    if not of_checkpoint or config.env != compose_config("evaluate", []).env:
+        raise ConfigError("env", config.env.id, f"the checkpoint is of {env_id}")
+    return of_checkpoint[0]
+
+
+def _planning(config: DictConfig, env: DictConfig, episodes: int, folder: Path) -> list:
     """Planning success of the model, of the same planner in the true simulator, and of random actions.
 
     Episodes are kept in `folder` as they finish; the same command goes on where one was stopped.
@@ -78,13 +99,14 @@ def _planning(config: DictConfig, options: dict, folder: Path) -> list:
     from emu_embodied.rollouts import planning
     from emu_embodied.rollouts.quality import Figure
 
-    seeds = range(config.planning_seed, config.planning_seed + config.planning)
+    seeds = range(config.planning_seed, config.planning_seed + episodes)
     make_model = functools.partial(load, config.checkpoint, passes=config.passes, engine=config.engine, device="cpu")
+    options = OmegaConf.to_container(env.options)
     name = weights_label(config.checkpoint, config.passes, config.engine)
     rows = {}
     for agent in ("random", "oracle", "model"):
         label, make = (name, make_model) if agent == "model" else ("", None)
-        settings = planning.PlanningSettings(config.env.id, options, agent, "positions", CEMConfig(), model=label)
+        settings = planning.PlanningSettings(env.id, options, agent, "positions", CEMConfig(), model=label)
         key = hashlib.sha256(json.dumps(asdict(settings), sort_keys=True).encode()).hexdigest()[:8]
         journal, done = folder / f"planning-{agent}-{key}.jsonl", []
 
@@ -95,7 +117,7 @@ def _planning(config: DictConfig, options: dict, folder: Path) -> list:
         shown = show if agent == "model" else None
         played = planning.evaluate_planning(settings, seeds, make, config.workers, journal, shown)
         rows[agent] = planning.summarise(played)
-        print(f"evaluate: planning, {agent}: {rows[agent]['rate']:.0%} of {config.planning}", flush=True)
+        print(f"evaluate: planning, {agent}: {rows[agent]['rate']:.0%} of {episodes}", flush=True)
     oracle, bars = rows["oracle"]["rate"], {"random": ("<= 10", "0"), "oracle": (">= 90", "100"), "model": ("", "97")}
     bars["model"] = (f">= {75 * oracle:.0f} (75% of the simulator's)", "97")
     return [
@@ -103,7 +125,7 @@ def _planning(config: DictConfig, options: dict, folder: Path) -> list:
             f"planning success, {name}, %",
             100 * rows[agent]["rate"],
             tuple(100 * x for x in rows[agent]["wilson_95"]),
-            config.planning,
+            episodes,
             None,
             None,
             *bars[agent],
@@ -112,7 +134,7 @@ def _planning(config: DictConfig, options: dict, folder: Path) -> list:
     ]
 
 
-def _card(config: DictConfig, figures: list, model) -> str:
+def _card(config: DictConfig, figures: list, model, fps: float) -> str:
     """The model card: what it is, how it was made, how good it is."""
     from emu_embodied.rollouts.quality import as_markdown
 
@@ -129,11 +151,11 @@ An action-conditioned world model of `{model.world.env_id}` for emu-embodied: {m
 parameters, frame tokenizer of {sizes["tokenizer"]:.2f}M. How it was trained is in `config.json`, what was measured in
 `metrics.json`.
 
-Objects it knows: {", ".join(model.objects)}. It has seen scripted pushing of the standard table-top only: other backgrounds,
+Objects it knows: {", ".join(model.objects)}. It has seen scripted play of that env as it is by default: other backgrounds,
 colours, cameras and tasks are outside what it was trained for.
 
 Measured on {config.episodes} held-out episodes (seeds from {config.seed}) with {config.passes} pass(es) a frame; sizes in px of
-a 64 px frame, one step is 0.25 s:
+a 64 px frame, one step is {1 / fps:g} s:
 
 {as_markdown(figures)}
 """

@@ -62,7 +62,8 @@ def run(config: DictConfig) -> None:
         f"train: {cache.episodes} episodes of frames are there after {(time.monotonic() - began) / 60:.1f} min",
         flush=True,
     )
-    evaluators = _evaluators(cache.select(range(max(0, cache.episodes - recipe.held_out), cache.episodes)), world)
+    held_out = cache.select(range(max(0, cache.episodes - recipe.held_out), cache.episodes))
+    evaluators = _evaluators(held_out, world, config.env.quality.horizon)
     job = {"evaluate_model": evaluators[1], "report": lambda line: print(line, flush=True)}
     folder = Path(config.out)
     if released:
@@ -75,7 +76,7 @@ def run(config: DictConfig) -> None:
         job["evaluate_tokenizer"] = evaluators[0]
         path = train_checkpoint(cache, recipe, world, folder, device, **job)
     minutes = (time.monotonic() - began) / 60
-    trial = f"plan env=tabletop checkpoint={path}" if world.objects else f"imagine checkpoint={path} starts=DATASET"
+    trial = f"evaluate checkpoint={path}" if world.objects else f"imagine checkpoint={path} starts=DATASET"
     print(f"train: finished after {minutes:.1f} min; try it with  emu-embodied {trial}")
 
 
@@ -90,10 +91,12 @@ def _world(config: DictConfig, cache):
     if not any(f"{name}.x" in cache.names["state"] for name in described["objects"]):
         return World({}, (1.0, -1.0), "", tuple(cache.names["action"]), scale)
     objects = {name: tuple(rgb) for name, rgb in described["objects"].items()}
-    return World(objects, tuple(described["position_scale"]), config.env.id, tuple(described["action_names"]), scale)
+    place, actions = tuple(described["position_scale"]), tuple(described["action_names"])
+    eye = {"eye": described["eye"], "landmarks": described["landmarks"]}
+    return World(objects, place, config.env.id, actions, scale, **eye)
 
 
-def _evaluators(held_out, world):
+def _evaluators(held_out, world, horizon: int):
     """What is shown while training goes on, of held-out episodes: of the tokenizer, and of the model."""
     from emu_embodied.rollouts import frame_quality, quality
     from emu_embodied.world_model import TokenWorldModel
@@ -103,10 +106,10 @@ def _evaluators(held_out, world):
             lambda tokenizer: frame_quality.tokenizer_frames(tokenizer, held_out),
             lambda *parts: frame_quality.dreamt_frames(TokenWorldModel(*parts, world), held_out),
         )
-    truth = quality.Truth(held_out, world.objects, world.position_scale)
+    truth = quality.Truth(held_out, world)
     return (
         lambda tokenizer: quality.tokenizer_quality(tokenizer, truth, episodes=20),
-        lambda *parts: quality.quick_quality(TokenWorldModel(*parts, world), truth),
+        lambda *parts: quality.quick_quality(TokenWorldModel(*parts, world), truth, horizon),
     )
 
 

@@ -26,6 +26,7 @@ class FrameTokenizerConfig:
         width: channels of encoder and decoder.
         encoder_layers: further 1x1 layers of the encoder, which sort what a patch may show into codes.
         blocks: residual 3x3 blocks of the decoder at token resolution.
+        placed: encoder and decoder know where a patch lies, so that codes need not tell a background that stands still.
     """
 
     image_size: int = 64
@@ -35,6 +36,7 @@ class FrameTokenizerConfig:
     width: int = 128
     encoder_layers: int = 0
     blocks: int = 3
+    placed: bool = False
 
     @property
     def codebook_size(self) -> int:
@@ -90,6 +92,9 @@ class FrameTokenizer(nn.Module):
             nn.Conv2d(w // 2, 3 * (config.patch // 2) ** 2, 3, padding=1),
             nn.PixelShuffle(config.patch // 2),
         )
+        grid = (config.grid, config.grid)
+        self.place_in = nn.Parameter(torch.zeros(2 * w, *grid)) if config.placed else None
+        self.place_out = nn.Parameter(torch.zeros(w, *grid)) if config.placed else None
         levels = torch.tensor(config.levels)
         self.register_buffer("levels", levels, persistent=False)
         self.register_buffer("basis", torch.cumprod(torch.cat([levels.new_ones(1), levels[:-1]]), 0), persistent=False)
@@ -106,16 +111,22 @@ class FrameTokenizer(nn.Module):
         top = (self.levels - 1).view(1, -1, 1, 1)
         return torch.sigmoid(1.6 * z) * top
 
+    def latents(self, frames: torch.Tensor) -> torch.Tensor:
+        """What the encoder makes of (B, 3, H, W) in [-1, 1]: (B, D, h, w), bounded to the level grid."""
+        x = self.encoder[0](frames)
+        return self.bound(self.encoder[1:](x if self.place_in is None else x + self.place_in))
+
     def forward(self, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Reconstructs (B, 3, H, W) in [-1, 1] with straight-through gradients; also returns the bounded latents."""
-        z = self.bound(self.encoder(frames))
+        z = self.latents(frames)
         q = z + (z.round() - z).detach()
         return self.reconstruct(q), z
 
     def reconstruct(self, q: torch.Tensor) -> torch.Tensor:
         """Decodes level indices (B, D, h, w) to (B, 3, H, W) in about [-1, 1]."""
         x = q / (self.levels - 1).view(1, -1, 1, 1) * 2 - 1
-        return self.decoder_out(self.blocks(self.decoder_in(x)))
+        x = self.decoder_in(x)
+        return self.decoder_out(self.blocks(x if self.place_out is None else x + self.place_out))
 
     def places(self) -> torch.Tensor:
         """Where each code lies in the latent grid: (codebook_size, D) float32, level indices."""
@@ -127,7 +138,7 @@ class FrameTokenizer(nn.Module):
     @torch.inference_mode()
     def encode(self, frames: torch.Tensor) -> torch.Tensor:
         """Frames (B, H, W, 3) uint8 -> codes (B, N) int64."""
-        q = self.bound(self.encoder(to_float(frames))).round().long()
+        q = self.latents(to_float(frames)).round().long()
         return (q * self.basis.view(1, -1, 1, 1)).sum(1).flatten(1)
 
     @torch.inference_mode()
