@@ -31,19 +31,19 @@ class World:
         position_scale: world units at the right and at the lower edge of the frame.
         env_id: the Gymnasium id of the real environment, for the imagined one's spaces and reset.
         action_names: names of the action's values.
-        action_scale: centres and half-ranges by which recorded actions became values in [-1, 1], for each dataset trained on;
-            empty where they were so from the beginning. See `data.resampling.denormalise`.
         eye: what reads objects from frames, one of `rollouts.eyes.EYES`.
         landmarks: object -> the object whose second point it is, so that the two give its angle.
+        action_scale: centres and half-ranges by which recorded actions became values in [-1, 1], for each dataset trained on;
+            empty where they were so from the beginning. See `data.resampling.denormalise`.
     """
 
     objects: Mapping[str, tuple[int, int, int]]
     position_scale: tuple[float, float]
     env_id: str
     action_names: tuple[str, ...] = field(default=())
-    action_scale: tuple = field(default=())
     eye: str = "colours"
     landmarks: Mapping[str, str] = field(default_factory=dict)
+    action_scale: tuple = field(default=())
 
 
 def save_checkpoint(

@@ -89,11 +89,10 @@ def _world(config: DictConfig, cache):
     scale = () if identity else tuple(map(tuple, cache.action_scale.tolist()))
     described = OmegaConf.to_container(config.env.world)
     if not any(f"{name}.x" in cache.names["state"] for name in described["objects"]):
-        return World({}, (1.0, -1.0), "", tuple(cache.names["action"]), scale)
+        return World({}, (1.0, -1.0), "", tuple(cache.names["action"]), action_scale=scale)
     objects = {name: tuple(rgb) for name, rgb in described["objects"].items()}
     place, actions = tuple(described["position_scale"]), tuple(described["action_names"])
-    eye = {"eye": described["eye"], "landmarks": described["landmarks"]}
-    return World(objects, place, config.env.id, actions, scale, **eye)
+    return World(objects, place, config.env.id, actions, described["eye"], described["landmarks"], scale)
 
 
 def _evaluators(held_out, world, horizon: int):
