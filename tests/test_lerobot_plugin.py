@@ -187,7 +187,7 @@ def test_a_model_of_several_action_scales_is_refused(tmp_path: Path):
 @pytest.mark.parametrize(
     ("seen", "field"),
     [
-        (batch(size=96), "pixels"),
+        (batch(size=96), "96 x 96 px; .*letterbox"),
         (batch(task="make tea"), "instruction"),
         (batch(task=""), "instruction"),
         (batch(task=["one"] * 2), "task"),

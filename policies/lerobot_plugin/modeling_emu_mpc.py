@@ -136,10 +136,14 @@ class EmuMpcPolicy(PreTrainedPolicy):
 
     def _observations(self, batch: Mapping[str, Any]) -> list[Observation]:
         """Checks a batch once, at the boundary, and gives each env's part of it."""
-        pixels_BHWC = _pixels(self.config.camera, batch.get(self.config.camera))
-        if self.config.letterbox:
-            pixels_BHWC = _letterboxed(pixels_BHWC, self.world_model.image_size)
-        envs = len(pixels_BHWC)
+        camera, size = self.config.camera, self.world_model.image_size
+        pixels_BHWC = _pixels(camera, batch.get(camera))
+        envs, height, width, _ = pixels_BHWC.shape
+        if (height, width) != (size, size):
+            if not self.config.letterbox:
+                rule = f"the model sees {size} x {size} px: give those, or let --policy.letterbox=true fit them"
+                raise InputError(camera, f"{height} x {width} px", rule)
+            pixels_BHWC = _letterboxed(pixels_BHWC, size)
         state = batch.get(OBS_STATE, torch.zeros(envs, 0))
         if not isinstance(state, Tensor) or state.ndim != 2 or len(state) != envs or not torch.isfinite(state).all():
             found = f"shape {tuple(state.shape)}" if isinstance(state, Tensor) else type(state).__name__
