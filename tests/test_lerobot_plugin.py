@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -18,17 +17,20 @@ from lerobot.configs import PreTrainedConfig
 from lerobot.envs import make_env, make_env_config, preprocess_observation
 from lerobot.policies import make_policy, make_pre_post_processors
 from lerobot.policies.factory import make_policy_config
+from lerobot.scripts.lerobot_eval import eval_main
+from lerobot.utils.import_utils import register_third_party_plugins
 from tiny import WORLD, tiny_world_model
 
 import emu_embodied
 from emu_embodied.checkpoint import save_checkpoint
 from emu_embodied.errors import CheckpointError, ConfigError, EmuEmbodiedError, InputError
-from emu_embodied.policies import lerobot_plugin  # noqa: F401  registers policy and env
+from emu_embodied.policies import lerobot_plugin
 from emu_embodied.policies.cem import CEM
 from emu_embodied.rollouts.planned_episode import run_episode
 
 ROOT = Path(__file__).resolve().parent.parent
 BUDGET = {"candidates": 6, "elites": 2, "iterations": 2, "horizon": 3, "execute": 2}
+ONE_EPISODE = ("--eval.n_episodes=1", "--eval.batch_size=1")
 PUSH = "push the red cube to the left"
 
 
@@ -213,33 +215,35 @@ def test_it_does_not_train(checkpoint: str):
             call()
 
 
-def test_lerobot_eval_finds_it_by_the_companion_distribution(checkpoint: str, tmp_path: Path):
-    """Two episodes in two env workers, without `--policy.discover_packages_path=`, to `eval_info.json` and videos."""
+@pytest.fixture
+def lerobot_eval(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Calls `lerobot-eval` in this process, with words for `emu_mpc` on `emu_tabletop`."""
+
+    def run(*words: str) -> None:
+        fixed = ["lerobot-eval", "--policy.type=emu_mpc", "--policy.device=cpu", "--env.type=emu_tabletop"]
+        monkeypatch.setattr(sys, "argv", [*fixed, f"--output_dir={tmp_path / 'out'}", *words])
+        register_third_party_plugins()
+        eval_main()
+
+    return run
+
+
+def test_lerobot_eval_runs_to_its_end(checkpoint: str, lerobot_eval, monkeypatch, tmp_path: Path):
+    """With the companion distribution installed, to `eval_info.json` and videos of what happened and was imagined."""
     shutil.copytree(ROOT / "distributions/lerobot_policy_emu_mpc", tmp_path / "source")
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
     subprocess.run([*pip, "--target", str(tmp_path / "site"), str(tmp_path / "source")], check=True)
+    monkeypatch.syspath_prepend(tmp_path / "site")
     sizes = [f"--policy.{name}={value}" for name, value in BUDGET.items()]
-    command = [
-        *(sys.executable, "-m", "lerobot.scripts.lerobot_eval", "--policy.type=emu_mpc", "--policy.device=cpu"),
-        *(f"--policy.checkpoint={checkpoint}", *sizes, "--env.type=emu_tabletop", "--env.episode_length=3"),
-        *("--eval.n_episodes=2", "--eval.batch_size=2", f"--output_dir={tmp_path / 'out'}"),
-    ]
-    paths = os.pathsep.join([str(tmp_path / "site"), str(ROOT)])
-    done = subprocess.run(
-        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    lerobot_eval(f"--policy.checkpoint={checkpoint}", *sizes, "--env.episode_length=3", *ONE_EPISODE)
+    assert sys.modules.pop("lerobot_policy_emu_mpc").lerobot_plugin is lerobot_plugin  # LeRobot found it by its name
     overall = json.loads((tmp_path / "out/eval_info.json").read_text())["overall"]
-    assert overall["n_episodes"] == 2
-    for name, count in (("video_paths", 2), ("predicted_video_paths", 1)):
-        assert len(overall[name]) == count and all(Path(path).stat().st_size > 0 for path in overall[name])
+    assert overall["n_episodes"] == 1
+    for name in ("video_paths", "predicted_video_paths"):
+        (path,) = overall[name]
+        assert Path(path).stat().st_size > 0
 
 
-def test_a_bad_option_of_lerobot_eval_is_named(tmp_path: Path):
-    code = "from lerobot.scripts.lerobot_eval import main; main()"
-    words = ["--policy.discover_packages_path=emu_embodied.policies.lerobot_plugin", "--policy.type=emu_mpc"]
-    words += ["--policy.goal=win", "--env.type=emu_tabletop", "--policy.device=cpu"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", code, *words]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode != 0 and "choose one of ('auto', 'positions', 'reward')" in done.stderr
+def test_a_bad_option_of_lerobot_eval_is_named(lerobot_eval):
+    with pytest.raises(ConfigError, match="goal: win; choose one of"):
+        lerobot_eval("--policy.goal=win", *ONE_EPISODE)

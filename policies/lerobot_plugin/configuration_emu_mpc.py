@@ -30,10 +30,6 @@ class EmuMpcConfig(PreTrainedConfig):
         engine: what executes the model; see `loading.load`.
         seed: of the planner's and the model's noise; the planner of env i of a batch has `seed + i`.
         save_predicted_video: LeRobot writes what was imagined beside what happened; not together with `--eval.recording=true`.
-
-    Raises:
-        ConfigError: an unknown goal, or passes or seed below their least.
-        InputError: a planner's budget that does not fit together.
     """
 
     checkpoint: str = "nano-tabletop"
@@ -51,14 +47,20 @@ class EmuMpcConfig(PreTrainedConfig):
     seed: int = 0
     save_predicted_video: bool = True
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check(self) -> None:
+        """Checks the options. The policy calls it: LeRobot's parser would swallow what is said while it makes the config.
+
+        Raises:
+            ConfigError: an unknown goal, or passes or seed below their least.
+            InputError: a planner's budget that does not fit together, or a camera that is not there.
+        """
         if self.goal not in GOALS:
             raise ConfigError("goal", self.goal, f"choose one of {GOALS}")
         for name, least in (("passes", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(name, getattr(self, name), f"give a whole number of at least {least}")
         _ = self.planner  # says what does not fit together
+        self.validate_features()
 
     @property
     def planner(self) -> CEMConfig:

@@ -37,8 +37,7 @@ class EmuMpcPolicy(PreTrainedPolicy):
 
     Raises:
         CheckpointError: the checkpoint is missing or damaged.
-        ConfigError: a model of several action scales.
-        InputError: the env has no such camera, or other actions than the model.
+        ConfigError, InputError: see `EmuMpcConfig.check`; also a model of several action scales, or of other actions than the env.
         EngineError: the engine does not run here.
     """
 
@@ -49,7 +48,7 @@ class EmuMpcPolicy(PreTrainedPolicy):
         super().__init__(config)
         from emu_embodied.loading import load
 
-        config.validate_features()
+        config.check()
         options = {"device": config.device, "engine": config.engine, "passes": config.passes, "seed": config.seed}
         self.world_model = load(config.checkpoint, **options)
         found = config.action_feature.shape if config.action_feature else (self.world_model.action_dim,)
