@@ -117,13 +117,27 @@ def build_cost(goal: str, env: gymnasium.Env, model: WorldModel) -> Cost:
         return _pusht_cost(goal, world.aims(), model)
     if getattr(world, "task_spec", None) is None:
         raise InputError("env", type(world).__name__, "planning needs the table-top's task_spec, or PushT's aims")
-    task = TaskGoal(world.task_spec, model.objects)
-    behind = BehindObject(task.distance, task.target, task.pusher, task.cube)
-    if goal == "positions":
-        return WeightedSum([(1.0, ObjectPositions(task.distance_inside)), (0.15, behind), (5.0, ObjectLost(task.cube))])
+    if goal != "image":
+        return task_cost(goal, world.task_spec, model.objects)
+    behind = _walk_behind(TaskGoal(world.task_spec, model.objects))
+    return WeightedSum([(100.0, GoalImage(expert_goal(env))), (0.15, behind)])
+
+
+def task_cost(goal: str, task: Task, objects: Sequence[str]) -> Cost:
+    """The cost of a goal mode that needs no scene, "positions" or "reward": see `build_cost`.
+
+    Raises:
+        InputError: a task about a cube that the model does not know.
+    """
+    meant = TaskGoal(task, objects)
+    behind = _walk_behind(meant)
     if goal == "reward":
         return WeightedSum([(10.0, RewardHead()), (0.15, behind)])
-    return WeightedSum([(100.0, GoalImage(expert_goal(env))), (0.15, behind)])
+    return WeightedSum([(1.0, ObjectPositions(meant.distance_inside)), (0.15, behind), (5.0, ObjectLost(meant.cube))])
+
+
+def _walk_behind(task: TaskGoal) -> BehindObject:
+    return BehindObject(task.distance, task.target, task.pusher, task.cube)
 
 
 def _pusht_cost(goal: str, aims: np.ndarray, model: WorldModel) -> Cost:

@@ -1,0 +1,97 @@
+"""Options of LeRobot's policy `emu_mpc`, which plans in a world model's imagination. Knows no world model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lerobot.configs import PreTrainedConfig
+from lerobot.utils.constants import OBS_IMAGE
+
+from emu_embodied.errors import ConfigError, InputError
+from emu_embodied.policies.cem import CEMConfig
+
+GOALS = ("auto", "positions", "reward")
+
+
+@PreTrainedConfig.register_subclass("emu_mpc")
+@dataclass
+class EmuMpcConfig(PreTrainedConfig):
+    """Each option is a `--policy.NAME=` of `lerobot-eval`.
+
+    Attributes:
+        checkpoint: the world model, a shipped name or a checkpoint's folder.
+        goal: "positions" (the table-top instruction's predicate on imagined positions), "reward" (the model's own reward) or
+            "auto": positions where the instruction is one of the table-top's and the model knows its cubes, else reward.
+        instruction: what to do where the env names no task.
+        camera: key of the pictures that the model sees.
+        letterbox: fit pictures of another size into the model's, as training does; otherwise they are an error.
+        horizon, candidates, iterations, elites, execute: the planner's; see `policies.cem.CEMConfig`.
+        passes: parallel passes per imagined frame.
+        engine: what executes the model; see `loading.load`.
+        seed: of the planner's and the model's noise; the planner of env i of a batch has `seed + i`.
+        save_predicted_video: LeRobot writes what was imagined beside what happened; not together with `--eval.recording=true`.
+    """
+
+    checkpoint: str = "nano-tabletop"
+    goal: str = "auto"
+    instruction: str = ""
+    camera: str = OBS_IMAGE
+    letterbox: bool = False
+    horizon: int = 8
+    candidates: int = 64
+    iterations: int = 3
+    elites: int = 8
+    execute: int = 2
+    passes: int = 1
+    engine: str = "eager"
+    seed: int = 0
+    save_predicted_video: bool = True
+
+    def check(self) -> None:
+        """Checks the options. The policy calls it: LeRobot's parser would swallow what is said while it makes the config.
+
+        Raises:
+            ConfigError: an unknown goal, or passes or seed below their least.
+            InputError: a planner's budget that does not fit together, or a camera that is not there.
+        """
+        if self.goal not in GOALS:
+            raise ConfigError("goal", self.goal, f"choose one of {GOALS}")
+        for name, least in (("passes", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(name, getattr(self, name), f"give a whole number of at least {least}")
+        _ = self.planner  # says what does not fit together
+        self.validate_features()
+
+    @property
+    def planner(self) -> CEMConfig:
+        """The planner's budget."""
+        return CEMConfig(self.horizon, self.candidates, self.iterations, self.elites, self.execute)
+
+    def validate_features(self) -> None:
+        """Checks that the env or dataset has the camera.
+
+        Raises:
+            InputError: it has not.
+        """
+        if self.image_features and self.camera not in self.image_features:
+            raise InputError("camera", self.camera, f"choose one of {sorted(self.image_features)}")
+
+    observation_delta_indices = action_delta_indices = reward_delta_indices = None
+
+    def get_optimizer_preset(self):
+        """There is none.
+
+        Raises:
+            ConfigError: always; LeRobot's trainer asks for it first.
+        """
+        raise no_training()
+
+    def get_scheduler_preset(self) -> None:
+        """None: nothing is trained."""
+
+
+def no_training() -> ConfigError:
+    """The error of who wants to train the policy."""
+    return ConfigError(
+        "policy.type", "emu_mpc", "it plans and learns nothing: train its model with `emu-embodied train`"
+    )

@@ -1,0 +1,29 @@
+"""From an instruction to what a planner minimises: a door to the table-top's tasks. Knows no LeRobot and no episode."""
+
+from __future__ import annotations
+
+from emu_embodied.errors import InputError
+from emu_embodied.protocols import Cost, WorldModel
+
+
+def cost_of(instruction: str, goal: str, model: WorldModel) -> Cost:
+    """The cost of an instruction.
+
+    Args:
+        instruction: the task as text.
+        goal: one of `configuration_emu_mpc.GOALS`. "reward" adds the walk behind the cube to a table-top instruction.
+        model: what its objects are.
+
+    Raises:
+        InputError: goal "positions", and the instruction is none of the table-top's or about a cube the model does not know.
+    """
+    from emu_embodied.envs.tasks import parse_task
+    from emu_embodied.policies.costs import RewardHead
+    from emu_embodied.rollouts.goals import task_cost
+
+    try:
+        return task_cost("reward" if goal == "reward" else "positions", parse_task(instruction), model.objects)
+    except InputError:
+        if goal == "positions":
+            raise
+        return RewardHead()

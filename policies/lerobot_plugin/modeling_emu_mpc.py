@@ -1,0 +1,194 @@
+"""LeRobot's policy `emu_mpc`: its batches in, planned actions and imagined videos out. Loads a world model by name."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lerobot.configs import PreTrainedConfig
+from lerobot.policies import PreTrainedPolicy
+from lerobot.utils.constants import OBS_STATE
+from torch import Tensor
+
+from emu_embodied.errors import ConfigError, InputError
+from emu_embodied.policies.cem import CEM
+from emu_embodied.policies.lerobot_plugin.configuration_emu_mpc import EmuMpcConfig, no_training
+from emu_embodied.policies.lerobot_plugin.instructions import cost_of
+from emu_embodied.policies.lerobot_plugin.pilot import Pilot
+from emu_embodied.types import TASK, Observation
+
+
+class EmuMpcPolicy(PreTrainedPolicy):
+    """Plans in a world model's imagination, for each env of a batch by itself.
+
+    The world model is no part of the module: it has no parameters for LeRobot, and stays on `config.device`.
+
+    Args:
+        config: its options.
+        dataset_stats, dataset_meta: LeRobot's, not needed.
+
+    Attributes:
+        last_predicted_latents: (B, 1, 1, N) int64, the codes of what had been imagined for the last observation's moment; the
+            time axis is LeRobot's, along which it joins them.
+
+    Raises:
+        CheckpointError: the checkpoint is missing or damaged.
+        ConfigError, InputError: see `EmuMpcConfig.check`; also a model of several action scales, or of other actions than the env.
+        EngineError: the engine does not run here.
+    """
+
+    config_class = EmuMpcConfig
+    name = "emu_mpc"
+
+    def __init__(self, config: EmuMpcConfig, dataset_stats: Any = None, dataset_meta: Any = None) -> None:
+        super().__init__(config)
+        from emu_embodied.loading import load
+
+        config.check()
+        options = {"device": config.device, "engine": config.engine, "passes": config.passes, "seed": config.seed}
+        self.world_model = load(config.checkpoint, **options)
+        found = config.action_feature.shape if config.action_feature else (self.world_model.action_dim,)
+        if tuple(found) != (self.world_model.action_dim,):
+            raise InputError(
+                "action", f"shape {tuple(found)}", f"the model's have shape ({self.world_model.action_dim},)"
+            )
+        self._action_scale = _action_scale(self.world_model.world.action_scale)
+        self._pilots: list[Pilot] = []
+        self.reset()
+
+    def reset(self) -> None:
+        """New episodes begin; all noise restarts."""
+        self.last_predicted_latents: Tensor | None = None
+        self.world_model.seed(self.config.seed)
+        for pilot in self._pilots:
+            pilot.reset()
+
+    @torch.no_grad()
+    def select_action(self, batch: Mapping[str, Any], **_: Any) -> Tensor:
+        """The next action of each env, (B, A) float32 in the env's units.
+
+        Args:
+            batch: `config.camera` (B, 3, H, W) float in [0, 1], `observation.state` (B, D), and "task", B sentences.
+
+        Raises:
+            InputError: a batch that does not fit the model.
+        """
+        observations = self._observations(batch)
+        steps = [pilot.act(seen) for pilot, seen in zip(self._crew(len(observations)), observations, strict=True)]
+        actions, imagined = zip(*steps, strict=True)
+        self.last_predicted_latents = torch.stack(imagined)[:, None, None]
+        return self._in_env_units(np.stack(actions))
+
+    @torch.no_grad()
+    def predict_action_chunk(self, batch: Mapping[str, Any], **_: Any) -> Tensor:
+        """The first `execute` actions of a plan for each env, (B, T, A), from these frames alone; see `select_action`."""
+        observations = self._observations(batch)
+        pilots = self._crew(len(observations))
+        return self._in_env_units(np.stack([p.chunk(seen) for p, seen in zip(pilots, observations, strict=True)]))
+
+    def decode_predicted_latents(self, latents: Tensor) -> np.ndarray:
+        """Renders what was imagined, joined over time (B, 1, T, N), as frames (T, H, B * W, 3) uint8, the envs side by side."""
+        frames_BTHWC = self.world_model.decode(latents[:, 0].to(self.world_model.device))
+        return np.concatenate(frames_BTHWC, axis=2)
+
+    def forward(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict | None]:
+        """There is no loss.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise no_training()
+
+    def get_optim_params(self) -> dict:
+        """Nothing: the policy has no parameters."""
+        return {}
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_name_or_path: str | Path, *, config: PreTrainedConfig | None = None, **options: Any
+    ) -> EmuMpcPolicy:
+        """The policy of a folder that `save_pretrained` wrote; `config` goes before the folder's."""
+        named = {name: options.pop(name) for name in ("dataset_stats", "dataset_meta") if name in options}
+        options.pop("strict", None)
+        config = config or PreTrainedConfig.from_pretrained(pretrained_name_or_path, **options)
+        return cls(config, **named).eval()
+
+    def _save_pretrained(self, save_directory: Path, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Writes the options and the processors; the weights stay in the checkpoint that the options name."""
+        from emu_embodied.policies.lerobot_plugin.processor_emu_mpc import make_emu_mpc_pre_post_processors
+
+        self.config._save_pretrained(save_directory)
+        for pipeline in make_emu_mpc_pre_post_processors(self.config):
+            pipeline.save_pretrained(save_directory)
+
+    def _crew(self, envs: int) -> list[Pilot]:
+        """One pilot for each env."""
+        for i in range(len(self._pilots), envs):
+            cost = functools.partial(cost_of, goal=self.config.goal, model=self.world_model)
+            planner = CEM(self.config.planner, self.config.seed + i)
+            self._pilots.append(Pilot(self.world_model, planner, cost, self.config.execute))
+        return self._pilots[:envs]
+
+    def _observations(self, batch: Mapping[str, Any]) -> list[Observation]:
+        """Checks a batch once, at the boundary, and gives each env's part of it."""
+        camera, size = self.config.camera, self.world_model.image_size
+        pixels_BHWC = _pixels(camera, batch.get(camera))
+        envs, height, width, _ = pixels_BHWC.shape
+        if (height, width) != (size, size):
+            if not self.config.letterbox:
+                rule = f"the model sees {size} x {size} px: give those, or let --policy.letterbox=true fit them"
+                raise InputError(camera, f"{height} x {width} px", rule)
+            pixels_BHWC = _letterboxed(pixels_BHWC, size)
+        state = batch.get(OBS_STATE, torch.zeros(envs, 0))
+        if not isinstance(state, Tensor) or state.ndim != 2 or len(state) != envs or not torch.isfinite(state).all():
+            found = f"shape {tuple(state.shape)}" if isinstance(state, Tensor) else type(state).__name__
+            raise InputError(OBS_STATE, found, f"give finite numbers of shape ({envs}, D)")
+        tasks = batch.get(TASK) or [""] * envs
+        tasks = [tasks] * envs if isinstance(tasks, str) else tasks
+        if len(tasks) != envs or not all(isinstance(task, str) for task in tasks):
+            raise InputError(TASK, tasks, f"give a sentence for each of {envs} envs")
+        rows = zip(pixels_BHWC, state.float().cpu().numpy(), tasks, strict=True)
+        return [Observation(pixels, agent, task or self.config.instruction) for pixels, agent, task in rows]
+
+    def _in_env_units(self, actions: np.ndarray) -> Tensor:
+        if self._action_scale is not None:
+            from emu_embodied.data.resampling import denormalise
+
+            actions = denormalise(actions, self._action_scale)
+        return torch.from_numpy(actions).to(self.config.device)
+
+
+def _action_scale(scales: tuple) -> np.ndarray | None:
+    """Centre and half-range (2, A) of the actions; None where they are in [-1, 1] already."""
+    unlike = [scale for scale in scales if not np.array_equal(scale, scales[0])]
+    if unlike:
+        raise ConfigError("checkpoint", f"{len(scales)} action scales", "take a model of datasets that share one")
+    return np.asarray(scales[0], np.float32) if scales else None
+
+
+def _pixels(key: str, pictures: Any) -> np.ndarray:
+    """LeRobot's pictures (B, 3, H, W), floats in [0, 1], as they were: (B, H, W, 3) uint8."""
+    if (
+        not isinstance(pictures, Tensor)
+        or pictures.ndim != 4
+        or pictures.shape[1] != 3
+        or not pictures.is_floating_point()
+    ):
+        found = f"{pictures.dtype} {tuple(pictures.shape)}" if isinstance(pictures, Tensor) else type(pictures).__name__
+        raise InputError(key, found, "give float32 RGB of shape (B, 3, H, W)")
+    if not ((pictures >= 0) & (pictures <= 1)).all():  # NaN is neither
+        raise InputError(key, "NaN, or values out of range", "give values in [0, 1]")
+    return np.ascontiguousarray((pictures.float() * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy())
+
+
+def _letterboxed(pictures: np.ndarray, size: int) -> np.ndarray:
+    from emu_embodied.data.images import letterbox
+
+    fitted = np.empty((len(pictures), size, size, 3), np.uint8)
+    for picture, into in zip(pictures, fitted, strict=True):
+        letterbox(picture, into)
+    return fitted
