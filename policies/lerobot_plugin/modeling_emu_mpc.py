@@ -37,7 +37,7 @@ class EmuMpcPolicy(PreTrainedPolicy):
 
     Raises:
         CheckpointError: the checkpoint is missing or damaged.
-        ConfigError, InputError: see `EmuMpcConfig.check`; also a model of several action scales, or of other actions than the env.
+        ConfigError, InputError: see `EmuMpcConfig.check`; also a model of several action scales, or of the wrong actions.
         EngineError: the engine does not run here.
     """
 
