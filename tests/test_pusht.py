@@ -14,12 +14,14 @@ from gymnasium.utils.env_checker import check_env
 
 pytest.importorskip("gym_pusht")
 
+import emu_embodied
 import emu_embodied.envs  # noqa: F401  registers the env
 from emu_embodied.checkpoint import World
 from emu_embodied.commands import main
 from emu_embodied.commands._config import compose_config
 from emu_embodied.envs.tee import ARENA_CM, BOXES_CM, PUSHER_CM, TIP_CM, outside, turn
 from emu_embodied.errors import ConfigError, DatasetError, InputError, SimulationError
+from emu_embodied.loading import checkpoint_path
 from emu_embodied.policies.pusht import TeeCollector, TeeConfig
 from emu_embodied.rollouts import quality
 from emu_embodied.rollouts.behaviours import behaviour_of
@@ -296,3 +298,35 @@ def test_plan_plays_it_from_the_command_line(tmp_path):
     (run,) = tmp_path.iterdir()
     row = json.loads((run / "result.json").read_text())["episodes"][0]
     assert row["instruction"].startswith("Push the T") and row["steps"] == 6
+
+
+# What is shipped
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return emu_embodied.load("nano-pusht")
+
+
+def test_the_shipped_model_is_small_and_says_how_it_was_made(shipped):
+    folder = checkpoint_path("nano-pusht")
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 20e6
+    assert shipped.world.env_id == ID and shipped.world.landmarks == {"tip": "T"}
+    assert (folder / "README.md").is_file() and json.loads((folder / "metrics.json").read_text())["figures"]
+
+
+def test_the_shipped_model_is_better_than_copying_the_last_frame(shipped):
+    truth = quality.Truth(record_frames(ID, {}, range(5_000_000, 5_000_016), 24), shipped.world)
+    figures = quality.quick_quality(shipped, truth, steps=5)
+    assert figures["moved_ratio_1"] < 0.6
+    assert figures["head_median_px_5"] < 0.5 * figures["copy_median_px_5"]
+    assert figures["angle_median_deg_5"] < figures["copy_angle_median_deg_5"]
+
+
+def test_the_shipped_model_dreams_in_the_real_envs_spaces(shipped):
+    dream = gymnasium.make("emu_embodied/Imagined-v0", world_model=shipped)
+    first, info = dream.reset(seed=7)
+    assert info["task"].startswith("Push the T") and dream.unwrapped.metadata["render_fps"] in (2, 4)
+    observation, *_ = dream.step(np.array([0.5, 0.0], np.float32))
+    assert observation[PIXELS].shape == first[PIXELS].shape and np.isfinite(observation[AGENT_POS]).all()
+    dream.close()
