@@ -87,7 +87,7 @@ def _plan(checkpoint: str, tokens: int, rank: int) -> None:
     table = Table("what", *names.values(), title=f"{checkpoint}: {plan.parameters(sizes) / 1e6:,.1f}M parameters")
 
     def gigabytes(what: str, values: list[float]) -> None:
-        table.add_row(what, *(f"{value / 1e9:.3g} GB" for value in values), *["-"] * (len(names) - len(values)))
+        table.add_row(what, *("-" if value == float("inf") else f"{value / 1e9:.3g} GB" for value in values), *["-"] * (len(names) - len(values)))
 
     weights = {kind: plan.weight_bytes(sizes, kind) for kind in names}
     cache = plan.cache_bytes(sizes, tokens)
@@ -110,6 +110,8 @@ def _plan(checkpoint: str, tokens: int, rank: int) -> None:
 
 def _fit(wanted: float, weights: float, free: float, count: int, splits: bool) -> str:
     """Whether something fits, or on how many devices of this kind its weights would, if they can be split."""
+    if wanted == float("inf"):
+        return "-"
     if wanted <= free:
         return "fits"
     for devices in (2, 4, 8) if splits else ():
