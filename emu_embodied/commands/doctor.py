@@ -87,7 +87,8 @@ def _plan(checkpoint: str, tokens: int, rank: int) -> None:
     table = Table("what", *names.values(), title=f"{checkpoint}: {plan.parameters(sizes) / 1e6:,.1f}M parameters")
 
     def gigabytes(what: str, values: list[float]) -> None:
-        table.add_row(what, *("-" if value == float("inf") else f"{value / 1e9:.3g} GB" for value in values), *["-"] * (len(names) - len(values)))
+        shown = ["-" if value == float("inf") else f"{value / 1e9:.3g} GB" for value in values]
+        table.add_row(what, *shown, *["-"] * (len(names) - len(values)))
 
     weights = {kind: plan.weight_bytes(sizes, kind) for kind in names}
     cache = plan.cache_bytes(sizes, tokens)
