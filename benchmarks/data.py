@@ -28,6 +28,7 @@ SHAPES = {"nano, 16 windows of 3": (16, 3, 64), "nano, 16 of 5": (16, 5, 64), "b
 
 
 def main() -> None:
+    """Measures, writes JSON, and prints the rates."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/data-cpu.json"))
     parser.add_argument("--episodes", type=int, default=6)

@@ -46,6 +46,15 @@ class World:
     action_scale: tuple = field(default=())
 
 
+def versions() -> dict[str, str]:
+    """Of what writes a checkpoint, to be kept with it."""
+    return {
+        "emu-embodied": emu_embodied.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
 def save_checkpoint(
     path: Path, tokenizer: FrameTokenizer, text: TextTokenizer, model: TokenModel, world: World, facts: dict
 ) -> None:
@@ -61,11 +70,7 @@ def save_checkpoint(
         "model": asdict(model.config),
         "world": asdict(world),
         "training": facts,
-        "versions": {
-            "emu-embodied": emu_embodied.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": versions(),
     }
     tensors = {"frame_tokenizer": tokenizer.state_dict(), "token_model": model.state_dict()}
     save_folder(path, tensors, {"config": config, "text": {"tokenizer": text.to_json()}})

@@ -14,9 +14,10 @@ import torch
 from torch import nn
 
 from emu_embodied.checkpoint import World
-from emu_embodied.errors import ConfigError, InputError
+from emu_embodied.errors import ConfigError
 from emu_embodied.token_model import TokenModel, TokenModelConfig
 from emu_embodied.tokenizers.ibq_frames import IBQFrames, IBQFramesConfig
+from emu_embodied.tokenizers.text import pad_batch
 
 if TYPE_CHECKING:
     from emu_embodied.emu35.loading import Emu35
@@ -76,16 +77,10 @@ class InstructionText:
         Raises:
             InputError: a text that is no string or needs more than `length` ids with what stands around it.
         """
-        rows = []
-        for instruction in texts:
-            if not isinstance(instruction, str):
-                raise InputError("instruction", instruction, "give a string")
-            ids = [*self.before, *self.text.encode(instruction, specials=False), *self.after] if instruction else []
-            if len(ids) > length:
-                fault = f"its prompt may have {length} tokens, this has {len(ids)}: shorten it"
-                raise InputError("instruction", instruction, fault)
-            rows.append([pad] * (length - len(ids)) + ids)
-        return torch.tensor(rows, dtype=torch.int64)
+        return pad_batch(self._prompt, texts, length, pad, left=True)
+
+    def _prompt(self, instruction: str) -> list[int]:
+        return [*self.before, *self.text.encode(instruction, specials=False), *self.after]
 
 
 def adopt(

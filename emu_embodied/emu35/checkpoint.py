@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
-import emu_embodied
-from emu_embodied.checkpoint import FORMAT, World
+from emu_embodied.checkpoint import FORMAT, World, versions
 from emu_embodied.emu35.adopt import AdoptionConfig, InstructionText, adopt
 from emu_embodied.emu35.language_model import open_language_model
 from emu_embodied.emu35.loading import load
@@ -113,11 +111,7 @@ def save_adapted(
         "action_dim": model.config.action_dim,
         "world": asdict(world),
         "training": facts,
-        "versions": {
-            "emu-embodied": emu_embodied.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": versions(),
     }
     save_folder(path, {"trained": state}, {"config": config}, max_shard_bytes=SHARD)
 

@@ -15,6 +15,7 @@ import tiktoken
 import torch
 
 from emu_embodied.errors import CheckpointError, InputError
+from emu_embodied.tokenizers.text import pad_batch
 from emu_embodied.vocabulary import Emu35Vocabulary
 
 RANKS, VISUAL = "emu3.tiktoken", "emu3_vision_tokens.txt"
@@ -115,15 +116,7 @@ class Emu35Text:
         Raises:
             InputError: a text that is no string or needs more than `length` ids.
         """
-        rows = []
-        for text in texts:
-            if not isinstance(text, str):
-                raise InputError("instruction", text, "give a string")
-            ids = self.encode(text)
-            if len(ids) > length:
-                raise InputError("instruction", text, f"at most {length} tokens fit, this has {len(ids)}: shorten it")
-            rows.append(ids + [pad] * (length - len(ids)))
-        return torch.tensor(rows, dtype=torch.int64).reshape(len(rows), length)
+        return pad_batch(self.encode, texts, length, pad)
 
     def _ordinary(self, text: str) -> list[int]:
         """Ids of a text without special tokens."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -59,12 +59,24 @@ class TextTokenizer:
         Raises:
             InputError: a text that is no string or needs more than `length` ids.
         """
-        rows = []
-        for text in texts:
-            if not isinstance(text, str):
-                raise InputError("instruction", text, "give a string")
-            ids = self.encode(text) if text else []
-            if len(ids) > length:
-                raise InputError("instruction", text, f"at most {length} tokens fit, this has {len(ids)}: shorten it")
-            rows.append(ids + [pad] * (length - len(ids)))
-        return torch.tensor(rows, dtype=torch.int64).reshape(len(rows), length)
+        return pad_batch(self.encode, texts, length, pad)
+
+
+def pad_batch(
+    encode: Callable[[str], list[int]], texts: Sequence[str], length: int, pad: int, left: bool = False
+) -> torch.Tensor:
+    """Ids (B, length) int64 of texts, padded at the end or on the left; an empty text is all padding.
+
+    Raises:
+        InputError: a text that is no string or needs more than `length` ids.
+    """
+    rows = []
+    for text in texts:
+        if not isinstance(text, str):
+            raise InputError("instruction", text, "give a string")
+        ids = encode(text) if text else []
+        if len(ids) > length:
+            raise InputError("instruction", text, f"at most {length} tokens fit, this has {len(ids)}: shorten it")
+        padding = [pad] * (length - len(ids))
+        rows.append(padding + ids if left else ids + padding)
+    return torch.tensor(rows, dtype=torch.int64).reshape(len(rows), length)
