@@ -81,3 +81,74 @@ def bootstrap_interval(
     draws = [statistic(values[rng.integers(0, len(values), len(values))]) for _ in range(rounds)]
     low, high = np.percentile(draws, [2.5, 97.5])
     return float(low), float(high)
+
+
+def psnr(frames: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Peak signal-to-noise ratio in dB, at most 99, of each pair of frames (W, H, W, 3) uint8: (W,) float64."""
+    error = np.square(frames.astype(np.float64) - wanted).mean((-3, -2, -1))
+    return _decibel(error)
+
+
+def moving_psnr(frames: np.ndarray, wanted: np.ndarray, context: np.ndarray, threshold: int = 8) -> np.ndarray:
+    """PSNR in dB over the pixels that differ from the context frame by more than a threshold, in truth or prediction.
+
+    Args:
+        frames, wanted, context: (W, H, W, 3) uint8; what was predicted, what came, and the last frame that was known.
+        threshold: of 255, in any channel.
+
+    Returns:
+        (W,) float64; NaN where nothing moves in either.
+    """
+    moved = [(np.abs(x.astype(np.int16) - context).max(-1) > threshold) for x in (frames, wanted)]
+    region = moved[0] | moved[1]
+    error = np.square(frames.astype(np.float64) - wanted).mean(-1)
+    count = region.sum((-2, -1))
+    with np.errstate(invalid="ignore"):
+        return np.where(count > 0, _decibel((error * region).sum((-2, -1)) / np.maximum(count, 1)), np.nan)
+
+
+def frechet_distance(one: np.ndarray, other: np.ndarray) -> float:
+    """Frechet distance of two sets of features (N, D), each taken as a Gaussian: |m - n|^2 + tr(C + D - 2 (C D)^(1/2)).
+
+    The trace of the root is the sum of the roots of the eigenvalues of C D. As with every such distance of few samples, compare
+    only figures of the same N.
+    """
+    (m, c), (n, d) = ((x.mean(0), np.cov(x, rowvar=False)) for x in (one, other))
+    roots = np.sqrt(np.maximum(np.linalg.eigvals(c @ d).real, 0)).sum()
+    return float(max(0.0, np.square(m - n).sum() + np.trace(c) + np.trace(d) - 2 * roots))
+
+
+def _decibel(error: np.ndarray) -> np.ndarray:
+    return np.minimum(99.0, 10 * np.log10(255.0**2 / np.maximum(error, 1e-9)))
+
+
+def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
+    """Spearman's correlation of two sets of values (n,): Pearson's of their ranks, ties sharing theirs."""
+    return correlation(_ranks(one), _ranks(other))
+
+
+def correlation(one: np.ndarray, other: np.ndarray) -> float:
+    """Pearson's correlation of two sets of values (n,); NaN where one never varies."""
+    if np.std(one) < 1e-12 or np.std(other) < 1e-12:
+        return float("nan")
+    return float(np.corrcoef(one, other)[0, 1])
+
+
+def rank_violation(real: np.ndarray, simulated: np.ndarray) -> float:
+    """Mean maximum rank violation (SIMPLER, arXiv 2405.05941): how far apart policies in the wrong order are, at worst.
+
+    Args:
+        real, simulated: (n,) success rates of the same policies.
+
+    Returns:
+        mean over i of the largest |real_i - real_j| among the j whose order with i the simulation turns round; 0 is perfect.
+    """
+    apart = real[:, None] - real[None]
+    turned = (apart < 0) != (simulated[:, None] - simulated[None] < 0)
+    return float((np.abs(apart) * turned).max(-1).mean())
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    values = np.asarray(values, np.float64)
+    below, ties = (values[:, None] > values).sum(-1), (values[:, None] == values).sum(-1)
+    return below + (ties - 1) / 2

@@ -22,6 +22,7 @@ class WorldModel(Protocol):
         objects: names of the objects whose positions a rollout reports ("pusher", "red", ...).
         context_frames: C, the frames a history holds.
         tokens_per_frame: N.
+        text_size: V, ids of the text tokenizer; a history's text holds larger ones only as padding.
     """
 
     image_size: int
@@ -30,6 +31,7 @@ class WorldModel(Protocol):
     objects: tuple[str, ...]
     context_frames: int
     tokens_per_frame: int
+    text_size: int
 
     def encode(self, observations: Sequence[Observation]) -> History:
         """Starts B histories, each from one observation."""

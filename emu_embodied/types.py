@@ -19,6 +19,8 @@ ACTION = "action"
 REWARD = "next.reward"
 SUCCESS = "next.success"
 TASK = "task"
+BELIEFS = "beliefs"
+INSTRUCTION = "instruction"
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ class TokenWorldModel:
         self.image_size = tokenizer.config.image_size
         self.action_dim, self.agent_dim = model.config.action_dim, 2 if model.config.objects else 0
         self.objects, self.context_frames = model.config.objects, max(1, model.config.context_frames)
-        self.tokens_per_frame = model.config.slots
+        self.tokens_per_frame, self.text_size = model.config.slots, model.config.vocabulary.text_size
         self.device = model.noised.device
         self.chunk = chunk or (16 if self.device.type == "cpu" else 1024)
         self.generator = torch.Generator(self.device)

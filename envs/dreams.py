@@ -10,13 +10,16 @@ import gymnasium
 import numpy as np
 import torch
 
+from emu_embodied.envs.beliefs import belief_space, believe, believed, instruction_space, instruction_words
 from emu_embodied.envs.checks import check_index, check_names, check_observation
 from emu_embodied.errors import InputError
 from emu_embodied.protocols import WorldModel
-from emu_embodied.types import AGENT_POS, IS_SUCCESS, PIXELS, TASK, History, Observation
+from emu_embodied.types import AGENT_POS, BELIEFS, INSTRUCTION, IS_SUCCESS, PIXELS, TASK, History, Observation
 
 SEEDS = 2**31  # drawn seeds lie below
 RENDER_PX = 256
+DEFAULT = (PIXELS, AGENT_POS)  # what dreams show unless told otherwise: what the real env does
+OBSERVATIONS = (*DEFAULT, BELIEFS, INSTRUCTION)
 DATASET_OPTIONS = ("dataset", "episode", "frame")
 
 
@@ -153,6 +156,7 @@ class Dreams:
             from the dreams' seeds and ages, so that nobody else who uses the model changes a dream.
         agent_space: bounds of `agent_pos`.
         count: B.
+        observe: which observations are wanted: `OBSERVATIONS`, or some of them. Frames are decoded only where they are.
 
     Attributes:
         history: what the model remembers; None before the first start.
@@ -160,20 +164,21 @@ class Dreams:
         tasks: each dream's instruction.
     """
 
-    def __init__(self, world_model: WorldModel, agent_space: gymnasium.spaces.Box, count: int) -> None:
-        self.model, self.count = world_model, count
+    def __init__(
+        self, world_model: WorldModel, agent_space: gymnasium.spaces.Box, count: int, observe: Sequence[str] = DEFAULT
+    ) -> None:
+        self.model, self.count, self.observe = world_model, count, tuple(observe)
         self.history: History | None = None
         self.ages = np.zeros(count, np.int64)
         self.tasks = [""] * count
         self._seeds = [0] * count
         self._bounds = agent_space
-        self._pixels = np.zeros((count, 0, 0, 3), np.uint8)
-        self._agent_pos = np.zeros((count, *agent_space.shape), np.float32)
+        self._seen: dict[str, np.ndarray] = {}
 
     @property
     def observations(self) -> dict[str, np.ndarray]:
-        """The present frames (B, H, W, 3) uint8 and positions (B, D) float32, the caller's to keep."""
-        return {PIXELS: self._pixels.copy(), AGENT_POS: self._agent_pos.copy()}
+        """What is wanted of the present, each (B, ...), the caller's to keep."""
+        return {name: self._seen[name].copy() for name in self.observe}
 
     def begin(self, rows: Sequence[int], starts: Sequence[Observation], seeds: Sequence[int]) -> list[dict[str, Any]]:
         """Starts some dreams anew (at first: all), in one model call.
@@ -190,16 +195,16 @@ class Dreams:
             InputError: an instruction that the model cannot read; the dreams are then as before.
         """
         new = self.model.encode(starts)
-        frames = self.model.decode(new.codes_BCN[:, -1])
-        positions = np.stack([start.agent_pos for start in starts])
+        seen = self._look(new, np.stack([start.agent_pos for start in starts]))
+        if BELIEFS in self.observe:
+            seen[BELIEFS] = believe(self.model, new)
         if len(rows) == self.count:
-            self.history, self._pixels, self._agent_pos = new, frames, positions
+            self.history, self._seen = new, seen
         else:
             order = np.arange(self.count)
             order[list(rows)] = self.count + np.arange(len(rows))
             self.history = _join(self.history, new).select(order.tolist())
-            self._pixels = np.concatenate([self._pixels, frames])[order]
-            self._agent_pos = np.concatenate([self._agent_pos, positions])[order]
+            self._seen = {name: np.concatenate([self._seen[name], seen[name]])[order] for name in seen}
         for row, start, seed in zip(rows, starts, seeds, strict=True):
             self.tasks[row], self._seeds[row], self.ages[row] = start.instruction, seed, 0
         return [{IS_SUCCESS: False, TASK: start.instruction} for start in starts]
@@ -211,9 +216,10 @@ class Dreams:
             self.model.seed(int(state[0]))
         self.history, rollout = self.model.step(self.history, actions.astype(np.float32))
         self.ages += 1
-        self._pixels = self.model.decode(rollout.codes_BSTN[:, 0, 0])
-        believed = self.model.agent_pos(rollout)[:, 0, 0]
-        self._agent_pos = np.clip(believed, self._bounds.low, self._bounds.high).astype(np.float32)
+        reached = self.model.agent_pos(rollout)[:, 0, 0]
+        self._seen = self._look(self.history, np.clip(reached, self._bounds.low, self._bounds.high).astype(np.float32))
+        if BELIEFS in self.observe:
+            self._seen[BELIEFS] = believed(self.model, rollout)
         values = (rollout.rewards_BST, rollout.success_BST, rollout.entropy_BST)
         rewards, chances, entropy = (x[:, 0, 0].float().cpu().numpy() for x in values)
         places, presence = (x[:, 0, 0].float().cpu().tolist() for x in (rollout.positions_BSTOD, rollout.presence_BSTO))
@@ -233,9 +239,18 @@ class Dreams:
 
     def picture(self, row: int) -> np.ndarray:
         """A dream's present frame, (256, 256, 3) uint8, for people to look at: enlarged without smoothing."""
-        frame = self._pixels[row]
+        frame = self._seen[PIXELS][row] if PIXELS in self._seen else self.model.decode(self.history.codes_BCN[row, -1])
         nearest = np.arange(RENDER_PX) * len(frame) // RENDER_PX
         return frame[nearest][:, nearest]
+
+    def _look(self, history: History, agent_pos: np.ndarray) -> dict[str, np.ndarray]:
+        """The wanted observations of a history's last frames, without beliefs."""
+        seen = {AGENT_POS: agent_pos}
+        if PIXELS in self.observe:
+            seen[PIXELS] = self.model.decode(history.codes_BCN[:, -1])
+        if INSTRUCTION in self.observe:
+            seen[INSTRUCTION] = instruction_words(self.model, history.text_BL)
+        return seen
 
 
 def _join(one: History, other: History) -> History:
@@ -245,6 +260,23 @@ def _join(one: History, other: History) -> History:
         torch.cat([one.actions_BCA, other.actions_BCA]),
         torch.cat([one.text_BL, other.text_BL]),
     )
+
+
+def observed_space(space: gymnasium.spaces.Dict, world_model: WorldModel, observe: Any) -> gymnasium.spaces.Dict:
+    """The real env's observation space, with those of `OBSERVATIONS` that are asked for and no others.
+
+    Raises:
+        InputError: unknown observations, or none, or beliefs of a model that knows no objects.
+    """
+    names = tuple(observe) if isinstance(observe, list | tuple) else ()
+    if not names or len(set(names)) < len(names) or not set(names) <= set(OBSERVATIONS):
+        raise InputError("observe", observe, f"give a list of some of {OBSERVATIONS}")
+    spaces = dict(space.spaces)
+    if BELIEFS in names:
+        spaces[BELIEFS] = belief_space(world_model)
+    if INSTRUCTION in names:
+        spaces[INSTRUCTION] = instruction_space(world_model)
+    return gymnasium.spaces.Dict({name: spaces[name] for name in names})
 
 
 def model_spaces(world_model: WorldModel) -> tuple[gymnasium.spaces.Dict, gymnasium.spaces.Box] | None:

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium
 import numpy as np
 
 from emu_embodied.envs.checks import check_action
-from emu_embodied.envs.dreams import SEEDS, Dreams, Starts
+from emu_embodied.envs.dreams import DEFAULT, SEEDS, Dreams, Starts, observed_space
+from emu_embodied.envs.window import Window
 from emu_embodied.errors import InputError
 from emu_embodied.protocols import WorldModel
 
 
-def check_render_mode(render_mode: str | None) -> str | None:
-    """Returns the mode.
+def make_window(render_mode: str | None, fps: float) -> Window | None:
+    """The window of the mode "human"; None for the others.
 
     Raises:
-        InputError: it is none of None and "rgb_array".
+        InputError: another mode than None, "rgb_array" and "human", or "human" without a screen.
     """
-    if render_mode not in (None, "rgb_array"):
-        raise InputError("render_mode", render_mode, "choose None or 'rgb_array'")
-    return render_mode
+    if render_mode not in (None, "rgb_array", "human"):
+        raise InputError("render_mode", render_mode, "choose None, 'rgb_array' or 'human'")
+    return Window("emu-embodied: imagined", fps) if render_mode == "human" else None
 
 
 class ImaginedEnv(gymnasium.Env):
@@ -32,6 +34,7 @@ class ImaginedEnv(gymnasium.Env):
     | action | the real env's space |
     | `pixels` | (H, W, 3) uint8, decoded from the model's codes, on reset too |
     | `agent_pos` | (D,) float32 in the real env's unit: given on reset, then as the model believes, clipped |
+    | `beliefs`, `instruction` | where `observe` asks for them; `beliefs.Beliefs` adds the same to the real env's |
     | reward | the model's estimate of the real env's |
     | terminated | the model's success probability is above 1/2 |
     | `info["is_success"]`, `info["task"]` | bool; the instruction, also `env.unwrapped.task` |
@@ -51,15 +54,17 @@ class ImaginedEnv(gymnasium.Env):
         world_model: what dreams.
         real_env: the real env or its id, by default the one that the model was trained for. An id is made when the
             first reset needs it: dreams that start at given observations need no simulator.
-        render_mode: None, or "rgb_array" for `render()` to return the frame at 256 px.
+        render_mode: None; "rgb_array" for `render()` to return the frame at 256 px; or "human" for a window that shows
+            every frame.
         starts: a FrameCache where resets without options start.
         terminate_on_success: end the episode at success.
+        observe: which observations are wanted; frames are decoded only where "pixels" are.
 
     Raises:
         InputError: arguments, options or actions that do not fit; it names which and what would.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 4}
+    metadata = {"render_modes": ["rgb_array", "human"], "render_fps": 4}
 
     def __init__(
         self,
@@ -68,13 +73,16 @@ class ImaginedEnv(gymnasium.Env):
         render_mode: str | None = None,
         starts: Any = None,
         terminate_on_success: bool = True,
+        observe: Sequence[str] = DEFAULT,
     ) -> None:
-        self.render_mode = check_render_mode(render_mode)
-        self.world_model, self.terminate_on_success = world_model, terminate_on_success
+        self.render_mode, self.world_model = render_mode, world_model
+        self.terminate_on_success = terminate_on_success
         self._starts = Starts(world_model, real_env, starts)
-        self.observation_space, self.action_space = self._starts.observation_space, self._starts.action_space
+        self.observation_space = observed_space(self._starts.observation_space, world_model, observe)
+        self.action_space = self._starts.action_space
         self.metadata = {**self.metadata, "render_fps": self._starts.render_fps}
-        self._dreams = Dreams(world_model, self.observation_space["agent_pos"], 1)
+        self._window = make_window(render_mode, self._starts.render_fps)
+        self._dreams = Dreams(world_model, self._starts.observation_space["agent_pos"], 1, observe)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         """Starts a new dream; returns the first observation and info."""
@@ -82,6 +90,7 @@ class ImaginedEnv(gymnasium.Env):
         noise = int(self.np_random.integers(SEEDS))
         start = self._starts.find(seed, self.np_random, check_options(options))
         infos = self._dreams.begin([0], [start], [noise])
+        self._show()
         return self._observe(), infos[0]
 
     def step(self, action: np.ndarray):
@@ -95,23 +104,26 @@ class ImaginedEnv(gymnasium.Env):
             raise gymnasium.error.ResetNeeded("call reset() before step(): there is no dream yet")
         done = self._dreams.step(check_action(action, self.action_space)[None])
         terminated = bool(done.successes[0]) and self.terminate_on_success
+        self._show()
         return self._observe(), float(done.rewards[0]), terminated, False, done.infos[0]
 
     def render(self) -> np.ndarray | None:
-        """The frame as (256, 256, 3) uint8, for people to look at.
+        """The frame as (256, 256, 3) uint8, for people to look at; None where a window shows it already.
 
         Raises:
             gymnasium.error.ResetNeeded: there is no dream yet.
         """
-        if self.render_mode is None:
+        if self.render_mode != "rgb_array":
             return None
         if self._dreams.history is None:
             raise gymnasium.error.ResetNeeded("call reset() before render(): there is no dream yet")
         return self._dreams.picture(0)
 
     def close(self) -> None:
-        """Closes the real env if it was made here."""
+        """Closes the window, and the real env if it was made here."""
         self._starts.close()
+        if self._window:
+            self._window.close()
 
     @property
     def task(self) -> str:
@@ -119,6 +131,10 @@ class ImaginedEnv(gymnasium.Env):
         return self._dreams.tasks[0]
 
     task_description = task
+
+    def _show(self) -> None:
+        if self._window:
+            self._window.show([self._dreams.picture(0)])
 
     def _observe(self) -> dict[str, np.ndarray]:
         return {name: array[0] for name, array in self._dreams.observations.items()}

@@ -12,8 +12,8 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from emu_embodied.envs.checks import check_action
-from emu_embodied.envs.dreams import SEEDS, Dreams, Starts
-from emu_embodied.envs.imagined import ImaginedEnv, check_options, check_render_mode
+from emu_embodied.envs.dreams import DEFAULT, SEEDS, Dreams, Starts, observed_space
+from emu_embodied.envs.imagined import ImaginedEnv, check_options, make_window
 from emu_embodied.errors import InputError
 from emu_embodied.protocols import WorldModel
 from emu_embodied.types import AGENT_POS, PIXELS
@@ -32,7 +32,7 @@ class ImaginedVectorEnv(VectorEnv):
         world_model: what dreams.
         num_envs: N.
         max_episode_steps: steps after which a dream is truncated; None never does.
-        real_env, render_mode, starts, terminate_on_success: see `ImaginedEnv`; one real env gives all starts.
+        real_env, render_mode, starts, terminate_on_success, observe: see `ImaginedEnv`; one real env gives all starts.
         autoreset_mode: what follows an episode's end: "NextStep", a reset instead of the next step; "SameStep", a reset
             at once, the end being in `info["final_obs"]` and `info["final_info"]`; "Disabled", nothing: call `reset`
             with a mask. These resets have no options: they start in `starts`, or where the real env does.
@@ -53,6 +53,7 @@ class ImaginedVectorEnv(VectorEnv):
         starts: Any = None,
         terminate_on_success: bool = True,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+        observe: Sequence[str] = DEFAULT,
     ) -> None:
         for name, value in (("num_envs", num_envs), ("max_episode_steps", max_episode_steps)):
             if (type(value) is not int or value < 1) and (name, value) != ("max_episode_steps", None):
@@ -62,17 +63,17 @@ class ImaginedVectorEnv(VectorEnv):
         except ValueError:
             modes = [mode.value for mode in AutoresetMode]
             raise InputError("autoreset_mode", autoreset_mode, f"choose one of {modes}") from None
-        self.render_mode = check_render_mode(render_mode)
-        self.world_model, self.num_envs = world_model, num_envs
+        self.render_mode, self.world_model, self.num_envs = render_mode, world_model, num_envs
         self.max_episode_steps, self.terminate_on_success = max_episode_steps, terminate_on_success
         self._starts = Starts(world_model, real_env, starts)
-        self.single_observation_space = self._starts.observation_space
+        self.single_observation_space = observed_space(self._starts.observation_space, world_model, observe)
         self.single_action_space = self._starts.action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         fps = self._starts.render_fps
+        self._window = make_window(render_mode, fps)
         self.metadata = {**self.metadata, "render_fps": fps, "autoreset_mode": self.autoreset_mode}
-        self._dreams = Dreams(world_model, self.single_observation_space[AGENT_POS], num_envs)
+        self._dreams = Dreams(world_model, self._starts.observation_space[AGENT_POS], num_envs, observe)
         self._rngs = [seeding.np_random()[0] for _ in range(num_envs)]
         self._ended = np.zeros(num_envs, np.bool_)
 
@@ -92,6 +93,7 @@ class ImaginedVectorEnv(VectorEnv):
         infos: dict[str, Any] = {}
         each = [self._options_of(row, options) for row in rows]
         self._add_all(infos, rows, self._begin(rows, [seeds[row] for row in rows], each))
+        self._show()
         return self._dreams.observations, infos
 
     def step(self, actions: np.ndarray):
@@ -119,23 +121,26 @@ class ImaginedVectorEnv(VectorEnv):
                 truncations = (self._dreams.ages >= self.max_episode_steps) & ~over
         self._ended = terminations | truncations
         infos = self._autoreset(over, infos_by_row)
+        self._show()
         return self._dreams.observations, rewards, terminations, truncations, infos
 
     def render(self) -> tuple[np.ndarray, ...] | None:
-        """The frames, each (256, 256, 3) uint8, for people to look at.
+        """The frames, each (256, 256, 3) uint8, for people to look at; None where a window shows them already.
 
         Raises:
             gymnasium.error.ResetNeeded: there is no dream yet.
         """
-        if self.render_mode is None:
+        if self.render_mode != "rgb_array":
             return None
         if self._dreams.history is None:
             raise gymnasium.error.ResetNeeded("call reset() before render(): there is no dream yet")
-        return tuple(self._dreams.picture(row) for row in range(self.num_envs))
+        return self._pictures()
 
     def close_extras(self, **kwargs: Any) -> None:
-        """Closes the real env if it was made here."""
+        """Closes the window, and the real env if it was made here."""
         self._starts.close()
+        if self._window:
+            self._window.close()
 
     @property
     def task(self) -> tuple[str, ...]:
@@ -143,6 +148,13 @@ class ImaginedVectorEnv(VectorEnv):
         return tuple(self._dreams.tasks)
 
     task_description = task
+
+    def _pictures(self) -> tuple[np.ndarray, ...]:
+        return tuple(self._dreams.picture(row) for row in range(self.num_envs))
+
+    def _show(self) -> None:
+        if self._window:
+            self._window.show(self._pictures())
 
     def _autoreset(self, over: np.ndarray, infos_by_row: list[dict[str, Any]]) -> dict[str, Any]:
         """Starts anew what the mode says, and puts the infos together."""

@@ -33,7 +33,10 @@ def imagined_vector(checkpoint: str = "nano-tabletop", world_model: Any = None, 
     return ImaginedVectorEnv(_world_model(checkpoint, world_model, options), **options)
 
 
-imagined.metadata = {"render_modes": ["rgb_array"], "render_fps": 4}  # for `make` to know before there is an env
+imagined.metadata = {
+    "render_modes": ["rgb_array", "human"],
+    "render_fps": 4,
+}  # for `make` to know before there is an env
 
 
 def _world_model(checkpoint: str, world_model: Any, options: dict[str, Any]) -> Any:

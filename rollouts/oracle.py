@@ -32,6 +32,7 @@ class OracleWorldModel:
 
     context_frames = 1
     action_dim = agent_dim = 2
+    text_size = 0  # it reads no instruction
 
     def __init__(self, env, seed: int = 0) -> None:
         world = getattr(env, "unwrapped", env)

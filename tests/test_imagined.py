@@ -9,13 +9,15 @@ import pickle
 import warnings
 from pathlib import Path
 
+import cv2
 import gymnasium
+import imageio.v2 as imageio
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 from gymnasium.utils.passive_env_checker import check_obs, data_shares_objects
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from gymnasium.wrappers import TimeLimit
+from gymnasium.wrappers import RecordVideo, TimeLimit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import WORLD, tiny_world_model
@@ -23,10 +25,11 @@ from tiny import WORLD, tiny_world_model
 import emu_embodied
 from emu_embodied.checkpoint import save_checkpoint
 from emu_embodied.data.frame_cache import FrameCache
+from emu_embodied.envs.beliefs import Beliefs
 from emu_embodied.envs.imagined import ImaginedEnv
 from emu_embodied.envs.imagined_vector import ImaginedVectorEnv
 from emu_embodied.errors import CheckpointError, InputError
-from emu_embodied.types import AGENT_POS, IS_SUCCESS, PIXELS, TASK, Observation
+from emu_embodied.types import AGENT_POS, IS_SUCCESS, PIXELS, TASK, History, Observation
 
 ID = "emu_embodied.envs:emu_embodied/Imagined-v0"
 CHECKPOINT = Path(emu_embodied.__file__).parent / "checkpoints" / "nano-tabletop"
@@ -437,7 +440,9 @@ def test_bad_batches_are_refused_by_name(model, real, data):
         ({"num_envs": 0}, "num_envs"),
         ({"max_episode_steps": 2.5}, "max_episode_steps"),
         ({"autoreset_mode": "Never"}, "autoreset_mode"),
-        ({"render_mode": "human"}, "render_mode"),
+        ({"render_mode": "ansi"}, "render_mode"),
+        ({"observe": ["pixels", "smell"]}, "observe"),
+        ({"observe": []}, "observe"),
         ({"real_env": 5}, "real_env"),
         ({"starts": "some/path"}, "dataset"),
         ({"passes": 2}, "option"),  # the model is there already
@@ -455,6 +460,91 @@ def test_an_unfit_real_env_is_refused(model):
     stranger = ImaginedEnv(model, "CartPole-v1")
     with pytest.raises(InputError, match="CartPole-v1's observation_space"):
         stranger.reset()
+
+
+# What is observed, and seen
+
+
+@pytest.mark.parametrize("make", [ImaginedEnv, lambda model, **options: ImaginedVectorEnv(model, 2, **options)])
+def test_only_what_is_wanted_is_observed_and_it_is_in_its_space(model, start, make, monkeypatch):
+    env = make(model, observe=["agent_pos", "beliefs", "instruction"], render_mode="rgb_array")
+    decoded, decode = [], model.decode
+    monkeypatch.setattr(model, "decode", lambda codes: decoded.append(1) or decode(codes))
+    first, _ = env.reset(seed=1, options=start)
+    later, *_, info = env.step(actions(1, *env.action_space.shape[:-1])[0])
+    for observation in (first, later):
+        assert list(observation) == ["agent_pos", "beliefs", "instruction"]
+        check_obs(observation, env.observation_space, "step")
+    assert not decoded, "frames that nobody looks at are not decoded"
+    assert np.shape(env.render())[-3:] == (256, 256, 3) and decoded
+    believed = np.atleast_3d(later["beliefs"].T).T[0]
+    for (name, place), (x, y, presence) in zip(info["positions"].items(), believed, strict=True):
+        place, seen = (np.asarray(found).reshape(-1)[0] for found in (place, info["presence"][name]))
+        assert presence == pytest.approx(float(seen), abs=1e-5)
+        wanted = np.clip(np.array(place, np.float32) / 16, -1, 1) if presence > 0.5 else (0, 0)
+        assert (x, y) == pytest.approx(tuple(wanted), abs=1e-5)
+
+
+def test_real_observations_are_believed_in_as_dreams_are(model, real):
+    seen = Beliefs(real, model)
+    check_env(seen, skip_render_check=True)
+    observation, info = seen.reset(seed=5)
+    wanted = ["agent_pos", "beliefs", "instruction"]
+    dreamt, _ = ImaginedEnv(model, observe=wanted).reset(
+        options={"observation": {name: observation[name] for name in (PIXELS, AGENT_POS)}, "instruction": info[TASK]}
+    )
+    for name in wanted:
+        np.testing.assert_array_equal(dreamt[name], observation[name])
+    ids = model.text.encode(info[TASK])
+    assert np.flatnonzero(observation["instruction"]).tolist() == sorted(set(ids))
+
+
+def test_a_window_shows_every_frame(model, start, monkeypatch):
+    shown = []
+    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.setattr(cv2, "imshow", lambda title, frame: shown.append(frame.shape))
+    monkeypatch.setattr(cv2, "waitKey", lambda milliseconds: -1)
+    monkeypatch.setattr(cv2, "destroyWindow", lambda title: shown.append(title))
+    env = gymnasium.make(ID, world_model=model, render_mode="human")
+    env.reset(seed=1, options=start)
+    env.step(env.action_space.sample())
+    assert shown == [(256, 256, 3)] * 2 and env.render() is None
+    env.close()
+    assert isinstance(shown.pop(), str)
+    vector = ImaginedVectorEnv(model, 5, render_mode="human")
+    vector.reset(options=start)
+    assert shown[2:] == [(768, 768, 3)], "five dreams are a square of nine"
+    monkeypatch.delenv("DISPLAY")
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    with pytest.raises(InputError, match="no screen"):
+        ImaginedEnv(model, render_mode="human")
+
+
+def test_dreams_are_recorded_as_videos(model, start, tmp_path):
+    env = RecordVideo(gymnasium.make(ID, world_model=model, render_mode="rgb_array"), str(tmp_path), lambda _: True)
+    env.reset(seed=1, options=start)
+    for action in actions(5):
+        env.step(action)
+    env.close()
+    (file,) = tmp_path.glob("*.mp4")
+    with imageio.get_reader(file) as video:
+        frames = np.stack(list(video))
+    assert frames.shape == (6, 256, 256, 3) and frames.std() > 1
+
+
+def test_a_dream_goes_on_far_beyond_the_context(model, start):
+    """With C = 2 frames of context, step 30 depends on the last frames and actions alone, not on how long the dream is."""
+    env = ImaginedEnv(model)
+    env.reset(seed=1, options=start)
+    for action in actions(30):
+        env.step(action)
+    history = env.unwrapped._dreams.history
+    assert history.codes_BCN.shape[1] == model.context_frames == 2
+    young = History(history.codes_BCN.clone(), history.actions_BCA.clone(), history.text_BL.clone())
+    action = actions(31)[-1]
+    wanted = model.step(young, action[None])[1].codes_BSTN[0, 0, 0]
+    env.step(action)
+    np.testing.assert_array_equal(env._dreams.history.codes_BCN[0, -1], wanted)
 
 
 # By name

@@ -31,7 +31,7 @@ def run(config: DictConfig) -> None:
     """
     from emu_embodied.checkpoint import add_card
     from emu_embodied.loading import checkpoint_path, load
-    from emu_embodied.rollouts import quality
+    from emu_embodied.rollouts import metrics, quality
     from emu_embodied.rollouts.episodes import record_frames
     from emu_embodied.storage import write_json
 
@@ -47,9 +47,13 @@ def run(config: DictConfig) -> None:
     print(f"evaluate: {config.episodes} held-out episodes", flush=True)
     folder = Path(config.out)
     folder.mkdir(parents=True, exist_ok=True)
-    cache = record_frames(env.id, options, range(config.seed, config.seed + config.episodes), config.steps)
+    if config.data is None:
+        cache = record_frames(env.id, options, range(config.seed, config.seed + config.episodes), config.steps)
+    else:
+        cache = _of_dataset(config, model.image_size)
     truth = quality.Truth(cache, model.world)
     figures = quality.quality_table(model, truth, horizon, tuple(env.quality.position), tuple(env.quality.angle))
+    rows = _long_dreams(config, model, truth)
     planning = env.quality.planning if config.planning is None else config.planning
     if planning:
         _print(figures)
@@ -59,6 +63,7 @@ def run(config: DictConfig) -> None:
     result = {
         "checkpoint": str(config.checkpoint),
         "figures": [asdict(figure) for figure in figures],
+        "rollouts": [asdict(row) for row in rows],
         "settings": asked | {"horizon": horizon, "planning": planning},
         "engine": model.engine.name,
         "seeds": {"held_out": [config.seed, config.seed + config.episodes], "planning": config.planning_seed},
@@ -66,12 +71,52 @@ def run(config: DictConfig) -> None:
         "versions": versions | {"python": platform.python_version()},
     }
     write_json(folder / "result.json", result)
-    (folder / "table.md").write_text(quality.as_markdown(figures))
+    tables = quality.as_markdown(figures) + ("\n" + metrics.as_markdown(rows) if rows else "")
+    (folder / "table.md").write_text(tables)
     if config.card:
         add_card(checkpoint_path(config.checkpoint), _card(config, figures, model, cache.fps), result)
     _print(figures)
     pictures = quality.picture_worst(model, truth, config.worst, folder, horizon)
     print(f"evaluate: {folder / 'result.json'}, {folder / 'table.md'}" + (f", {pictures} pictures" if pictures else ""))
+
+
+def _of_dataset(config: DictConfig, image_size: int):
+    """The frames of the dataset that was given, all of it or its first `episodes`."""
+    from emu_embodied.data.frame_cache import frames_for
+    from emu_embodied.data.reader import ReadOptions
+
+    cache = frames_for(str(config.data), ReadOptions(image_size=image_size))
+    return cache.select(range(min(config.episodes, cache.episodes)))
+
+
+def _long_dreams(config: DictConfig, model, truth) -> list:
+    """The metrics of long dreams, printed as they are found.
+
+    Raises:
+        ConfigError: horizons that are no list of whole numbers.
+        CheckpointError: probes that are missing, damaged, or of another world.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from emu_embodied.probes import load_probes
+    from emu_embodied.rollouts import metrics
+
+    horizons = OmegaConf.to_container(config)["horizons"]
+    if not isinstance(horizons, list) or any(type(k) is not int or k < 1 for k in horizons):
+        raise ConfigError("horizons", horizons, "give a list of steps, each at least 1, or []")
+    probes = None if config.probes is None else load_probes(Path(config.probes))
+    if probes and (probes.config.image_size, probes.config.action_dim) != (model.image_size, model.action_dim):
+        raise ConfigError("probes", str(config.probes), "they were trained for another world: train stage=probes")
+    if not horizons:
+        return []
+    rows = metrics.rollout_table(model, truth, probes, tuple(sorted(horizons)))
+    table = Table("metric", "k", "model", "95% interval", "copy-last", "round trip", "n", title="long dreams")
+    for row in rows:
+        table.add_row(*metrics.cells(row))
+    console = Console()
+    Console(width=None if console.is_terminal else 160).print(table)
+    return rows
 
 
 def _environment(config: DictConfig, env_id: str) -> DictConfig:

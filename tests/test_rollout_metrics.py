@@ -1,0 +1,166 @@
+"""Metrics of long dreams on models whose quality is known, probes on frames that are easy to read, and policy ranking."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from scipy import linalg, stats
+from test_metrics import WORLD, Replayer, held_out
+from tiny import tiny_world_model
+
+from emu_embodied.errors import CheckpointError, DatasetError, InputError
+from emu_embodied.metrics import correlation, frechet_distance, moving_psnr, psnr, rank_correlation, rank_violation
+from emu_embodied.probes import InverseDynamics, ProbeConfig, Probes, load_probes, save_probes
+from emu_embodied.rollouts import metrics, quality
+from emu_embodied.training.loop import LoopConfig
+from emu_embodied.training.probes import train_probes
+
+rates = arrays.arrays(np.float64, st.integers(2, 9), elements=st.floats(0, 1).map(lambda x: round(x, 3)))
+
+
+def test_psnr_is_of_each_pair_and_moving_psnr_of_what_moves():
+    rng = np.random.default_rng(0)
+    context = rng.integers(0, 200, (3, 8, 8, 3)).astype(np.uint8)
+    wanted, guess = context.copy(), context.copy()
+    wanted[0, 2:4, 2:4] += 50  # moved, and nobody foresaw it
+    guess[1, 0] += 20  # foreseen, and it did not come
+    assert psnr(guess, wanted)[2] == 99
+    assert psnr(guess, wanted)[0] == pytest.approx(10 * np.log10(255**2 / (2500 * 4 / 64)))
+    moving = moving_psnr(guess, wanted, context)
+    assert moving[:2] == pytest.approx(10 * np.log10(255**2 / np.array([2500, 400]))) and np.isnan(moving[2])
+
+
+def test_the_frechet_distance_is_the_textbooks():
+    rng = np.random.default_rng(1)
+    one, other = rng.normal(size=(400, 5)), 1 + rng.normal(size=(300, 5)) @ rng.normal(size=(5, 5))
+    c, d = np.cov(one, rowvar=False), np.cov(other, rowvar=False)
+    wanted = np.square(one.mean(0) - other.mean(0)).sum() + np.trace(c + d - 2 * linalg.sqrtm(c @ d).real)
+    assert frechet_distance(one, other) == pytest.approx(wanted) and frechet_distance(one, one) == pytest.approx(
+        0, abs=1e-6
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(rates, st.integers(0, 2**31))
+def test_ranks_are_compared_as_defined(real, seed):
+    simulated = np.random.default_rng(seed).permutation(real)
+    n, worst = len(real), []
+    for i in range(n):
+        wrong = [abs(real[i] - real[j]) for j in range(n) if (real[i] < real[j]) != (simulated[i] < simulated[j])]
+        worst.append(max(wrong, default=0.0))
+    assert rank_violation(real, simulated) == pytest.approx(np.mean(worst))
+    assert rank_violation(real, real**3) == 0, "an order that is kept violates nothing"
+    if np.ptp(real) > 0:
+        assert rank_correlation(real, simulated) == pytest.approx(stats.spearmanr(real, simulated)[0])
+        assert rank_correlation(real, np.exp(real)) == pytest.approx(1) and correlation(
+            real, 3 * real
+        ) == pytest.approx(1)
+    else:
+        assert np.isnan(correlation(real, simulated))
+
+
+class Follower(Replayer):
+    """`Replayer` with what long dreams are judged by: its tokenizer's round trip is perfect."""
+
+    objects, text, model = tuple(WORLD.objects), None, None
+
+    def __init__(self, truth, lag: int) -> None:
+        super().__init__(truth, lag)
+        ids = {frame.tobytes(): i for i, frame in reversed(list(enumerate(self.frames)))}
+        encode = lambda frames: torch.tensor([[ids[f.tobytes()]] for f in frames.numpy()])  # noqa: E731
+        parameter = torch.nn.Parameter(torch.zeros(1))
+        self.tokenizer = SimpleNamespace(encode=encode, parameters=lambda: iter([parameter]))
+
+
+@pytest.mark.parametrize(("lag", "horizon"), [(0, 8), (2, 8), (5, 8)])
+def test_a_model_that_lags_is_found_out(lag, horizon, monkeypatch):
+    monkeypatch.setattr(metrics, "token_rows", lambda *_: [])
+    truth = quality.Truth(held_out(), WORLD)
+    rows = {
+        (row.metric, row.step): row for row in metrics.rollout_table(Follower(truth, lag), truth, horizons=(1, 8, 32))
+    }
+    assert {step for _, step in rows} == {0, 1, 4, 8}, "what the episodes are too short for is left out"
+    place = rows["moved objects, median px", 8]
+    assert place.model == pytest.approx(lag, abs=0.1) and place.copy_last == pytest.approx(8, abs=0.01)
+    assert place.round_trip == pytest.approx(0, abs=0.1) and place.n == truth.episodes
+    moving = rows["PSNR of what moves, dB", 8]
+    assert moving.round_trip == 99 and (moving.model == 99) == (lag == 0) and moving.model > moving.copy_last
+    assert rows["SSIM", 8].round_trip == pytest.approx(1) and rows["PSNR, dB", 1].n == truth.episodes
+    assert rows["valid horizon, steps of 8", 0].model == (horizon if lag < metrics.VALID_PX else 0)
+    assert rows["windows with an object missing or invented, %", 8].model == 0
+    assert rows["dPSNR, dB", 4].model == 0, "it follows no actions"
+    lines = metrics.as_markdown(list(rows.values())).splitlines()
+    assert len(lines) == len(rows) + 2 and all(line.count("|") == 8 for line in lines)
+
+
+def test_a_real_token_model_gets_every_row(tmp_path):
+    truth, model = quality.Truth(held_out(), WORLD), tiny_world_model()
+    config = ProbeConfig(64, tuple(WORLD.objects), 2, width=4, points=4)
+    torch.manual_seed(0)
+    from emu_embodied.probes import StateProbe
+
+    rows = metrics.rollout_table(model, truth, Probes(config, InverseDynamics(config), StateProbe(config), {}), (1, 4))
+    names = {row.metric for row in rows}
+    wanted = ("probe-FD", "action error over that on real frames", "cross-entropy, one pass, nats", "dPSNR, dB")
+    assert names.issuperset(wanted)
+    for row in rows:
+        assert row.model is None or np.isfinite(row.model)
+    nats = next(row for row in rows if row.metric == "cross-entropy, token by token, nats")
+    assert nats.model > 0 and nats.n == truth.episodes * 8 * 16
+
+
+# Probes
+
+
+def moving_squares(episodes: int = 30, length: int = 12):
+    """Episodes in which the action moves a red square, by up to 6 px."""
+    from dataclasses import replace
+
+    base, rng = held_out(episodes, length), np.random.default_rng(0)
+    actions = rng.uniform(-1, 1, (len(base.pixels), 2)).astype(np.float32)
+    pixels, states = np.full_like(base.pixels, 222), np.zeros_like(base.states).reshape(len(base.pixels), -1, 4)
+    for f in range(len(pixels)):
+        place = rng.uniform(16, 48, 2) if f % length == 0 else np.clip(place + 6 * actions[f - 1], 6, 58)  # noqa: F821
+        if f % length:
+            actions[f - 1] = (place - before) / 6  # noqa: F821
+        before = place  # noqa: F841
+        (x, y), spot = place.round().astype(int), ((place.round() - 32) / 32 * WORLD.position_scale)
+        pixels[f, y - 4 : y + 4, x - 4 : x + 4] = WORLD.objects["red"]
+        states[f, 1] = (*spot, 0, 1)
+    return replace(base, pixels=pixels, actions=actions, states=states.reshape(len(pixels), -1))
+
+
+def test_probes_learn_to_read_frames_and_are_kept(tmp_path):
+    cache, said = moving_squares(), []
+    loop = LoopConfig(120, 4e-3, warmup=10, average=0.9, log_every=60, save_every=60)
+    job = {"batch": 32, "held_out": 5, "report": said.append}
+    path = train_probes(cache, ("red",), WORLD.position_scale, loop, tmp_path, **job)
+    probes = load_probes(path)
+    assert probes.floors["state_px"] < 2 and probes.floors["presence_wrong"] == 0  # guessing the middle: about 12
+    assert probes.floors["action"] < 0.25  # guessing zero: 0.5
+    places, present = probes.objects(cache.pixels[:3])
+    assert places.shape == (3, 1, 2) and present.all() and probes.features(cache.pixels[:3]).shape == (3, 256)
+    with pytest.raises(InputError, match="64 x 64"):
+        probes.objects(np.zeros((1, 32, 32, 3), np.uint8))
+    config = json.loads((path / "config.json").read_text())
+    assert config["training"]["held_out"] == 5 and config["floors"] == probes.floors
+    with pytest.raises(DatasetError, match="held out"):
+        train_probes(cache, ("red",), WORLD.position_scale, loop, tmp_path, held_out=30)
+
+
+def test_damaged_probes_are_refused(tmp_path):
+    config = ProbeConfig(16, (), 2, width=4, points=4)
+    save_probes(tmp_path / "probes", Probes(config, InverseDynamics(config), None, {"action": 1.0}), {})
+    assert load_probes(tmp_path / "probes").state is None
+    (tmp_path / "probes" / "inverse_dynamics.safetensors").write_bytes(b"no")
+    with pytest.raises(CheckpointError):
+        load_probes(tmp_path / "probes")
+    with pytest.raises(CheckpointError):
+        load_probes(tmp_path / "nothing")
