@@ -202,11 +202,12 @@ def test_what_does_not_fit_is_refused(tiny: str):
 def test_lerobot_eval_plans_pusht_with_the_shipped_model(monkeypatch, tmp_path: Path):
     words = [f"--policy.{name}={value}" for name, value in BUDGET.items()]
     words += ["--policy.type=emu_mpc", "--policy.device=cpu", "--policy.checkpoint=nano-pusht", "--env.type=pusht"]
-    words += ["--env.episode_length=12", "--eval.n_episodes=1", "--eval.batch_size=1", f"--output_dir={tmp_path}"]
+    words += ["--env.episode_length=12", "--eval.n_episodes=2", "--eval.batch_size=2", "--eval.use_async_envs=false"]
+    words += [f"--output_dir={tmp_path}"]
     monkeypatch.setattr(sys, "argv", ["lerobot-eval", *words])
     eval_main()
     overall = json.loads((tmp_path / "eval_info.json").read_text())["overall"]
-    assert overall["n_episodes"] == 1
-    for name in ("video_paths", "predicted_video_paths"):
-        (path,) = overall[name]
+    assert overall["n_episodes"] == 2 and np.isfinite(overall["avg_sum_reward"])
+    for path in overall["video_paths"] + overall["predicted_video_paths"]:
         assert Path(path).stat().st_size > 0
+    assert len(overall["video_paths"]) == 2 and len(overall["predicted_video_paths"]) == 1  # the two side by side

@@ -164,7 +164,7 @@ def _report(console: Console, folder: Path, summaries: dict[str, dict], compared
         steps = "-" if found["steps_median"] is None else f"{found['steps_median']:g}"
         cells = (f"{found['rate']:.0%}", f"{low:.0%} to {high:.0%}", str(found["n"]), f"{found['return_mean']:.2f}")
         table.add_row(name, *cells, f"{least:.2f} to {most:.2f}", steps, f"{found['clipped_mean']:.0%}")
-    console.print(table)
+    Console(width=None if console.is_terminal else 120).print(table)
     if compared is not None:
         low, high = compared["agree_wilson_95"]
         counts = ", ".join(
