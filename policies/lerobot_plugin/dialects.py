@@ -107,8 +107,8 @@ class GymPushT:
         drawn[high : SIDE_PX - high, high : SIDE_PX - high] = WHITE
         self._walls = _fitted(drawn, image_size)
         self._border = np.ones((image_size, image_size), bool)
-        inner = slice(2 * high * image_size // SIDE_PX, -(2 * high * image_size // SIDE_PX))
-        self._border[inner, inner] = False
+        blurred = max(1, 2 * high * image_size // SIDE_PX)  # px that sampling may have touched
+        self._border[blurred:-blurred, blurred:-blurred] = False
 
     def heard(self, observation: Observation) -> Observation:
         """See `Dialect`.
