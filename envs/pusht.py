@@ -11,7 +11,20 @@ import gymnasium
 import numpy as np
 
 from emu_embodied.envs.checks import check_action, check_names
-from emu_embodied.envs.tee import ARENA_CM, CENTROID_CM, PUSHER_CM, PX_PER_CM, REACH_CM, STEP_CM, TIP_CM, outside, turn
+from emu_embodied.envs.tee import (
+    ARENA_CM,
+    CENTROID_CM,
+    PUSHER_CM,
+    PX_PER_CM,
+    REACH_CM,
+    STEP_CM,
+    TASK,
+    TIP_CM,
+    outside,
+    to_cm,
+    to_px,
+    turn,
+)
 from emu_embodied.errors import ConfigError, InputError, SimulationError
 from emu_embodied.types import AGENT_POS, IS_SUCCESS, PIXELS
 
@@ -24,7 +37,6 @@ except ImportError as error:
 
 CONTROL_SECONDS = 0.1
 OBJECTS = ("pusher", "T", "tip")
-TASK = "Push the T-shaped block onto the T-shaped target."
 
 
 @dataclass(frozen=True)
@@ -130,7 +142,7 @@ class PushTEnv(gymnasium.Env):
     def act(self, action: np.ndarray) -> None:
         """Steps the physics by one action without rendering; actions are trusted."""
         way = np.asarray(action, np.float64) * STEP_CM * self.config.control_steps
-        target = _to_px(np.clip(_to_cm(self._game.agent.position) + way, -REACH_CM, REACH_CM))
+        target = to_px(np.clip(to_cm(self._game.agent.position) + way, -REACH_CM, REACH_CM))
         for _ in range(self.config.control_steps):
             self._game.step(target)
         if not np.isfinite(self.get_state()).all():
@@ -139,13 +151,13 @@ class PushTEnv(gymnasium.Env):
     def poses(self) -> np.ndarray:
         """True x, y (cm) and yaw (rad) of pusher, T's centroid and tip: (3, 3) float64."""
         yaw = (self._game.block.angle + np.pi) % (2 * np.pi) - np.pi
-        centre, tip = (_to_cm(self._game.block.local_to_world(tuple(_block_px(p)))) for p in (np.zeros(2), TIP_CM))
-        return np.array([[*_to_cm(self._game.agent.position), 0.0], [*centre, yaw], [*tip, yaw]])
+        centre, tip = (to_cm(self._game.block.local_to_world(tuple(_block_px(p)))) for p in (np.zeros(2), TIP_CM))
+        return np.array([[*to_cm(self._game.agent.position), 0.0], [*centre, yaw], [*tip, yaw]])
 
     def goal(self) -> np.ndarray:
         """x, y (cm) and yaw (rad) of the mark's centroid: (3,) float64."""
         x, y, yaw = self._game.goal_pose
-        return np.array([*(_to_cm((x, y)) + turn(yaw) @ CENTROID_CM), yaw])
+        return np.array([*(to_cm((x, y)) + turn(yaw) @ CENTROID_CM), yaw])
 
     def aims(self) -> np.ndarray:
         """Where the T's centroid and tip belong: (2, 2) float64 in cm."""
@@ -190,9 +202,9 @@ class PushTEnv(gymnasium.Env):
     def _place(self, pusher: np.ndarray | None = None, T: np.ndarray | None = None) -> None:
         state = self.get_state()
         if pusher is not None:
-            state[0:2] = _to_px(pusher)
+            state[0:2] = to_px(pusher)
         if T is not None:
-            state[4:6], state[8] = _to_px(T[:2] - turn(T[2]) @ CENTROID_CM), T[2]
+            state[4:6], state[8] = to_px(T[:2] - turn(T[2]) @ CENTROID_CM), T[2]
         self.set_state(state)
 
     def _clearance(self) -> float:
@@ -201,7 +213,7 @@ class PushTEnv(gymnasium.Env):
         return float(outside(turn(yaw).T @ (pusher[:2] - (x, y)))) - PUSHER_CM
 
     def _observe(self) -> dict[str, np.ndarray]:
-        position = np.clip(_to_cm(self._game.agent.position), -ARENA_CM / 2, ARENA_CM / 2)
+        position = np.clip(to_cm(self._game.agent.position), -ARENA_CM / 2, ARENA_CM / 2)
         return {PIXELS: self.frame(self.config.image_size), AGENT_POS: position.astype(np.float32)}
 
     def _info(self) -> dict[str, Any]:
@@ -214,14 +226,6 @@ class PushTEnv(gymnasium.Env):
             "object_states": {name: tuple(map(float, pose)) for name, pose in zip(OBJECTS, poses, strict=True)},
             "environment_state": self.environment_state(),
         }
-
-
-def _to_cm(px) -> np.ndarray:
-    return np.array(px, np.float64) / PX_PER_CM - ARENA_CM / 2
-
-
-def _to_px(cm: np.ndarray) -> np.ndarray:
-    return (np.asarray(cm, np.float64) + ARENA_CM / 2) * PX_PER_CM
 
 
 def _block_px(point: np.ndarray) -> np.ndarray:

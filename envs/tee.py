@@ -1,4 +1,4 @@
-"""The shape of PushT's T and the units of its world. Knows no simulator and no pixels.
+"""The shape of PushT's T, its mark, and the units of its world. Knows no simulator and no pixels.
 
 PushT has no unit of length; its square of 512 px counts as 32 cm here, like the table-top. x points right, y down.
 """
@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-PX_PER_CM = 16.0
+TASK = "Push the T-shaped block onto the T-shaped target."
+SIDE_PX, PX_PER_CM = 512, 16.0
 ARENA_CM = 32.0
 REACH_CM = 14.5  # where the pusher is sent to, per axis: its rim then just clears the walls
 STEP_CM = 0.6  # the pusher's largest displacement per axis and control step
@@ -21,6 +22,20 @@ TIP_CM = np.array([0.0, 120.0]) / PX_PER_CM - CENTROID_CM
 def turn(yaw: float) -> np.ndarray:
     """The rotation (2, 2) by a yaw in rad: from x to y, so clockwise in the frame, whose y points down."""
     return np.array([[np.cos(yaw), -np.sin(yaw)], [np.sin(yaw), np.cos(yaw)]])
+
+
+# Where the T's centroid and tip belong: the mark's origin is in the middle, turned by 45 degrees.
+AIMS_CM = np.stack([CENTROID_CM, CENTROID_CM + TIP_CM]) @ turn(np.pi / 4).T
+
+
+def to_cm(px) -> np.ndarray:
+    """gym_pusht's px (..., 2) as cm from the middle, float64."""
+    return np.array(px, np.float64) / PX_PER_CM - ARENA_CM / 2
+
+
+def to_px(cm) -> np.ndarray:
+    """cm from the middle (..., 2) as gym_pusht's px, float64."""
+    return (np.asarray(cm, np.float64) + ARENA_CM / 2) * PX_PER_CM
 
 
 def outside(points: np.ndarray) -> np.ndarray:

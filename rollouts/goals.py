@@ -114,7 +114,7 @@ def build_cost(goal: str, env: gymnasium.Env, model: WorldModel) -> Cost:
         raise ConfigError("goal", goal, f"choose one of {GOALS}")
     world = env.unwrapped
     if hasattr(world, "aims"):
-        return _pusht_cost(goal, world.aims(), model)
+        return pose_cost(goal, world.aims(), model.objects)
     if getattr(world, "task_spec", None) is None:
         raise InputError("env", type(world).__name__, "planning needs the table-top's task_spec, or PushT's aims")
     if goal != "image":
@@ -140,10 +140,16 @@ def _walk_behind(task: TaskGoal) -> BehindObject:
     return BehindObject(task.distance, task.target, task.pusher, task.cube)
 
 
-def _pusht_cost(goal: str, aims: np.ndarray, model: WorldModel) -> Cost:
+def pose_cost(goal: str, aims: np.ndarray, objects: Sequence[str]) -> Cost:
+    """The cost of PushT's only task, by goal mode, "positions" or "reward"; see `PoseGoal`.
+
+    Raises:
+        ConfigError: another goal.
+        InputError: the model does not know pusher, T and tip.
+    """
     if goal == "image":
         raise ConfigError("goal", goal, "PushT has positions and reward")
-    task = PoseGoal(aims, model.objects)
+    task = PoseGoal(aims, objects)
     wanted = (1.0, ObjectPositions(task.distance)) if goal == "positions" else (10.0, RewardHead())
     return WeightedSum([wanted, (0.1, ObjectPositions(task.away))])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 
 import cv2
@@ -76,16 +77,39 @@ def video(
     Raises:
         InputError: frames of another shape or dtype.
     """
+    real, imagined = _check(real, imagined)
+    return film({"real": real} | ({"imagined": imagined} if len(imagined) else {}), path, caption, fps, scale)
+
+
+def film(sides: Mapping[str, np.ndarray], path: str | Path, caption: str = "", fps: int = 8, scale: int = 4) -> Path:
+    """Writes an MP4 of named frames side by side; one that is shorter than the others rests on its last frame.
+
+    Args:
+        sides: name -> (T, H, W, 3) uint8, H and W the same.
+        path, caption, fps, scale: see `video`.
+
+    Returns:
+        The path.
+
+    Raises:
+        InputError: no frames, or of another dtype or shape.
+    """
     import imageio
 
-    real, imagined = _check(real, imagined)
+    for frames in sides.values():
+        _check(frames, frames)
     path = Path(path)
     partial = path.with_name(f".{path.stem}.partial.mp4")
-    sides = [("real", real)] + ([("imagined", imagined)] if len(imagined) else [])
+    steps = max(map(len, sides.values()), default=0)
+    if len({frames.shape[1:] for frames in sides.values()}) != 1:
+        raise InputError(
+            "frames", [frames.shape for frames in sides.values()], "give some, all of one height and width"
+        )
     try:
         with imageio.get_writer(partial, fps=fps, codec="libx264", pixelformat="yuv420p", quality=8) as writer:
-            for t in [*range(len(real)), *[len(real) - 1] * round(HOLD_SECONDS * fps)]:
-                writer.append_data(_page([(name, frames[t]) for name, frames in sides], f"t={t}", caption, scale))
+            for t in [*range(steps), *[steps - 1] * round(HOLD_SECONDS * fps)]:
+                now = [(name, frames[min(t, len(frames) - 1)]) for name, frames in sides.items()]
+                writer.append_data(_page(now, f"t={t}", caption, scale))
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,6 +16,7 @@ from emu_embodied.metrics import wilson_interval
 from emu_embodied.policies.cem import CEM, CEMConfig
 from emu_embodied.protocols import WorldModel
 from emu_embodied.rollouts.goals import GOALS, MAX_STEPS, build_cost, can_plan
+from emu_embodied.rollouts.journal import append, open_journal
 from emu_embodied.rollouts.oracle import OracleWorldModel
 from emu_embodied.rollouts.parallel import play_in_parallel
 from emu_embodied.rollouts.planned_episode import EpisodeRun, run_episode, run_policy
@@ -133,7 +132,7 @@ def evaluate_planning(
     """
     if type(workers) is not int or workers < 1:
         raise ConfigError("workers", workers, "give a whole number of at least 1")
-    rows = _open_journal(journal, settings) if journal else {}
+    rows = open_journal(journal, asdict(settings)) if journal else {}
     missing = [seed for seed in seeds if seed not in rows]
     make = functools.partial(Player, settings, make_model)
     workers = min(workers, len(missing))
@@ -141,7 +140,7 @@ def evaluate_planning(
     for run in runs:
         rows[run.seed] = run.row()
         if journal:
-            _append(journal, rows[run.seed])
+            append(journal, rows[run.seed])
         if on_episode:
             on_episode(run)
     return [rows[seed] for seed in seeds]
@@ -172,40 +171,6 @@ def _rate(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     successes = sum(row["success"] for row in rows)
     interval = list(wilson_interval(successes, len(rows)))
     return {"n": len(rows), "successes": successes, "rate": successes / max(len(rows), 1), "wilson_95": interval}
-
-
-# The journal
-
-
-def _open_journal(path: Path, settings: PlanningSettings) -> dict[int, dict[str, Any]]:
-    """Rows by seed of a journal; a new one gets its first line, the settings. A line that a kill cut short is dropped."""
-    now = json.loads(json.dumps(asdict(settings)))
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    if lines and not lines[-1].endswith("\n"):
-        lines.pop()
-        with path.open("r+b") as file:
-            file.truncate(len("".join(lines).encode()))
-    if not lines:
-        _append(path, {"settings": now})
-        return {}
-    try:
-        then, *rows = map(json.loads, lines)
-        then, by_seed = then["settings"], {row["seed"]: row for row in rows}
-    except (ValueError, KeyError, TypeError):
-        raise ConfigError("journal", str(path), "it is no planning journal; choose another folder") from None
-    for name in now:
-        if now[name] != then.get(name):
-            raise ConfigError(
-                name, now[name], f"{path} was begun with {then.get(name)!r}; give the same, or a new folder"
-            )
-    return by_seed
-
-
-def _append(path: Path, row: dict[str, Any]) -> None:
-    with path.open("a") as file:
-        file.write(json.dumps(row) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _in_turn(make: Player | Callable[[], Player], seeds: Sequence[int]) -> Iterator[EpisodeRun]:

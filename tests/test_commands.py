@@ -41,7 +41,7 @@ def toy_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_verb_has_help_and_a_configuration():
     for verb, text in verbs().items():
-        assert text and (CONFIGS / f"{verb}.yaml").is_file(), verb
+        assert text and (CONFIGS / f"{verb.replace('-', '_')}.yaml").is_file(), verb
         assert main([verb, "--help"]) == 0
 
 

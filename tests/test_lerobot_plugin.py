@@ -244,6 +244,31 @@ def test_lerobot_eval_runs_to_its_end(checkpoint: str, lerobot_eval, monkeypatch
         assert Path(path).stat().st_size > 0
 
 
+def test_lerobot_eval_with_env_workers(checkpoint: str, lerobot_eval, monkeypatch, tmp_path: Path):
+    """Processes of their own step the envs: they find the table-top where LeRobot's config of it is."""
+    made = []
+    monkeypatch.setattr(gymnasium.vector, "AsyncVectorEnv", _noted(gymnasium.vector.AsyncVectorEnv, made))
+    sizes = [f"--policy.{name}={value}" for name, value in BUDGET.items()]
+    two = ("--eval.n_episodes=2", "--eval.batch_size=2", "--eval.use_async_envs=true")
+    lerobot_eval(f"--policy.checkpoint={checkpoint}", *sizes, "--env.episode_length=3", *two)
+    (envs,) = made
+    assert len(envs.processes) == 2 and not any(process.is_alive() for process in envs.processes)
+    task = json.loads((tmp_path / "out/eval_info.json").read_text())["per_task"][0]["metrics"]
+    assert len(task["successes"]) == 2 and np.isfinite(task["sum_rewards"]).all()
+    assert all(Path(path).stat().st_size > 0 for path in [*task["video_paths"], *task["predicted_video_paths"]])
+
+
+def _noted(kind: type, made: list) -> type:
+    """The class, whose every instance is kept in `made`."""
+
+    class Noted(kind):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            made.append(self)
+
+    return Noted
+
+
 def test_a_bad_option_of_lerobot_eval_is_named(lerobot_eval):
     with pytest.raises(ConfigError, match="goal: win; choose one of"):
         lerobot_eval("--policy.goal=win", *ONE_EPISODE)

@@ -204,7 +204,7 @@ def test_an_evaluation_is_resumed_where_it_stopped(tmp_path: Path):
     with pytest.raises(ConfigError, match="max_steps: 4; .*episodes.jsonl was begun with 3"):
         planning.evaluate_planning(settings(max_steps=4), [5], journal=journal)
     journal.write_text("something else\n")
-    with pytest.raises(ConfigError, match="no planning journal"):
+    with pytest.raises(ConfigError, match="no journal of episodes"):
         planning.evaluate_planning(settings(), [5], journal=journal)
 
 

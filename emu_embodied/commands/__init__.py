@@ -1,7 +1,7 @@
 """The dispatcher: `emu-embodied VERB key=value ...`. Finds verbs and gives them their config; knows not what they do.
 
-A verb is a module of this package: its docstring is the help text and its `run(config)` does the work. Its
-configuration is `configs/<verb>.yaml`. Exit codes: 0 done, 2 an error that the user can mend, 130 and 143 stopped by
+A verb is a module of this package, with "-" for "_": its docstring is the help text and its `run(config)` does the work.
+Its configuration is `configs/<module>.yaml`. Exit codes: 0 done, 2 an error that the user can mend, 130 and 143 stopped by
 SIGINT and SIGTERM.
 """
 
@@ -56,7 +56,7 @@ def verbs() -> dict[str, str]:
     for module in pkgutil.iter_modules(__path__):
         if not module.name.startswith("_"):
             source = module.module_finder.find_spec(module.name).loader.get_source(module.name)
-            found[module.name] = ast.get_docstring(ast.parse(source)) or ""
+            found[module.name.replace("_", "-")] = ast.get_docstring(ast.parse(source)) or ""
     return found
 
 
@@ -74,12 +74,16 @@ def _dispatch(arguments: list[str]) -> None:
     elif any(word in HELP for word in arguments[1:]):
         print(_verb_help(arguments[0], known, [word for word in arguments[1:] if word not in HELP]))
     else:
-        config = compose_config(arguments[0], arguments[1:])
-        importlib.import_module(f"{__name__}.{arguments[0]}").run(config)
+        config = compose_config(_module(arguments[0]), arguments[1:])
+        importlib.import_module(f"{__name__}.{_module(arguments[0])}").run(config)
+
+
+def _module(verb: str) -> str:
+    return verb.replace("-", "_")
 
 
 def _overview(known: dict[str, str]) -> str:
-    lines = [f"  {verb:<10} {text.partition('\n')[0]}" for verb, text in known.items()]
+    lines = [f"  {verb:<15} {text.partition('\n')[0]}" for verb, text in known.items()]
     usage = "usage: emu-embodied VERB [key=value ...]   (emu-embodied VERB --help shows a verb's keys)"
     return "\n".join([usage, "", *lines])
 
@@ -89,8 +93,8 @@ def _verb_help(verb: str, known: dict[str, str], overrides: list[str]) -> str:
 
     from emu_embodied.commands._config import compose_config, group_options
 
-    groups = [f"{name}=...  one of {', '.join(options)}" for name, options in group_options(verb).items()]
-    config = OmegaConf.to_yaml(compose_config(verb, overrides, complete=False)).rstrip()
+    groups = [f"{name}=...  one of {', '.join(options)}" for name, options in group_options(_module(verb)).items()]
+    config = OmegaConf.to_yaml(compose_config(_module(verb), overrides, complete=False)).rstrip()
     return "\n".join([f"usage: emu-embodied {verb} [key=value ...]", "", known[verb], "", *groups, config])
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import platform
-import time
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from emu_embodied.commands._runs import run_folder
 from emu_embodied.errors import ConfigError
 
 PACKAGES = ("emu-embodied", "torch", "mujoco", "gymnasium", "numpy")
@@ -36,7 +36,7 @@ def run(config: DictConfig) -> None:
     settings, make_model = _settings(config), _model_maker(config)
     player = planning.Player(settings, make_model)  # whatever is wrong shows here, before anything is written
     seeds = list(range(config.seed, config.seed + config.episodes))
-    folder = _folder(config)
+    folder = run_folder(config.out, config.resume, "episodes.jsonl")
     console = Console(soft_wrap=True, highlight=False)
     show = functools.partial(_show, console, folder, seeds[: config.videos])
     try:
@@ -51,7 +51,8 @@ def run(config: DictConfig) -> None:
         **summary,
         "success": {str(row["seed"]): row["success"] for row in rows},
         "seeds": seeds,
-        "settings": asdict(settings) | {"passes": config.passes, "engine": _engine_name(player), "workers": config.workers},
+        "settings": asdict(settings)
+        | {"passes": config.passes, "engine": _engine_name(player), "workers": config.workers},
         "versions": {name: metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},
         "episodes": rows,
     }
@@ -89,31 +90,6 @@ def _model_maker(config: DictConfig):
     from emu_embodied.loading import load
 
     return functools.partial(load, config.checkpoint, passes=config.passes, engine=config.engine)
-
-
-def _folder(config: DictConfig) -> Path:
-    """The folder to write to: the one to go on with, or a new one named by the time.
-
-    Raises:
-        ConfigError: there is nothing to go on with, or the folder cannot be made.
-    """
-    if config.resume is not None:
-        folder = Path(str(config.resume))
-        if not (folder / "episodes.jsonl").is_file():
-            raise ConfigError("resume", str(folder), "it has no episodes.jsonl; give a folder that `plan` made")
-        return folder
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    for n in range(1, 1000):
-        folder = Path(config.out) / (stamp if n == 1 else f"{stamp}-{n}")
-        try:
-            folder.mkdir(parents=True)
-            return folder
-        except FileExistsError:
-            if not Path(config.out).is_dir():
-                raise ConfigError("out", config.out, "it is a file; choose a folder") from None
-        except OSError as error:
-            raise ConfigError("out", config.out, f"{error.strerror}; choose a folder that can be written") from None
-    raise ConfigError("out", config.out, "a thousand runs began in this second; choose another folder")
 
 
 def _show(console: Console, folder: Path, pictured: list[int], run) -> None:

@@ -9,6 +9,7 @@ from lerobot.utils.constants import OBS_IMAGE
 
 from emu_embodied.errors import ConfigError, InputError
 from emu_embodied.policies.cem import CEMConfig
+from emu_embodied.policies.lerobot_plugin.dialects import WORLDS
 
 GOALS = ("auto", "positions", "reward")
 
@@ -20,12 +21,15 @@ class EmuMpcConfig(PreTrainedConfig):
 
     Attributes:
         checkpoint: the world model, a shipped name or a checkpoint's folder.
-        goal: "positions" (the table-top instruction's predicate on imagined positions), "reward" (the model's own reward) or
-            "auto": positions where the instruction is one of the table-top's and the model knows its cubes, else reward.
+        goal: "positions" (the instruction's predicate on imagined positions: the table-top's, or PushT's T on its mark),
+            "reward" (the model's own reward) or "auto": positions where the model knows what the instruction is about,
+            else reward.
         instruction: what to do where the env names no task.
+        world: what the env speaks, see `dialects`: "own" (as the model's world), "pusht" (LeRobot's PushT, for a model of
+            ours) or "auto": pusht for a PushT model that is shown pictures of another size than its own, else own.
         camera: key of the pictures that the model sees.
         letterbox: fit pictures of another size into the model's, as training does; otherwise they are an error.
-        horizon, candidates, iterations, elites, execute: the planner's; see `policies.cem.CEMConfig`.
+        horizon, candidates, iterations, elites, execute: the planner's, in the model's steps; see `policies.cem.CEMConfig`.
         passes: parallel passes per imagined frame.
         engine: what executes the model; see `loading.load`.
         seed: of the planner's and the model's noise; the planner of env i of a batch has `seed + i`.
@@ -35,6 +39,7 @@ class EmuMpcConfig(PreTrainedConfig):
     checkpoint: str = "nano-tabletop"
     goal: str = "auto"
     instruction: str = ""
+    world: str = "auto"
     camera: str = OBS_IMAGE
     letterbox: bool = False
     horizon: int = 8
@@ -51,11 +56,12 @@ class EmuMpcConfig(PreTrainedConfig):
         """Checks the options. The policy calls it: LeRobot's parser would swallow what is said while it makes the config.
 
         Raises:
-            ConfigError: an unknown goal, or passes or seed below their least.
+            ConfigError: an unknown goal or world, or passes or seed below their least.
             InputError: a planner's budget that does not fit together, or a camera that is not there.
         """
-        if self.goal not in GOALS:
-            raise ConfigError("goal", self.goal, f"choose one of {GOALS}")
+        for name, known in (("goal", GOALS), ("world", WORLDS)):
+            if getattr(self, name) not in known:
+                raise ConfigError(name, getattr(self, name), f"choose one of {known}")
         for name, least in (("passes", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(name, getattr(self, name), f"give a whole number of at least {least}")

@@ -1,4 +1,4 @@
-"""From an instruction to what a planner minimises: a door to the table-top's tasks. Knows no LeRobot and no episode."""
+"""From an instruction to what a planner minimises: a door to the worlds' tasks. Knows no LeRobot and no episode."""
 
 from __future__ import annotations
 
@@ -11,18 +11,24 @@ def cost_of(instruction: str, goal: str, model: WorldModel) -> Cost:
 
     Args:
         instruction: the task as text.
-        goal: one of `configuration_emu_mpc.GOALS`. "reward" adds the walk behind the cube to a table-top instruction.
+        goal: one of `configuration_emu_mpc.GOALS`. "reward" adds the walk behind the cube to a table-top instruction,
+            the walk to the T to PushT's.
         model: what its objects are.
 
     Raises:
-        InputError: goal "positions", and the instruction is none of the table-top's or about a cube the model does not know.
+        InputError: goal "positions", and the instruction is neither PushT's nor one of the table-top's, or about what the model
+            does not know.
     """
     from emu_embodied.envs.tasks import parse_task
+    from emu_embodied.envs.tee import AIMS_CM, TASK
     from emu_embodied.policies.costs import RewardHead
-    from emu_embodied.rollouts.goals import task_cost
+    from emu_embodied.rollouts.goals import pose_cost, task_cost
 
+    wanted = "reward" if goal == "reward" else "positions"
     try:
-        return task_cost("reward" if goal == "reward" else "positions", parse_task(instruction), model.objects)
+        if instruction == TASK:
+            return pose_cost(wanted, AIMS_CM, model.objects)
+        return task_cost(wanted, parse_task(instruction), model.objects)
     except InputError:
         if goal == "positions":
             raise

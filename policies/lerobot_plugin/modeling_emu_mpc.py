@@ -17,8 +17,9 @@ from torch import Tensor
 from emu_embodied.errors import ConfigError, InputError
 from emu_embodied.policies.cem import CEM
 from emu_embodied.policies.lerobot_plugin.configuration_emu_mpc import EmuMpcConfig, no_training
+from emu_embodied.policies.lerobot_plugin.dialects import Dialect, GymPushT, OwnWorld, choose
 from emu_embodied.policies.lerobot_plugin.instructions import cost_of
-from emu_embodied.policies.lerobot_plugin.pilot import Pilot
+from emu_embodied.policies.lerobot_plugin.pilot import Interpreter, Pilot
 from emu_embodied.types import TASK, Observation
 
 
@@ -32,12 +33,14 @@ class EmuMpcPolicy(PreTrainedPolicy):
         dataset_stats, dataset_meta: LeRobot's, not needed.
 
     Attributes:
-        last_predicted_latents: (B, 1, 1, N) int64, the codes of what had been imagined for the last observation's moment; the
-            time axis is LeRobot's, along which it joins them.
+        last_predicted_latents: (B, 1, 1, N) int64, the codes of what had been imagined for the last observation's moment, or
+            the model's last moment where the env's steps are shorter; the time axis is LeRobot's, which joins them along it.
+        dialect: how the env's words become the model's.
 
     Raises:
         CheckpointError: the checkpoint is missing or damaged.
-        ConfigError, InputError: see `EmuMpcConfig.check`; also a model of several action scales, or of the wrong actions.
+        ConfigError, InputError: see `EmuMpcConfig.check`; also a model of several action scales, of the wrong actions,
+            or not of the world asked for.
         EngineError: the engine does not run here.
     """
 
@@ -56,8 +59,8 @@ class EmuMpcPolicy(PreTrainedPolicy):
             raise InputError(
                 "action", f"shape {tuple(found)}", f"the model's have shape ({self.world_model.action_dim},)"
             )
-        self._action_scale = _action_scale(self.world_model.world.action_scale)
-        self._pilots: list[Pilot] = []
+        self.dialect = self._dialect()
+        self._pilots: list[Interpreter] = []
         self.reset()
 
     def reset(self) -> None:
@@ -72,7 +75,8 @@ class EmuMpcPolicy(PreTrainedPolicy):
         """The next action of each env, (B, A) float32 in the env's units.
 
         Args:
-            batch: `config.camera` (B, 3, H, W) float in [0, 1], `observation.state` (B, D), and "task", B sentences.
+            batch: `config.camera` (B, 3, H, W) float in [0, 1], `observation.state` (B, D), and "task", B sentences; all of the
+                env, in its units.
 
         Raises:
             InputError: a batch that does not fit the model.
@@ -81,14 +85,15 @@ class EmuMpcPolicy(PreTrainedPolicy):
         steps = [pilot.act(seen) for pilot, seen in zip(self._crew(len(observations)), observations, strict=True)]
         actions, imagined = zip(*steps, strict=True)
         self.last_predicted_latents = torch.stack(imagined)[:, None, None]
-        return self._in_env_units(np.stack(actions))
+        return torch.from_numpy(np.stack(actions)).to(self.config.device)
 
     @torch.no_grad()
     def predict_action_chunk(self, batch: Mapping[str, Any], **_: Any) -> Tensor:
-        """The first `execute` actions of a plan for each env, (B, T, A), from these frames alone; see `select_action`."""
+        """The actions of a plan's first `execute` steps for each env, (B, T, A), from these frames alone."""
         observations = self._observations(batch)
         pilots = self._crew(len(observations))
-        return self._in_env_units(np.stack([p.chunk(seen) for p, seen in zip(pilots, observations, strict=True)]))
+        chunks = [pilot.chunk(seen) for pilot, seen in zip(pilots, observations, strict=True)]
+        return torch.from_numpy(np.stack(chunks)).to(self.config.device)
 
     def decode_predicted_latents(self, latents: Tensor) -> np.ndarray:
         """Renders what was imagined, joined over time (B, 1, T, N), as frames (T, H, B * W, 3) uint8, the envs side by side."""
@@ -125,24 +130,27 @@ class EmuMpcPolicy(PreTrainedPolicy):
         for pipeline in make_emu_mpc_pre_post_processors(self.config):
             pipeline.save_pretrained(save_directory)
 
-    def _crew(self, envs: int) -> list[Pilot]:
+    def _dialect(self) -> Dialect:
+        """The env's, as far as the config and LeRobot's features tell."""
+        config, model = self.config, self.world_model
+        feature = (config.image_features or {}).get(config.camera)
+        shown = feature.shape[-2] if feature is not None else None
+        if choose(config.world, model.world.env_id, model.image_size, shown) == "pusht":
+            return GymPushT(model.image_size, config.camera)
+        return OwnWorld(model.image_size, config.camera, config.letterbox, _action_scale(model.world.action_scale))
+
+    def _crew(self, envs: int) -> list[Interpreter]:
         """One pilot for each env."""
         for i in range(len(self._pilots), envs):
             cost = functools.partial(cost_of, goal=self.config.goal, model=self.world_model)
             planner = CEM(self.config.planner, self.config.seed + i)
-            self._pilots.append(Pilot(self.world_model, planner, cost, self.config.execute))
+            self._pilots.append(Interpreter(Pilot(self.world_model, planner, cost, self.config.execute), self.dialect))
         return self._pilots[:envs]
 
     def _observations(self, batch: Mapping[str, Any]) -> list[Observation]:
         """Checks a batch once, at the boundary, and gives each env's part of it."""
-        camera, size = self.config.camera, self.world_model.image_size
-        pixels_BHWC = _pixels(camera, batch.get(camera))
-        envs, height, width, _ = pixels_BHWC.shape
-        if (height, width) != (size, size):
-            if not self.config.letterbox:
-                rule = f"the model sees {size} x {size} px: give those, or let --policy.letterbox=true fit them"
-                raise InputError(camera, f"{height} x {width} px", rule)
-            pixels_BHWC = _letterboxed(pixels_BHWC, size)
+        pixels_BHWC = _pixels(self.config.camera, batch.get(self.config.camera))
+        envs, otherwise = len(pixels_BHWC), self.config.instruction or self.dialect.instruction
         state = batch.get(OBS_STATE, torch.zeros(envs, 0))
         if not isinstance(state, Tensor) or state.ndim != 2 or len(state) != envs or not torch.isfinite(state).all():
             found = f"shape {tuple(state.shape)}" if isinstance(state, Tensor) else type(state).__name__
@@ -152,14 +160,7 @@ class EmuMpcPolicy(PreTrainedPolicy):
         if len(tasks) != envs or not all(isinstance(task, str) for task in tasks):
             raise InputError(TASK, tasks, f"give a sentence for each of {envs} envs")
         rows = zip(pixels_BHWC, state.float().cpu().numpy(), tasks, strict=True)
-        return [Observation(pixels, agent, task or self.config.instruction) for pixels, agent, task in rows]
-
-    def _in_env_units(self, actions: np.ndarray) -> Tensor:
-        if self._action_scale is not None:
-            from emu_embodied.data.resampling import denormalise
-
-            actions = denormalise(actions, self._action_scale)
-        return torch.from_numpy(actions).to(self.config.device)
+        return [Observation(pixels, agent, task or otherwise) for pixels, agent, task in rows]
 
 
 def _action_scale(scales: tuple) -> np.ndarray | None:
@@ -183,12 +184,3 @@ def _pixels(key: str, pictures: Any) -> np.ndarray:
     if not ((pictures >= 0) & (pictures <= 1)).all():  # NaN is neither
         raise InputError(key, "NaN, or values out of range", "give values in [0, 1]")
     return np.ascontiguousarray((pictures.float() * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy())
-
-
-def _letterboxed(pictures: np.ndarray, size: int) -> np.ndarray:
-    from emu_embodied.data.images import letterbox
-
-    fitted = np.empty((len(pictures), size, size, 3), np.uint8)
-    for picture, into in zip(pictures, fitted, strict=True):
-        letterbox(picture, into)
-    return fitted

@@ -1,4 +1,7 @@
-"""One robot's plan-act-observe loop, an observation at a time. Knows protocols; no LeRobot, no env and no checkpoint."""
+"""One robot's plan-act-observe loop, an observation at a time. Knows protocols; no LeRobot, no env and no checkpoint.
+
+`Pilot` thinks in the model's steps and words; `Interpreter` lets it drive an env that has others.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from emu_embodied.policies.lerobot_plugin.dialects import Dialect
 from emu_embodied.protocols import Cost, Planner, WorldModel
 from emu_embodied.types import History, Observation
 
@@ -71,3 +75,38 @@ class Pilot:
         actions_TA = self.planner.plan(self.model, self._history, self._cost).actions[: self.execute]
         self._actions.extend(actions_TA)
         self._imagined.extend(self.model.rollout(self._history, actions_TA[None, None]).codes_BSTN[0, 0])
+
+
+class Interpreter:
+    """Drives an env by a pilot: translates, and holds each action for as many of the env's steps as it is meant for.
+
+    Args:
+        pilot: decides.
+        dialect: of the env.
+    """
+
+    def __init__(self, pilot: Pilot, dialect: Dialect) -> None:
+        self.pilot, self.dialect = pilot, dialect
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets the episode."""
+        self.pilot.reset()
+        self._left, self._instruction = 0, ""
+
+    def act(self, observation: Observation) -> tuple[np.ndarray, torch.Tensor]:
+        """The env's next action (A,), and the codes (N,) of what had been imagined for the model's moment; see `Pilot.act`."""
+        if self._left == 0 or observation.instruction != self._instruction:
+            heard = self.dialect.heard(observation)
+            action, self._imagined = self.pilot.act(heard)
+            (self._action,) = self.dialect.said(action[None], heard.agent_pos)
+            self._left, self._instruction = self.dialect.hold, observation.instruction
+        self._left -= 1
+        return self._action, self._imagined
+
+    def chunk(self, observation: Observation) -> np.ndarray:
+        """The env's actions (T, A) for the first `execute` of a plan from this frame alone; see `Pilot.chunk`."""
+        heard = self.dialect.heard(observation)
+        actions_TA = self.dialect.said(self.pilot.chunk(heard), heard.agent_pos)
+        self.reset()
+        return actions_TA.repeat(self.dialect.hold, 0)

@@ -1,0 +1,47 @@
+"""A journal of episodes: JSON lines, the settings first, that a kill leaves readable and no other settings continue."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from emu_embodied.errors import ConfigError
+
+
+def open_journal(path: Path, settings: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+    """Rows by seed of a journal; a new one gets its first line, the settings. A line that a kill cut short is dropped.
+
+    Raises:
+        ConfigError: something else is there, or it was begun with other settings, which are named.
+    """
+    now = json.loads(json.dumps(settings))
+    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    if lines and not lines[-1].endswith("\n"):
+        lines.pop()
+        with path.open("r+b") as file:
+            file.truncate(len("".join(lines).encode()))
+    if not lines:
+        append(path, {"settings": now})
+        return {}
+    try:
+        then, *rows = map(json.loads, lines)
+        then, by_seed = then["settings"], {row["seed"]: row for row in rows}
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError("journal", str(path), "it is no journal of episodes; choose another folder") from None
+    for name in now:
+        if now[name] != then.get(name):
+            raise ConfigError(
+                name, now[name], f"{path} was begun with {then.get(name)!r}; give the same, or a new folder"
+            )
+    return by_seed
+
+
+def append(path: Path, row: Mapping[str, Any]) -> None:
+    """Adds a row, and has it on the disk when it returns."""
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
