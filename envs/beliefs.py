@@ -79,8 +79,8 @@ class Beliefs(gymnasium.Wrapper):
         added = {BELIEFS: belief_space(world_model), INSTRUCTION: instruction_space(world_model)}
         self.observation_space = gymnasium.spaces.Dict({**env.observation_space, **added})
 
-    def reset(self, **options: Any):
-        observation, info = self.env.reset(**options)
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
+        observation, info = self.env.reset(seed=seed, options=options)
         return self._add(observation, info), info
 
     def step(self, action):
