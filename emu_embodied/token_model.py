@@ -63,7 +63,9 @@ class TokenModelConfig:
 
     def __post_init__(self) -> None:
         if self.previous_frame_source and self.block > self.slots:
-            raise InputError("previous_frame_source", True, "choose false where frames have structure between their slots")
+            raise InputError(
+                "previous_frame_source", True, "choose false where frames have structure between their slots"
+            )
 
     @property
     def slots(self) -> int:

@@ -15,7 +15,9 @@ import numpy as np
 
 from emu_embodied.errors import ConfigError, InputError
 from emu_embodied.metrics import wilson_interval
-from emu_embodied.policies.cem import CEM, CEMConfig
+from emu_embodied.policies.cem import CEMConfig
+from emu_embodied.policies.planner import PlannerConfig
+from emu_embodied.policies.planners import make_planner
 from emu_embodied.protocols import WorldModel
 from emu_embodied.rollouts.goals import GOALS, MAX_STEPS, build_cost, can_plan
 from emu_embodied.rollouts.oracle import OracleWorldModel
@@ -34,7 +36,7 @@ class PlanningSettings:
         env_id, env_options: keywords of `gymnasium.make`.
         agent: "model", "oracle" (the same planner in the true simulator), "random" or "expert".
         goal: "positions", "reward" or "image".
-        planner: budget and habits of the planner.
+        planner: the planner, by its config, which has its budget and habits.
         max_steps: model steps of an episode.
         model: names the world model in the journal; empty for other agents.
 
@@ -46,7 +48,7 @@ class PlanningSettings:
     env_options: dict[str, Any] = field(default_factory=dict)
     agent: str = "model"
     goal: str = "positions"
-    planner: CEMConfig = field(default_factory=CEMConfig)
+    planner: PlannerConfig = field(default_factory=CEMConfig)
     max_steps: int = MAX_STEPS
     model: str = ""
 
@@ -101,7 +103,8 @@ class Player:
         if hasattr(model, "seed"):
             model.seed(seed)
         cost = functools.partial(build_cost, s.goal)
-        return run_episode(self.env, model, CEM(s.planner, seed), cost, seed, s.planner.execute, s.max_steps)
+        planner = make_planner(s.planner, seed)
+        return run_episode(self.env, model, planner, cost, seed, s.planner.execute, s.max_steps)
 
 
 def evaluate_planning(
