@@ -239,13 +239,19 @@ class TokenModel(nn.Module):
         return self.transformer.model.embed_tokens(text_BL)
 
     def embed_codes(self, codes: torch.Tensor) -> torch.Tensor:
-        """Visual codes (..., N) -> (..., N, D)."""
+        """Visual codes (..., N) int64 -> (..., N, D); of probabilities (..., N, V) the expected embeddings."""
+        if codes.is_floating_point():
+            table_VD = self.transformer.model.embed_tokens.weight[self.config.vocabulary.visual]
+            return codes.to(table_VD.dtype) @ table_VD
         return self.transformer.model.embed_tokens(codes + self.config.vocabulary.visual_offset)
 
     def embed_block(self, codes_BN: torch.Tensor) -> torch.Tensor:
-        """A frame's visual tokens with the structure around them: (B, block, D)."""
+        """A frame's visual tokens with the structure around them: (B, block, D); codes as `embed_codes` takes them."""
         if len(self.structure) == len(self.places):
             return self.embed_codes(codes_BN)
+        if codes_BN.is_floating_point():
+            x = self.transformer.model.embed_tokens(self.structure).repeat(len(codes_BN), 1, 1)
+            return x.index_copy(1, self.places, self.embed_codes(codes_BN))
         ids_BT = self.structure.expand(len(codes_BN), -1).clone()
         ids_BT[:, self.places] = codes_BN + self.config.vocabulary.visual_offset
         return self.transformer.model.embed_tokens(ids_BT)

@@ -1,4 +1,4 @@
-"""The cross-entropy method over discretised actions: a categorical distribution for each planned value. Knows no world and no goal.
+"""The cross-entropy method over discretised actions, with a categorical distribution for each. Knows no world and no goal.
 
 Rubinstein's method in its discrete form (De Boer et al., "A Tutorial on the Cross-Entropy Method", 2005): the probability of a
 value is its share among the elites. Unlike a normal distribution, it can be undecided between left and right.

@@ -1,8 +1,7 @@
 """Planning by gradient: actions follow Adam down the cost of softly imagined futures. Knows no world and no goal.
 
-The gradient goes through the model's soft tokens: expected embeddings instead of drawn codes (`protocols.SoftWorldModel`). Several
-starts, for the cost has many valleys. Actions are kept in their bounds by projection (as in Bharadhwaj et al., arXiv
-2003.06354, without their CEM around it).
+The gradient goes through the model's soft tokens: expected embeddings instead of drawn codes (`protocols.SoftWorldModel`).
+There are several starts, for the cost has many valleys; actions are kept in their bounds by projection.
 """
 
 from __future__ import annotations

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import torch
-
 from emu_embodied.policies.planner import Budget, Memory, PlannerConfig, Search, SearchPlanner
 from emu_embodied.policies.sampling import ar1_noise
 

@@ -193,7 +193,7 @@ class SearchPlanner:
         self.reset()
 
     def search(self, memory: Memory, budget: Budget) -> Search:
-        """The method, for one world: yields candidates while the budget fits, and leaves in `memory` what the next plan needs."""
+        """The method, for one world: yields candidates while the budget fits, and leaves for the next plan what it needs."""
         raise NotImplementedError
 
     def reset(self, worlds: Sequence[int] | None = None) -> None:

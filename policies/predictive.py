@@ -1,4 +1,4 @@
-"""Predictive sampling (Howell et al., arXiv 2212.00541): the best of some noisy copies of the last plan. Knows no world and no goal."""
+"""Predictive sampling (Howell et al., arXiv 2212.00541): the best of noisy copies of the last plan. Knows no world, no goal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from emu_embodied.policies.planner import Budget, Memory, PlannerConfig, Search,
 class PredictiveSamplingConfig(PlannerConfig):
     """Budget and habits of the planner.
 
-    The paper's plans are splines; here `block` makes them of zero order. It has one round a plan, which `iterations` may repeat.
+    The paper's plans are splines; here `block` makes them of zero order. It has one round a plan; `iterations` repeats it.
 
     Attributes:
         std: spread of the noise, in action units.

@@ -35,13 +35,14 @@ class PlanningSettings:
     Attributes:
         env_id, env_options: keywords of `gymnasium.make`.
         agent: "model", "oracle" (the same planner in the true simulator), "random" or "expert".
-        goal: "positions", "reward" or "image".
+        goal: one of `goals.GOALS`.
         planner: the planner, by its config, which has its budget and habits.
         max_steps: model steps of an episode.
         model: names the world model in the journal; empty for other agents.
+        effort, uncertainty: weights of the actions' and of the tokens' uncertainty in the cost; see `goals.build_cost`.
 
     Raises:
-        ConfigError: an unknown agent or goal, or max_steps below 1.
+        ConfigError: an unknown agent or goal, max_steps below 1, or a weight that is not a number of at least 0.
     """
 
     env_id: str
@@ -51,6 +52,8 @@ class PlanningSettings:
     planner: PlannerConfig = field(default_factory=CEMConfig)
     max_steps: int = MAX_STEPS
     model: str = ""
+    effort: float = 0.0
+    uncertainty: float = 0.0
 
     def __post_init__(self) -> None:
         if self.agent not in AGENTS:
@@ -59,6 +62,9 @@ class PlanningSettings:
             raise ConfigError("goal", self.goal, f"choose one of {GOALS}")
         if type(self.max_steps) is not int or self.max_steps < 1:
             raise ConfigError("max_steps", self.max_steps, "give a whole number of at least 1")
+        for name in ("effort", "uncertainty"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ConfigError(name, getattr(self, name), "give a weight of at least 0")
 
 
 class Player:
@@ -102,7 +108,7 @@ class Player:
         model = OracleWorldModel(self.env, seed) if s.agent == "oracle" else self.model
         if hasattr(model, "seed"):
             model.seed(seed)
-        cost = functools.partial(build_cost, s.goal)
+        cost = functools.partial(build_cost, s.goal, effort=s.effort, uncertainty=s.uncertainty)
         planner = make_planner(s.planner, seed)
         return run_episode(self.env, model, planner, cost, seed, s.planner.execute, s.max_steps)
 

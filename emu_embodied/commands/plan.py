@@ -78,6 +78,8 @@ def _settings(config: DictConfig):
         planner,
         config.steps,
         weights_label(config.checkpoint, config.passes, config.engine) if config.agent == "model" else "",
+        config.effort,
+        config.uncertainty,
     )
 
 
