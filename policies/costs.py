@@ -248,8 +248,8 @@ class TokenGoal:
 class FeatureGoal:
     """Squared distance of the last imagined frame's features and a goal's, at several coarsenesses; no pixel is decoded.
 
-    As in `GoalImage`, over a grid of D features a token in the place of pixels: what codes are is compared, not whether they are
-    the same. w is `foreground` where either frame's code is not the goal's commonest one. In units of the variance of the
+    As in `GoalImage`, over a grid of D features a token in the place of pixels: what codes are is compared, not whether they
+    are the same. w is `foreground` where either frame's code is not the goal's commonest one. In units of the variance of the
     goal's features. It has no gradient.
 
     Args:

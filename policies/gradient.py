@@ -14,6 +14,8 @@ from emu_embodied.errors import InputError
 from emu_embodied.policies.planner import Budget, Memory, PlannerConfig, Search, SearchPlanner
 from emu_embodied.policies.sampling import ar1_noise
 
+FIRST, SECOND = 0.9, 0.999  # Adam's rates of forgetting (Kingma and Ba, arXiv 1412.6980)
+
 
 @dataclass(frozen=True, kw_only=True)
 class GradientConfig(PlannerConfig):
@@ -61,7 +63,7 @@ class GradientPlanner(SearchPlanner):
         known = [memory.still_KA] if memory.best_KA is None else [memory.best_KA, memory.still_KA]
         actions_SKA[: len(known)] = torch.stack(known)[: c.candidates]
         actions_SKA = actions_SKA.clamp(-1, 1).requires_grad_()
-        adam = torch.optim.Adam([actions_SKA], c.learning_rate)
+        first_SKA, second_SKA = torch.zeros(2, *actions_SKA.shape)  # Adam's moments
         found_SKA, lowest_S = actions_SKA.detach().clone(), torch.full((c.candidates,), torch.inf)
         while budget.fits():
             # 2. Imagine them softly; the costs come with the actions' gradient.
@@ -71,7 +73,11 @@ class GradientPlanner(SearchPlanner):
             lowest_S = torch.where(better_S, costs_S, lowest_S)
             found_SKA[better_S] = actions_SKA.detach()[better_S]
             # 4. A step of Adam, projected into the bounds.
-            adam.step()
+            first_SKA = FIRST * first_SKA + (1 - FIRST) * actions_SKA.grad
+            second_SKA = SECOND * second_SKA + (1 - SECOND) * actions_SKA.grad**2
+            slope_SKA = first_SKA / (1 - FIRST**budget.round)
+            size_SKA = (second_SKA / (1 - SECOND**budget.round)).sqrt() + 1e-12
+            actions_SKA -= c.learning_rate * slope_SKA / size_SKA
             actions_SKA.clamp_(-1, 1)
         # 5. What was found is imagined as the model decodes: the best of it is the plan.
         yield found_SKA

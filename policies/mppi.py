@@ -26,7 +26,7 @@ class MPPIConfig(PlannerConfig):
 
     name: str = field(default="mppi", init=False)
     std: float = 0.6
-    temperature: float = 0.2
+    temperature: float = 0.1
     base: float = 1.0
     correlation: float = 0.6
 

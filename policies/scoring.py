@@ -53,7 +53,7 @@ def _score_pruned(
     first = model.rollout(history, actions_BSTA[:, :, :half])
     early_BS = _costs(cost, model, first, actions_BSTA[:, :, :half])
     # 2. The better half goes on from where it is: each candidate is a world of its own now, with its own history.
-    kept_BK = early_BS.float().argsort(-1, stable=True)[:, :keep]
+    kept_BK = early_BS.float().argsort(dim=-1, stable=True)[:, :keep]
     worlds_B1 = torch.arange(batch, device=kept_BK.device)[:, None]
     first = Rollout(*(getattr(first, f.name)[worlds_B1, kept_BK] for f in fields(Rollout)))
     device = history.actions_BCA.device

@@ -115,8 +115,8 @@ def build_cost(goal: str, env: gymnasium.Env, model: WorldModel, effort: float =
     """The cost of a goal mode for the scene in front of the robot.
 
     Args:
-        goal: "positions" (the instruction's predicate on imagined positions), "reward" (the model's reward), or the frame at the
-            end of a scripted expert's try at this very scene: "image" (in pixels), "tokens" (where its codes lie in the
+        goal: "positions" (the instruction's predicate on imagined positions), "reward" (the model's reward), or the frame at
+            the end of a scripted expert's try at this very scene: "image" (in pixels), "tokens" (where its codes lie in the
             tokenizer's latent) or "features" (what the tokenizer's decoder has learnt to see in them). All add the walk behind
             the cube, in a unit of their own; without it a cube beyond the horizon's reach draws nobody. PushT has positions
             and reward.
