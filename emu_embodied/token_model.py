@@ -159,8 +159,11 @@ class StateHeads(nn.Module):
         self.register_buffer("places", places, persistent=False)
         self.register_buffer("scale", torch.tensor(config.position_scale), persistent=False)
 
-    def forward(self, hidden_BND: torch.Tensor, text_BD: torch.Tensor) -> StateEstimate:
-        """Reads hidden states (B, N, D) given the mean embedding of the instruction (B, D)."""
+    def forward(self, hidden_BND: torch.Tensor, text_BD: torch.Tensor, through: bool = False) -> StateEstimate:
+        """Reads hidden states (B, N, D) given the mean embedding of the instruction (B, D).
+
+        Reward and success are read from positions too; `through` lets their gradient through to these, which training does not.
+        """
         attention_BNO = self.heat(hidden_BND).float().softmax(1)
         pooled_BOD = attention_BNO.transpose(1, 2) @ hidden_BND.float()
         offsets = self.offset(hidden_BND).float().unflatten(-1, (self.objects, 2))
@@ -168,7 +171,8 @@ class StateHeads(nn.Module):
         places_BO2 = (attention_BNO[..., :-1, None] * spots).sum(1)
         presence = self.presence(pooled_BOD[:, :-1])[..., 0]
         seen = presence.sigmoid()[..., None]
-        features = torch.cat([(places_BO2 * seen).detach(), seen.detach()], -1).flatten(1)
+        features = torch.cat([places_BO2 * seen, seen], -1).flatten(1)
+        features = features if through else features.detach()
         reward, success = self.value(torch.cat([text_BD.float(), pooled_BOD[:, -1], features], -1)).unbind(-1)
         return StateEstimate(reward, success, places_BO2 * self.scale, presence)
 
@@ -334,11 +338,11 @@ class TokenModel(nn.Module):
         """Logits (..., codebook_size) over the visual codes."""
         return F.linear(hidden, self.transformer.lm_head.weight[self.config.vocabulary.visual])
 
-    def estimate(self, hidden_BND: torch.Tensor, text_BL: torch.Tensor) -> StateEstimate:
-        """The heads' reading of a frame's hidden states (B, N, D)."""
+    def estimate(self, hidden_BND: torch.Tensor, text_BL: torch.Tensor, through: bool = False) -> StateEstimate:
+        """The heads' reading of a frame's hidden states (B, N, D); `through` as in `StateHeads`."""
         real = (text_BL != self.config.vocabulary.pad)[..., None].float()
         mean = (self.embed_text(text_BL) * real).sum(1) / real.sum(1).clamp(min=1)
-        return self.heads(hidden_BND.float(), mean.float())
+        return self.heads(hidden_BND.float(), mean.float(), through)
 
     @cached_property
     def _masks(self) -> dict:

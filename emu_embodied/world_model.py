@@ -160,7 +160,7 @@ class TokenWorldModel:
                 if hard:
                     likeliest_MNV = F.one_hot(codes_MN, probs_MNV.shape[-1]).float()
                     probs_MNV = likeliest_MNV + probs_MNV - probs_MNV.detach()
-                state = self.model.estimate(hidden, text_ML)
+                state = self.model.estimate(hidden, text_ML, through=True)
                 estimates = (state.reward, state.success.sigmoid(), state.positions, state.presence.sigmoid())
                 rows.append((codes_MN, *estimates, entropy(log_probs_MNV).mean(-1)))
                 probs_MCNV = torch.cat([probs_MCNV, probs_MNV[:, None]], 1)[:, 1:]

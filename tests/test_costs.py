@@ -206,11 +206,11 @@ def test_goal_codes_that_are_no_square_of_whole_numbers_are_refused(codes):
 def test_features_that_do_not_fit_are_refused():
     four = torch.zeros(4, dtype=torch.int64)
     with pytest.raises(InputError, match=r"goal features: shape \(1, 4\); give finite numbers of shape \(M, D, 2, 2\)"):
-        costs.FeatureGoal(four, lambda codes: codes.float())
+        costs.FeatureGoal(four, lambda codes: codes.float(), coarseness=(1,))
     with pytest.raises(InputError, match="goal features: "):
-        costs.FeatureGoal(four, costs.code_features(LINE * float("nan")))
+        costs.FeatureGoal(four, costs.code_features(LINE * float("nan")), coarseness=(1,))
     with pytest.raises(InputError, match="codes: 4; give codes from 0 to 3"):
-        costs.FeatureGoal(four + 4, costs.code_features(LINE))
+        costs.FeatureGoal(four + 4, costs.code_features(LINE), coarseness=(1,))
     with pytest.raises(InputError, match=r"table: torch.float32 \(4,\); give"):
         costs.code_features(LINE[:, 0])
     for coarseness, found in (((3,), "3"), ((), "none")):
