@@ -1,6 +1,6 @@
 """Planners at the same budget of predicted frames, on the same seeds of the table-top: success, and seconds a plan.
 
-    python -m benchmarks.planners [--episodes N] [--frames 512 1536] [--planners cem icem ...] [--oracle] [--folder FOLDER] [--out FILE]
+    python -m benchmarks.planners [--episodes N] [--frames 512 1536] [--planners cem icem ...] [--oracle] [--out FILE]
 
 Plans are imagined in the shipped nano-tabletop, or with `--oracle` in the true simulator, which has no gradient. Every planner
 has its defaults and as many candidates as make its rounds fill the budget; "cem, pruned" looks at all candidates after half the

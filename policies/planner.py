@@ -150,7 +150,7 @@ class Memory:
     Attributes:
         generator: of this world's noise.
         still_KA: zeros, the plan to stand still.
-        best_KA: the last plan, moved on by the steps carried out.
+        best_KA: the last plan, moved on by the steps carried out; the present one as soon as there is one.
         centre: (K, ...) where the search ended, moved on: a mean (K, A), or a planner's own.
         elites_EKA: the best candidates of the last plan, moved on.
     """
@@ -247,10 +247,9 @@ class SearchPlanner:
                 for b, (lowest, row) in enumerate(zip(*costs_BS.min(-1), strict=True)):
                     if lowest < best[b][0]:
                         best[b] = (float(lowest), asked[b][row].clone())
+                        memories[b].best_KA = best[b][1]
                     traces[b].append(best[b][0])
             asked = [_answer(search, costs_S) for search, costs_S in zip(searches, costs_BS, strict=True)]
-        for memory, (_, actions_KA) in zip(memories, best, strict=True):
-            memory.best_KA = actions_KA
         seconds = time.perf_counter() - budget.began
         return [
             Plan(actions_KA.repeat_interleave(c.block, 0).numpy(), lowest, budget.spent, seconds, tuple(trace))

@@ -299,6 +299,20 @@ def test_a_cost_that_is_no_number_is_named(name: str, bad: float):
         make_planner(small(name)).plan(LinearWorld(), LinearWorld().at(0.0, 0.0), cost)
 
 
+@every_planner
+def test_a_plan_that_failed_leaves_a_planner_that_plans(name: str):
+    world, planner, calls = LinearWorld(), make_planner(small(name)), []
+
+    def breaks(model, rollout, actions):
+        calls.append(actions)
+        return GOAL(model, rollout, actions) * (float("nan") if len(calls) == 2 else 1.0)
+
+    with pytest.raises(InputError):
+        planner.plan(world, world.at(0.0, 0.0), breaks)
+    for _ in range(2):
+        assert np.isfinite(planner.plan(world, world.at(0.0, 0.0), breaks).cost)
+
+
 def test_a_gradient_is_asked_of_those_alone_who_have_one():
     world, planner = LinearWorld(), make_planner(small("gradient"))
 
