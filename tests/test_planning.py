@@ -408,7 +408,7 @@ def test_penalties_are_added_where_they_are_asked_for():
         ("passes=0", "passes: 0; give"),
         ("seed=-1", "seed: -1; give"),
         ("checkpoint=nowhere", "checkpoint: nowhere; choose one of"),
-        ("planner=cma", "planner: cma; choose among"),
+        ("planner=xyz", "planner: xyz; choose among"),
         ("frames=7", "frames: 7; one round takes 8: give at least those"),
         ("seconds=0", "seconds: 0; give a number above 0"),
         ("block=3", "horizon: 2; give a multiple of block, 3"),
