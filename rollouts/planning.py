@@ -19,7 +19,7 @@ from emu_embodied.policies.cem import CEMConfig
 from emu_embodied.policies.planner import PlannerConfig
 from emu_embodied.policies.planners import make_planner
 from emu_embodied.protocols import WorldModel
-from emu_embodied.rollouts.goals import GOALS, MAX_STEPS, build_cost, can_plan
+from emu_embodied.rollouts.goals import FRAME_GOALS, GOALS, MAX_STEPS, build_cost, can_plan
 from emu_embodied.rollouts.oracle import OracleWorldModel
 from emu_embodied.rollouts.parallel import play_in_parallel
 from emu_embodied.rollouts.planned_episode import EpisodeRun, run_episode, run_policy
@@ -42,7 +42,8 @@ class PlanningSettings:
         effort, uncertainty: weights of the actions' and of the tokens' uncertainty in the cost; see `goals.build_cost`.
 
     Raises:
-        ConfigError: an unknown agent or goal, max_steps below 1, or a weight that is not a number of at least 0.
+        ConfigError: an unknown agent or goal, one without the gradient that the planner needs, max_steps below 1, or a weight
+            that is not a number of at least 0.
     """
 
     env_id: str
@@ -60,6 +61,12 @@ class PlanningSettings:
             raise ConfigError("agent", self.agent, f"choose one of {AGENTS}")
         if self.goal not in GOALS:
             raise ConfigError("goal", self.goal, f"choose one of {GOALS}")
+        if self.planner.name == "gradient" and self.agent == "oracle":
+            raise ConfigError(
+                "planner", "gradient", "the simulator has no gradient: use agent=model, or another planner"
+            )
+        if self.planner.name == "gradient" and self.goal in FRAME_GOALS:
+            raise ConfigError("goal", self.goal, "it has no gradient: choose positions or reward, or another planner")
         if type(self.max_steps) is not int or self.max_steps < 1:
             raise ConfigError("max_steps", self.max_steps, "give a whole number of at least 1")
         for name in ("effort", "uncertainty"):

@@ -25,6 +25,7 @@ from emu_embodied.commands import main
 from emu_embodied.envs.tasks import COLOURS, OBJECTS, all_tasks
 from emu_embodied.errors import ConfigError, InputError
 from emu_embodied.policies.cem import CEM, CEMConfig
+from emu_embodied.policies.planners import planner_config
 from emu_embodied.protocols import WorldModel
 from emu_embodied.rollouts import goals, planned_episode, planning
 from emu_embodied.rollouts.oracle import OracleWorldModel
@@ -375,6 +376,15 @@ def test_the_command_plans_with_the_planner_asked_for(words, options, checkpoint
     told = json.loads((folder / "result.json").read_text())["settings"]
     assert told["planner"].items() >= options.items()
     assert told["effort"] == (0.1 if "effort=0.1" in words else 0)
+
+
+@pytest.mark.parametrize(
+    ("field", "changed"), [("planner", {"agent": "oracle"}), ("goal", {"agent": "model", "goal": "tokens"})]
+)
+def test_a_gradient_that_is_not_there_is_not_followed(field: str, changed: dict):
+    with pytest.raises(ConfigError, match=f"{field}: .* no gradient") as caught:
+        settings(planner=planner_config("gradient", horizon=3), **changed)
+    assert caught.value.field == field
 
 
 def test_a_goal_of_tokens_needs_a_model_of_tokens():
