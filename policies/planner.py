@@ -212,7 +212,7 @@ class SearchPlanner:
         return self.plan_batch(model, history, cost)[0]
 
     def plan_batch(self, model: WorldModel, history: History, cost: Cost) -> list[Plan]:
-        """Plans for each of B worlds; the same plans as one by one, the model willing, and faster.
+        """Plans for each of B worlds; the same plans as one by one, the model willing, in one call of it a round.
 
         Args:
             model: where the candidates are imagined.
