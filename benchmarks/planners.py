@@ -16,6 +16,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -122,7 +123,7 @@ def main() -> None:
         "seed": SEED,
         "workers": arguments.workers,
         "machine": machine(torch.device("cpu")),
-        "versions": versions(),
+        "versions": versions() | {name: metadata.version(name) for name in ("mujoco", "gymnasium")},
     }
     if arguments.out:
         write_json(arguments.out, result)
