@@ -59,6 +59,15 @@ class WorldModel(Protocol):
 
 
 @runtime_checkable
+class SoftWorldModel(WorldModel, Protocol):
+    """A world model whose futures have a gradient by their actions."""
+
+    def soft_rollout(self, history: History, actions: torch.Tensor) -> Rollout:
+        """Imagines the futures of actions (B, S, T, A) with expected instead of drawn tokens; its floats are differentiable."""
+        ...
+
+
+@runtime_checkable
 class Cost(Protocol):
     """Scores imagined futures."""
 
@@ -71,12 +80,16 @@ class Cost(Protocol):
 class Planner(Protocol):
     """Chooses actions by imagining their futures."""
 
-    def reset(self) -> None:
-        """Forgets the warm start: a new episode begins."""
+    def reset(self, worlds: Sequence[int] | None = None) -> None:
+        """Forgets the warm start of these worlds, by default of all: new episodes begin."""
         ...
 
     def plan(self, model: WorldModel, history: History, cost: Cost) -> Plan:
         """Plans for a history of one world (B = 1)."""
+        ...
+
+    def plan_batch(self, model: WorldModel, history: History, cost: Cost) -> list[Plan]:
+        """Plans for each world of a history of B."""
         ...
 
 

@@ -1,4 +1,7 @@
-"""The model's pure inference steps over a key-value cache: prefill, next_token, denoise, verify, commit. Knows no loop."""
+"""The model's pure inference steps over a key-value cache: prefill, next_token, denoise, verify, commit. Knows no loop.
+
+`soft_step` is one without a cache, for gradients: what a parallel pass says of the next frame, from frames that may be soft.
+"""
 
 from __future__ import annotations
 
@@ -204,3 +207,31 @@ class FrameStep:
                 mask[self.config.prefix :] = True
             self._masks[key] = mask.to(cache.text_BL.device)
         return self._masks[key]
+
+
+def soft_step(
+    model: TokenModel, text_BL: torch.Tensor, probs_BCNV: torch.Tensor, actions_BCA: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One parallel pass over the next frame, all of it hidden, that has a gradient by everything it is given.
+
+    Args:
+        model: trained with hidden tokens (noise "absorbing").
+        text_BL: (B, L) instruction ids.
+        probs_BCNV: (B, C, N, V) the last frames, one-hot or soft: their embeddings are expected ones.
+        actions_BCA: (B, C, A), action c led away from frame c; the last one leads to the next frame. The gradient goes through
+            an action's value, not through its bin.
+
+    Returns:
+        logits (B, N, V) of the next frame, and the slots' hidden states (B, N, D).
+    """
+    c, batch = model.config, len(text_BL)
+    past, _, _ = model.embed_history(text_BL, probs_BCNV, actions_BCA[:, :-1])
+    hidden_BN = torch.ones(batch, c.slots, dtype=torch.bool, device=text_BL.device)
+    source = model.frame_source(probs_BCNV[:, -1], actions_BCA[:, -1])
+    draft = model.embed_draft(actions_BCA[:, -1], hidden_BN.long(), hidden_BN, source)
+    x, seen = torch.cat([past, draft], 1), past.shape[1]
+    mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
+    mask[seen + c.prefix :] = True
+    states = model.transformer.hidden(x, torch.arange(x.shape[1], device=x.device), mask)[:, seen:]
+    slots = model.at_slots(states, before=c.next_token_shift)
+    return model.visual_logits(slots), slots

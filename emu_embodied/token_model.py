@@ -63,7 +63,9 @@ class TokenModelConfig:
 
     def __post_init__(self) -> None:
         if self.previous_frame_source and self.block > self.slots:
-            raise InputError("previous_frame_source", True, "choose false where frames have structure between their slots")
+            raise InputError(
+                "previous_frame_source", True, "choose false where frames have structure between their slots"
+            )
 
     @property
     def slots(self) -> int:
@@ -157,8 +159,11 @@ class StateHeads(nn.Module):
         self.register_buffer("places", places, persistent=False)
         self.register_buffer("scale", torch.tensor(config.position_scale), persistent=False)
 
-    def forward(self, hidden_BND: torch.Tensor, text_BD: torch.Tensor) -> StateEstimate:
-        """Reads hidden states (B, N, D) given the mean embedding of the instruction (B, D)."""
+    def forward(self, hidden_BND: torch.Tensor, text_BD: torch.Tensor, through: bool = False) -> StateEstimate:
+        """Reads hidden states (B, N, D) given the mean embedding of the instruction (B, D).
+
+        Reward and success are read from positions too; `through` lets their gradient through to these, which training does not.
+        """
         attention_BNO = self.heat(hidden_BND).float().softmax(1)
         pooled_BOD = attention_BNO.transpose(1, 2) @ hidden_BND.float()
         offsets = self.offset(hidden_BND).float().unflatten(-1, (self.objects, 2))
@@ -166,7 +171,8 @@ class StateHeads(nn.Module):
         places_BO2 = (attention_BNO[..., :-1, None] * spots).sum(1)
         presence = self.presence(pooled_BOD[:, :-1])[..., 0]
         seen = presence.sigmoid()[..., None]
-        features = torch.cat([(places_BO2 * seen).detach(), seen.detach()], -1).flatten(1)
+        features = torch.cat([places_BO2 * seen, seen], -1).flatten(1)
+        features = features if through else features.detach()
         reward, success = self.value(torch.cat([text_BD.float(), pooled_BOD[:, -1], features], -1)).unbind(-1)
         return StateEstimate(reward, success, places_BO2 * self.scale, presence)
 
@@ -237,13 +243,19 @@ class TokenModel(nn.Module):
         return self.transformer.model.embed_tokens(text_BL)
 
     def embed_codes(self, codes: torch.Tensor) -> torch.Tensor:
-        """Visual codes (..., N) -> (..., N, D)."""
+        """Visual codes (..., N) int64 -> (..., N, D); of probabilities (..., N, V) the expected embeddings."""
+        if codes.is_floating_point():
+            table_VD = self.transformer.model.embed_tokens.weight[self.config.vocabulary.visual]
+            return codes.to(table_VD.dtype) @ table_VD
         return self.transformer.model.embed_tokens(codes + self.config.vocabulary.visual_offset)
 
     def embed_block(self, codes_BN: torch.Tensor) -> torch.Tensor:
-        """A frame's visual tokens with the structure around them: (B, block, D)."""
+        """A frame's visual tokens with the structure around them: (B, block, D); codes as `embed_codes` takes them."""
         if len(self.structure) == len(self.places):
             return self.embed_codes(codes_BN)
+        if codes_BN.is_floating_point():
+            x = self.transformer.model.embed_tokens(self.structure).repeat(len(codes_BN), 1, 1)
+            return x.index_copy(1, self.places, self.embed_codes(codes_BN))
         ids_BT = self.structure.expand(len(codes_BN), -1).clone()
         ids_BT[:, self.places] = codes_BN + self.config.vocabulary.visual_offset
         return self.transformer.model.embed_tokens(ids_BT)
@@ -326,11 +338,11 @@ class TokenModel(nn.Module):
         """Logits (..., codebook_size) over the visual codes."""
         return F.linear(hidden, self.transformer.lm_head.weight[self.config.vocabulary.visual])
 
-    def estimate(self, hidden_BND: torch.Tensor, text_BL: torch.Tensor) -> StateEstimate:
-        """The heads' reading of a frame's hidden states (B, N, D)."""
+    def estimate(self, hidden_BND: torch.Tensor, text_BL: torch.Tensor, through: bool = False) -> StateEstimate:
+        """The heads' reading of a frame's hidden states (B, N, D); `through` as in `StateHeads`."""
         real = (text_BL != self.config.vocabulary.pad)[..., None].float()
         mean = (self.embed_text(text_BL) * real).sum(1) / real.sum(1).clamp(min=1)
-        return self.heads(hidden_BND.float(), mean.float())
+        return self.heads(hidden_BND.float(), mean.float(), through)
 
     @cached_property
     def _masks(self) -> dict:

@@ -140,9 +140,9 @@ class Plan:
     Attributes:
         actions: (T, A) float32, the best sequence, in the action space's bounds.
         cost: its predicted cost (lower is better).
-        predicted_frames: frames imagined to find it (candidates x steps x iterations).
-        seconds: wall time it took.
-        costs_by_iteration: best cost after each iteration, for logs.
+        predicted_frames: frames imagined to find it: candidates x steps x iterations, less what was pruned.
+        seconds: wall time it took, for all worlds that were planned for at once.
+        costs_by_iteration: best cost after each iteration, for logs; of soft futures none.
     """
 
     actions: np.ndarray

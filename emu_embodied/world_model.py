@@ -6,15 +6,16 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from emu_embodied.decoding import autoregressive, dida, exact
 from emu_embodied.decoding.config import DecodingConfig
 from emu_embodied.decoding.guidance import GuidedEngine
-from emu_embodied.decoding.sampling import check_finite
+from emu_embodied.decoding.sampling import check_finite, entropy
 from emu_embodied.errors import InputError
 from emu_embodied.noise import make_noise
 from emu_embodied.protocols import StepEngine
-from emu_embodied.step import FrameStep
+from emu_embodied.step import FrameStep, soft_step
 from emu_embodied.token_model import StateEstimate, TokenModel
 from emu_embodied.tokenizers.frames import FrameTokenizer
 from emu_embodied.tokenizers.text import TextTokenizer
@@ -123,6 +124,50 @@ class TokenWorldModel:
         split = [[x.unflatten(0, (batch, -1)) for x in part] for part in parts]
         rollout = Rollout(*(torch.cat(pieces, 1) for pieces in zip(*split, strict=True)))
         check_finite(rollout.entropy_BST)  # once: a captured frame cannot tell
+        return rollout
+
+    def soft_rollout(self, history: History, actions: torch.Tensor, hard: bool = False) -> Rollout:
+        """Imagines futures whose estimates have a gradient by the actions (B, S, T, A); implements `protocols.SoftWorldModel`.
+
+        Each frame is one parallel pass, eager, and what follows sees the expected embeddings of its tokens instead of drawn
+        ones. The past is the last C frames, read anew each step.
+
+        Args:
+            history: of B worlds.
+            actions: (B, S, T, A) in [-1, 1], which may require a gradient.
+            hard: embeds the likeliest codes, and only the gradient is that of the expected ones (straight-through).
+
+        Raises:
+            InputError: as `rollout`; or a model that was not trained with hidden tokens.
+        """
+        actions_BSTA = self._actions(actions, (len(history), None, None, self.action_dim))
+        if self.model.config.noise != "absorbing":
+            rule = "soft futures need a model trained with hidden tokens (absorbing)"
+            raise InputError("noise", self.model.config.noise, rule)
+        batch, candidates, steps, _ = actions_BSTA.shape
+        with torch.inference_mode(False):  # what was made in it cannot be part of a gradient
+            text_ML, codes_MCN, past_MCA = (
+                x.clone().repeat_interleave(candidates, 0)
+                for x in (history.text_BL, history.codes_BCN, history.actions_BCA)
+            )
+            probs_MCNV = F.one_hot(codes_MCN, self.model.config.vocabulary.codebook_size).float()
+            rows: list[tuple[torch.Tensor, ...]] = []
+            for actions_MA in actions_BSTA.flatten(0, 1).unbind(1):
+                past_MCA = torch.cat([past_MCA, actions_MA[:, None]], 1)
+                logits_MNV, hidden = soft_step(self.model, text_ML, probs_MCNV, past_MCA)
+                log_probs_MNV = logits_MNV.float().log_softmax(-1)
+                probs_MNV, codes_MN = log_probs_MNV.exp(), log_probs_MNV.argmax(-1)
+                if hard:
+                    likeliest_MNV = F.one_hot(codes_MN, probs_MNV.shape[-1]).float()
+                    probs_MNV = likeliest_MNV + probs_MNV - probs_MNV.detach()
+                state = self.model.estimate(hidden, text_ML, through=True)
+                estimates = (state.reward, state.success.sigmoid(), state.positions, state.presence.sigmoid())
+                rows.append((codes_MN, *estimates, entropy(log_probs_MNV).mean(-1)))
+                probs_MCNV = torch.cat([probs_MCNV, probs_MNV[:, None]], 1)[:, 1:]
+                past_MCA = past_MCA[:, 1:]
+        columns = (torch.stack(column, 1).unflatten(0, (batch, candidates)) for column in zip(*rows, strict=True))
+        rollout = Rollout(*columns)
+        check_finite(rollout.entropy_BST)
         return rollout
 
     @torch.inference_mode()

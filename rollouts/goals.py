@@ -10,12 +10,25 @@ import torch
 
 from emu_embodied.envs.tasks import DIRECTIONS, EDGE_CM, NEXT_TO_CM, OBJECTS, Task
 from emu_embodied.errors import ConfigError, InputError
-from emu_embodied.policies.costs import BehindObject, GoalImage, ObjectLost, ObjectPositions, RewardHead, WeightedSum
+from emu_embodied.policies.costs import (
+    ActionEffort,
+    BehindObject,
+    FeatureGoal,
+    GoalImage,
+    ObjectLost,
+    ObjectPositions,
+    RewardHead,
+    Uncertainty,
+    WeightedSum,
+    code_features,
+)
 from emu_embodied.policies.scripted import Expert
 from emu_embodied.protocols import Cost, WorldModel
 from emu_embodied.rollouts.behaviours import behaviour_of
+from emu_embodied.types import Observation
 
-GOALS = ("positions", "reward", "image")
+GOALS = ("positions", "reward", "image", "tokens", "features")
+FRAME_GOALS = {"image": 100.0, "tokens": 20.0, "features": 15.0}  # goals that are a frame -> weights, of like effect
 MAX_STEPS = 40
 
 
@@ -98,29 +111,52 @@ def can_plan(env: gymnasium.Env) -> bool:
     return hasattr(env.unwrapped, "task_spec") or hasattr(env.unwrapped, "aims")
 
 
-def build_cost(goal: str, env: gymnasium.Env, model: WorldModel) -> Cost:
+def build_cost(goal: str, env: gymnasium.Env, model: WorldModel, effort: float = 0.0, uncertainty: float = 0.0) -> Cost:
     """The cost of a goal mode for the scene in front of the robot.
 
     Args:
-        goal: "positions" (the instruction's predicate on imagined positions), "reward" (the model's reward) or "image"
-            (the frame at the end of a scripted expert's try at this very scene). All add the walk behind the cube, in
-            a unit of their own; without it a cube beyond the horizon's reach draws nobody. PushT has no "image".
+        goal: "positions" (the instruction's predicate on imagined positions), "reward" (the model's reward), or the frame at
+            the end of a scripted expert's try at this very scene: "image" (in pixels), "tokens" (where its codes lie in the
+            tokenizer's latent) or "features" (what the tokenizer's decoder has learnt to see in them). All add the walk behind
+            the cube, in a unit of their own; without it a cube beyond the horizon's reach draws nobody. PushT has positions
+            and reward.
+        env, model: the scene, and who imagines.
+        effort, uncertainty: weights of `costs.ActionEffort` and `costs.Uncertainty` beside it.
 
     Raises:
-        ConfigError: another goal.
-        InputError: an env without a task, or a task about an object that the model does not know.
+        ConfigError: another goal, or a weight below 0.
+        InputError: an env without a task, a task about an object that the model does not know, or a model without the tokens or
+            features that are asked for.
     """
     if goal not in GOALS:
         raise ConfigError("goal", goal, f"choose one of {GOALS}")
+    cost = _goal_cost(goal, env, model)
+    penalties = [(effort, ActionEffort()), (uncertainty, Uncertainty())]
+    asked = [(weight, penalty) for weight, penalty in penalties if weight]
+    return WeightedSum([(1.0, cost), *asked]) if asked else cost
+
+
+def _goal_cost(goal: str, env: gymnasium.Env, model: WorldModel) -> Cost:
     world = env.unwrapped
     if hasattr(world, "aims"):
         return pose_cost(goal, world.aims(), model.objects)
     if getattr(world, "task_spec", None) is None:
         raise InputError("env", type(world).__name__, "planning needs the table-top's task_spec, or PushT's aims")
-    if goal != "image":
+    if goal not in FRAME_GOALS:
         return task_cost(goal, world.task_spec, model.objects)
     behind = _walk_behind(TaskGoal(world.task_spec, model.objects))
-    return WeightedSum([(100.0, GoalImage(expert_goal(env))), (0.15, behind)])
+    return WeightedSum([(FRAME_GOALS[goal], _frame_cost(goal, expert_goal(env), model)), (0.15, behind)])
+
+
+def _frame_cost(goal: str, frame: np.ndarray, model: WorldModel) -> Cost:
+    """How far a future ends from a frame (H, W, 3) uint8, in pixels or in what the model's tokenizer makes of it."""
+    if goal == "image":
+        return GoalImage(frame)
+    tokenizer = getattr(model, "tokenizer", None)
+    if not hasattr(tokenizer, "places" if goal == "tokens" else "features"):
+        raise InputError("goal", goal, f"{type(model).__name__} has none: choose another goal")
+    codes_N = model.encode([Observation(frame, np.zeros(model.agent_dim, np.float32))]).codes_BCN[0, -1]
+    return FeatureGoal(codes_N, code_features(tokenizer.places()) if goal == "tokens" else tokenizer.features)
 
 
 def task_cost(goal: str, task: Task, objects: Sequence[str]) -> Cost:
@@ -147,7 +183,7 @@ def pose_cost(goal: str, aims: np.ndarray, objects: Sequence[str]) -> Cost:
         ConfigError: another goal.
         InputError: the model does not know pusher, T and tip.
     """
-    if goal == "image":
+    if goal in FRAME_GOALS:
         raise ConfigError("goal", goal, "PushT has positions and reward")
     task = PoseGoal(aims, objects)
     wanted = (1.0, ObjectPositions(task.distance)) if goal == "positions" else (10.0, RewardHead())

@@ -13,9 +13,11 @@ import numpy as np
 
 from emu_embodied.errors import ConfigError, InputError
 from emu_embodied.metrics import wilson_interval
-from emu_embodied.policies.cem import CEM, CEMConfig
+from emu_embodied.policies.cem import CEMConfig
+from emu_embodied.policies.planner import PlannerConfig
+from emu_embodied.policies.planners import make_planner
 from emu_embodied.protocols import WorldModel
-from emu_embodied.rollouts.goals import GOALS, MAX_STEPS, build_cost, can_plan
+from emu_embodied.rollouts.goals import FRAME_GOALS, GOALS, MAX_STEPS, build_cost, can_plan
 from emu_embodied.rollouts.journal import append, open_journal
 from emu_embodied.rollouts.oracle import OracleWorldModel
 from emu_embodied.rollouts.parallel import play_in_parallel
@@ -32,30 +34,43 @@ class PlanningSettings:
     Attributes:
         env_id, env_options: keywords of `gymnasium.make`.
         agent: "model", "oracle" (the same planner in the true simulator), "random" or "expert".
-        goal: "positions", "reward" or "image".
-        planner: budget and habits of the planner.
+        goal: one of `goals.GOALS`.
+        planner: the planner, by its config, which has its budget and habits.
         max_steps: model steps of an episode.
         model: names the world model in the journal; empty for other agents.
+        effort, uncertainty: weights of the actions' and of the tokens' uncertainty in the cost; see `goals.build_cost`.
 
     Raises:
-        ConfigError: an unknown agent or goal, or max_steps below 1.
+        ConfigError: an unknown agent or goal, one without the gradient that the planner needs, max_steps below 1, or a weight
+            that is not a number of at least 0.
     """
 
     env_id: str
     env_options: dict[str, Any] = field(default_factory=dict)
     agent: str = "model"
     goal: str = "positions"
-    planner: CEMConfig = field(default_factory=CEMConfig)
+    planner: PlannerConfig = field(default_factory=CEMConfig)
     max_steps: int = MAX_STEPS
     model: str = ""
+    effort: float = 0.0
+    uncertainty: float = 0.0
 
     def __post_init__(self) -> None:
         if self.agent not in AGENTS:
             raise ConfigError("agent", self.agent, f"choose one of {AGENTS}")
         if self.goal not in GOALS:
             raise ConfigError("goal", self.goal, f"choose one of {GOALS}")
+        if self.planner.name == "gradient" and self.agent == "oracle":
+            raise ConfigError(
+                "planner", "gradient", "the simulator has no gradient: use agent=model, or another planner"
+            )
+        if self.planner.name == "gradient" and self.goal in FRAME_GOALS:
+            raise ConfigError("goal", self.goal, "it has no gradient: choose positions or reward, or another planner")
         if type(self.max_steps) is not int or self.max_steps < 1:
             raise ConfigError("max_steps", self.max_steps, "give a whole number of at least 1")
+        for name in ("effort", "uncertainty"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ConfigError(name, getattr(self, name), "give a weight of at least 0")
 
 
 class Player:
@@ -99,8 +114,9 @@ class Player:
         model = OracleWorldModel(self.env, seed) if s.agent == "oracle" else self.model
         if hasattr(model, "seed"):
             model.seed(seed)
-        cost = functools.partial(build_cost, s.goal)
-        return run_episode(self.env, model, CEM(s.planner, seed), cost, seed, s.planner.execute, s.max_steps)
+        cost = functools.partial(build_cost, s.goal, effort=s.effort, uncertainty=s.uncertainty)
+        planner = make_planner(s.planner, seed)
+        return run_episode(self.env, model, planner, cost, seed, s.planner.execute, s.max_steps)
 
 
 def evaluate_planning(

@@ -56,6 +56,7 @@ HEAVY = {
     "gym_pusht": ("envs.pusht",),
     "pymunk": (),
     "lerobot": ("policies.lerobot_plugin",),
+    "stable_worldmodel": (),
     "tensorrt": (),
     "tensorrt_rtx_bindings": (),
     "onnx": (),

@@ -2,69 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from linear_world import LinearWorld, ToPoint, best_action
 
 from emu_embodied.errors import InputError
 from emu_embodied.policies.cem import CEM, CEMConfig
 from emu_embodied.protocols import Planner, WorldModel
-from emu_embodied.types import History, Rollout
-
-GAIN, EFFORT = 0.5, 0.2
-
-
-class LinearWorld:
-    """A point in the plane: x' = x + GAIN * a, exactly; its codes are x itself. Keeps what was asked of it."""
-
-    image_size, action_dim, agent_dim, context_frames, tokens_per_frame = 8, 2, 2, 1, 2
-    objects = ("point",)
-
-    def __init__(self) -> None:
-        self.asked: list[torch.Tensor] = []
-
-    def at(self, x: float, y: float) -> History:
-        return History(torch.tensor([[[x, y]]]), torch.zeros(1, 0, 2), torch.zeros(1, 0))
-
-    def encode(self, observations):
-        return self.at(*observations[0].agent_pos)
-
-    def observe(self, history, actions, observations):
-        return self.encode(observations)
-
-    def rollout(self, history, actions):
-        self.asked.append(actions.clone())
-        path_BSTA = history.codes_BCN[:, -1][:, None, None] + GAIN * actions.cumsum(2)
-        zeros_BST = torch.zeros(actions.shape[:3])
-        return Rollout(path_BSTA, zeros_BST, zeros_BST, path_BSTA[..., None, :], zeros_BST[..., None], zeros_BST)
-
-    def step(self, history, actions):
-        rollout = self.rollout(history, torch.as_tensor(actions)[:, None, None])
-        return history.push(torch.as_tensor(actions), rollout.codes_BSTN[:, 0, 0]), rollout
-
-    def decode(self, codes):
-        return np.zeros((*codes.shape[:-1], 8, 8, 3), np.uint8)
-
-    def agent_pos(self, rollout):
-        return rollout.positions_BSTOD[..., 0, :].numpy()
-
-
-@dataclass(frozen=True)
-class ToPoint:
-    """|x_T - goal|^2 + EFFORT * sum_t |a_t|^2."""
-
-    goal: tuple[float, float]
-
-    def __call__(self, model, rollout, actions):
-        miss_BS2 = rollout.positions_BSTOD[:, :, -1, 0] - torch.tensor(self.goal)
-        return miss_BS2.square().sum(-1) + EFFORT * actions.square().sum((-2, -1))
-
-
-def best_action(goal: tuple[float, float], steps: int) -> torch.Tensor:
-    """Every action of the optimum from the origin: GAIN * goal / (GAIN^2 * steps + EFFORT)."""
-    return GAIN * torch.tensor(goal) / (GAIN**2 * steps + EFFORT)
 
 
 def test_the_parts_keep_the_protocols():
@@ -86,7 +33,7 @@ def test_the_default_budget_comes_near_the_optimum_in_closed_loop():
     planner, x = CEM(seed=3), np.zeros(2)
     for _ in range(6):
         plan = planner.plan(world, world.at(*x.tolist()), goal)
-        x = x + GAIN * plan.actions[: planner.config.execute].sum(0)
+        x = x + LinearWorld.gain * plan.actions[: planner.config.execute].sum(0)
     assert np.linalg.norm(x - goal.goal) < 0.35  # effort holds it a little back
 
 

@@ -165,6 +165,86 @@ def test_action_effort_is_the_mean_square():
     torch.testing.assert_close(score(costs.ActionEffort(), rollout(), actions), torch.tensor([[1 / 3]]))
 
 
+# Goals as features of codes: a 2 x 2 grid of codes that lie on a line, 0 1 2 3
+
+LINE = torch.arange(4.0)[:, None]
+
+
+def last(*codes: list[int]) -> Rollout:
+    """A future for each list of codes, which it ends with."""
+    ends = torch.tensor(codes)[None, :, None]
+    return rollout(candidates=len(codes), steps=2, codes_BSTN=torch.cat([torch.zeros_like(ends), ends], 2))
+
+
+def test_a_feature_goal_sees_how_far_codes_are_from_the_goals():
+    goal = costs.FeatureGoal(torch.tensor([0, 0, 0, 3]), costs.code_features(LINE), coarseness=(1,), foreground=1.0)
+    found = score(goal, last([0, 0, 0, 3], [0, 0, 0, 2], [0, 0, 0, 0], [0, 0, 1, 3]))[0]
+    variance = 3 * 0.75**2 + 2.25**2  # of 0, 0, 0, 3, times 4
+    torch.testing.assert_close(found, torch.tensor([0, 1, 9, 1]) / variance)
+
+
+def test_a_feature_goal_sees_things_come_nearer_and_weighs_what_is_no_background():
+    grid = torch.zeros(4, 4, dtype=torch.int64)
+    grid[3, 3] = 3
+    places = [grid.roll((-i, -i), (0, 1)).flatten().tolist() for i in range(3)]
+    goal = costs.FeatureGoal(grid.flatten(), costs.code_features(LINE))
+    found = score(goal, last(*places, [0] * 16))[0]
+    assert found[0] == 0 and found[0] < found[1] < found[2]
+    heavier = costs.FeatureGoal(grid.flatten(), costs.code_features(LINE), foreground=80.0)
+    assert goal.background == 0 and heavier.weight_1gg.max() == 80
+    assert score(heavier, last(places[1]))[0] != score(goal, last(places[1]))[0]
+
+
+@pytest.mark.parametrize(
+    "codes", [torch.zeros(3, dtype=torch.int64), torch.zeros(2, 2, dtype=torch.int64), torch.zeros(4)]
+)
+def test_goal_codes_that_are_no_square_of_whole_numbers_are_refused(codes):
+    with pytest.raises(InputError, match="goal codes: .*give int64 of shape"):
+        costs.FeatureGoal(codes, costs.code_features(LINE))
+
+
+def test_features_that_do_not_fit_are_refused():
+    four = torch.zeros(4, dtype=torch.int64)
+    with pytest.raises(InputError, match=r"goal features: shape \(1, 4\); give finite numbers of shape \(M, D, 2, 2\)"):
+        costs.FeatureGoal(four, lambda codes: codes.float(), coarseness=(1,))
+    with pytest.raises(InputError, match="goal features: "):
+        costs.FeatureGoal(four, costs.code_features(LINE * float("nan")), coarseness=(1,))
+    with pytest.raises(InputError, match="codes: 4; give codes from 0 to 3"):
+        costs.FeatureGoal(four + 4, costs.code_features(LINE), coarseness=(1,))
+    with pytest.raises(InputError, match=r"table: torch.float32 \(4,\); give"):
+        costs.code_features(LINE[:, 0])
+    for coarseness, found in (((3,), "3"), ((), "none")):
+        with pytest.raises(InputError, match=f"coarseness: {found}"):
+            costs.FeatureGoal(four, costs.code_features(LINE), coarseness=coarseness)
+    goal = costs.FeatureGoal(four, costs.code_features(LINE), coarseness=(1,))
+    with pytest.raises(InputError, match=r"goal codes: shape \(4,\); give shape \(9,\)"):
+        score(goal, last([0] * 9))
+
+
+def test_uncertainty_is_the_mean_entropy():
+    future = rollout(entropy_BST=torch.tensor([[[0.5, 1.0, 3.0]]]))
+    torch.testing.assert_close(score(costs.Uncertainty(), future), torch.tensor([[1.5]]))
+
+
+def test_each_world_has_its_own_cost():
+    future = rollout(batch=2, candidates=3, rewards_BST=torch.ones(2, 3, 3), success_BST=torch.ones(2, 3, 3))
+    found = score(costs.PerWorld([costs.RewardHead(), costs.SuccessHead()]), future)
+    assert found.tolist() == [[-1.0] * 3, [0.0] * 3]
+    with pytest.raises(InputError, match="costs: 1 of them; give one for each of 2 worlds"):
+        score(costs.PerWorld([costs.RewardHead()]), future)
+
+
+@given(st.floats(-12, 12), st.floats(-12, 12), st.floats(0, 2 * math.pi))
+def test_the_walk_has_a_slope_everywhere_and_is_the_same_with_one(x, y, angle):
+    direction = torch.tensor([math.cos(angle), math.sin(angle)])
+    start = torch.tensor([x, y])
+    with_slope = costs.walk_around(start.clone().requires_grad_(), direction, 4.0)
+    torch.testing.assert_close(with_slope.detach(), costs.walk_around(start, direction, 4.0), atol=2e-2, rtol=0)
+    at = start.clone().requires_grad_()
+    costs.walk_around(at, direction, 4.0).backward()
+    assert torch.isfinite(at.grad).all()
+
+
 def test_a_weighted_sum_is_one():
     future = rollout(rewards_BST=torch.ones(1, 1, 3))
     actions = torch.ones(1, 1, 3, 2)

@@ -25,6 +25,7 @@ from emu_embodied.commands import main
 from emu_embodied.envs.tasks import COLOURS, OBJECTS, all_tasks
 from emu_embodied.errors import ConfigError, InputError
 from emu_embodied.policies.cem import CEM, CEMConfig
+from emu_embodied.policies.planners import planner_config
 from emu_embodied.protocols import WorldModel
 from emu_embodied.rollouts import goals, planned_episode, planning
 from emu_embodied.rollouts.oracle import OracleWorldModel
@@ -358,6 +359,53 @@ def test_the_command_makes_a_new_folder_each_time_and_resumes_an_old_one(tmp_pat
 
 
 @pytest.mark.parametrize(
+    ("words", "options"),
+    [
+        (["planner=mppi", "std=0.3", "candidates=3"], {"name": "mppi", "std": 0.3, "candidates": 3, "block": 1}),
+        (
+            ["planner=gradient", "iterations=1", "candidates=2", "effort=0.1"],
+            {"name": "gradient", "learning_rate": 0.15},
+        ),
+        (["planner=icem", "candidates=4", "elites=2", "prune=true", "uncertainty=1"], {"name": "icem", "prune": True}),
+    ],
+)
+def test_the_command_plans_with_the_planner_asked_for(words, options, checkpoint: str, tmp_path: Path):
+    common = [f"checkpoint={checkpoint}", f"out={tmp_path}/runs", "videos=0", "horizon=2", "steps=2"]
+    assert main(["plan", *common, *words]) == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    told = json.loads((folder / "result.json").read_text())["settings"]
+    assert told["planner"].items() >= options.items()
+    assert told["effort"] == (0.1 if "effort=0.1" in words else 0)
+
+
+@pytest.mark.parametrize(
+    ("field", "changed"), [("planner", {"agent": "oracle"}), ("goal", {"agent": "model", "goal": "tokens"})]
+)
+def test_a_gradient_that_is_not_there_is_not_followed(field: str, changed: dict):
+    with pytest.raises(ConfigError, match=f"{field}: .* no gradient") as caught:
+        settings(planner=planner_config("gradient", horizon=3), **changed)
+    assert caught.value.field == field
+
+
+def test_a_goal_of_tokens_needs_a_model_of_tokens():
+    env, _ = table()
+    for goal in ("tokens", "features"):
+        with pytest.raises(InputError, match=f"goal: {goal}; OracleWorldModel has none: choose another goal"):
+            goals.build_cost(goal, env, OracleWorldModel(env))
+
+
+def test_penalties_are_added_where_they_are_asked_for():
+    env, observation = table()
+    model = tiny_world_model()
+    rollout = model.rollout(model.encode([observation]), torch.full((1, 2, 3, 2), 0.5))
+    plain = goals.build_cost("positions", env, model)
+    both = goals.build_cost("positions", env, model, effort=2.0, uncertainty=3.0)
+    extra = 2.0 * 0.25 + 3.0 * rollout.entropy_BST.mean(-1)
+    actions = torch.full((1, 2, 3, 2), 0.5)
+    torch.testing.assert_close(both(model, rollout, actions), plain(model, rollout, actions) + extra)
+
+
+@pytest.mark.parametrize(
     ("word", "expected"),
     [
         ("agent=human", "agent: human; choose one of"),
@@ -370,6 +418,11 @@ def test_the_command_makes_a_new_folder_each_time_and_resumes_an_old_one(tmp_pat
         ("passes=0", "passes: 0; give"),
         ("seed=-1", "seed: -1; give"),
         ("checkpoint=nowhere", "checkpoint: nowhere; choose one of"),
+        ("planner=xyz", "planner: xyz; choose among"),
+        ("frames=7", "frames: 7; one round takes 8: give at least those"),
+        ("seconds=0", "seconds: 0; give a number above 0"),
+        ("block=3", "horizon: 2; give a multiple of block, 3"),
+        ("effort=-1", "effort: -1; give a weight of at least 0"),
         ("env.options.shift=night", "shift: night; choose"),
         ("env.options.image_size=96", "image_size: 96; the model sees frames of 64 px"),
         ("resume=nowhere", "resume: nowhere; "),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import platform
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from importlib import metadata
 from pathlib import Path
 
@@ -62,21 +62,24 @@ def run(config: DictConfig) -> None:
 
 def _settings(config: DictConfig):
     from emu_embodied.loading import weights_label
-    from emu_embodied.policies.cem import CEMConfig
+    from emu_embodied.policies.planners import PLANNERS, planner_config
     from emu_embodied.rollouts.planning import PlanningSettings
 
     for name, least in (("episodes", 1), ("steps", 1), ("workers", 1), ("seed", 0), ("videos", 0), ("passes", 1)):
         if config[name] < least:
             raise ConfigError(name, config[name], f"give a whole number of at least {least}")
-    budget = {name: config[name] for name in ("horizon", "candidates", "iterations", "elites", "execute")}
+    options = [option.name for option in fields(PLANNERS[config.planner].Config) if option.init]
+    planner = planner_config(config.planner, **{name: config[name] for name in options})
     return PlanningSettings(
         config.env.id,
         OmegaConf.to_container(config.env.options),
         config.agent,
         config.goal,
-        CEMConfig(**budget),
+        planner,
         config.steps,
         weights_label(config.checkpoint, config.passes, config.engine) if config.agent == "model" else "",
+        config.effort,
+        config.uncertainty,
     )
 
 

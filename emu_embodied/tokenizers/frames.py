@@ -124,9 +124,13 @@ class FrameTokenizer(nn.Module):
 
     def reconstruct(self, q: torch.Tensor) -> torch.Tensor:
         """Decodes level indices (B, D, h, w) to (B, 3, H, W) in about [-1, 1]."""
+        return self.decoder_out(self._trunk(q))
+
+    def _trunk(self, q: torch.Tensor) -> torch.Tensor:
+        """The decoder up to token resolution: (B, width, h, w)."""
         x = q / (self.levels - 1).view(1, -1, 1, 1) * 2 - 1
         x = self.decoder_in(x)
-        return self.decoder_out(self.blocks(x if self.place_out is None else x + self.place_out))
+        return self.blocks(x if self.place_out is None else x + self.place_out)
 
     def places(self) -> torch.Tensor:
         """Where each code lies in the latent grid: (codebook_size, D) float32, level indices."""
@@ -144,9 +148,17 @@ class FrameTokenizer(nn.Module):
     @torch.inference_mode()
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """Codes (B, N) int64 -> frames (B, H, W, 3) uint8."""
+        return to_uint8(self.reconstruct(self._level_indices(codes)))
+
+    @torch.inference_mode()
+    def features(self, codes: torch.Tensor) -> torch.Tensor:
+        """What the decoder has learnt to see in codes (B, N), before it makes pixels of it: (B, width, h, w)."""
+        return self._trunk(self._level_indices(codes))
+
+    def _level_indices(self, codes: torch.Tensor) -> torch.Tensor:
         g = self.config.grid
-        q = (codes.view(-1, 1, g, g) // self.basis.view(1, -1, 1, 1)) % self.levels.view(1, -1, 1, 1)
-        return to_uint8(self.reconstruct(q.float()))
+        q = (codes.reshape(-1, 1, g, g) // self.basis.view(1, -1, 1, 1)) % self.levels.view(1, -1, 1, 1)
+        return q.float()
 
 
 def to_float(frames: torch.Tensor) -> torch.Tensor:

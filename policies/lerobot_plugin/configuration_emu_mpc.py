@@ -71,7 +71,8 @@ class EmuMpcConfig(PreTrainedConfig):
     @property
     def planner(self) -> CEMConfig:
         """The planner's budget."""
-        return CEMConfig(self.horizon, self.candidates, self.iterations, self.elites, self.execute)
+        names = ("horizon", "candidates", "iterations", "elites", "execute")
+        return CEMConfig(**{name: getattr(self, name) for name in names})
 
     def validate_features(self) -> None:
         """Checks that the env or dataset has the camera.

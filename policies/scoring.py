@@ -1,0 +1,105 @@
+"""Candidates of B worlds to their costs: imagined whole, pruned halfway, or softly with a gradient. Knows no planner.
+
+Costs are checked here once, where they enter the planners.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import fields
+
+import torch
+
+from emu_embodied.errors import InputError
+from emu_embodied.protocols import Cost, SoftWorldModel, WorldModel
+from emu_embodied.types import History, Rollout
+
+
+def score(
+    model: WorldModel, history: History, asked: Sequence[torch.Tensor], cost: Cost, block: int, prune: bool
+) -> tuple[torch.Tensor, int]:
+    """Costs of each world's candidates.
+
+    Args:
+        model: imagines them.
+        history: of B worlds.
+        asked: for each world its candidates (S, K, A) in [-1, 1]; where they require a gradient, it is left in their `.grad`.
+        cost: scores what was imagined.
+        block: steps for which each action is repeated.
+        prune: score after half the steps, and imagine only the better half further.
+
+    Returns:
+        Costs (B, S) float32 on the CPU, infinite where a candidate was pruned, and the frames imagined per world.
+
+    Raises:
+        InputError: costs of another shape, not finite, or without the gradient that is asked for.
+    """
+    if asked[0].requires_grad:
+        return _score_softly(model, history, asked, cost, block)
+    actions_BSTA = torch.stack(list(asked)).repeat_interleave(block, 2)
+    if prune and actions_BSTA.shape[1] > 1:
+        return _score_pruned(model, history, actions_BSTA, cost)
+    costs_BS = _costs(cost, model, model.rollout(history, actions_BSTA), actions_BSTA)
+    return costs_BS.float().cpu(), actions_BSTA.shape[1] * actions_BSTA.shape[2]
+
+
+def _score_pruned(
+    model: WorldModel, history: History, actions_BSTA: torch.Tensor, cost: Cost
+) -> tuple[torch.Tensor, int]:
+    batch, candidates, steps, _ = actions_BSTA.shape
+    half, keep = steps // 2, math.ceil(candidates / 2)
+    # 1. All candidates, halfway.
+    first = model.rollout(history, actions_BSTA[:, :, :half])
+    early_BS = _costs(cost, model, first, actions_BSTA[:, :, :half])
+    # 2. The better half goes on from where it is: each candidate is a world of its own now, with its own history.
+    kept_BK = early_BS.float().argsort(dim=-1, stable=True)[:, :keep]
+    worlds_B1 = torch.arange(batch, device=kept_BK.device)[:, None]
+    first = Rollout(*(getattr(first, f.name)[worlds_B1, kept_BK] for f in fields(Rollout)))
+    device = history.actions_BCA.device
+    actions_BKTA = actions_BSTA[worlds_B1.cpu(), kept_BK.cpu()]
+    flat_MTA = actions_BKTA.flatten(0, 1)
+    later = history.select(torch.arange(batch, device=device).repeat_interleave(keep))
+    for t in range(half):
+        later = later.push(flat_MTA[:, t].to(device), first.codes_BSTN[:, :, t].flatten(0, 1))
+    second = model.rollout(later, flat_MTA[:, None, half:])
+    # 3. Their whole futures are scored; the others have no cost to speak of.
+    parts = ((getattr(first, f.name), getattr(second, f.name)) for f in fields(Rollout))
+    whole = Rollout(*(torch.cat([a, b.reshape(batch, keep, *b.shape[2:])], 2) for a, b in parts))
+    costs_BK = _costs(cost, model, whole, actions_BKTA).float()
+    costs_BS = torch.full((batch, candidates), math.inf, device=costs_BK.device).scatter(1, kept_BK, costs_BK)
+    return costs_BS.cpu(), candidates * half + keep * (steps - half)
+
+
+def _score_softly(
+    model: WorldModel, history: History, asked: Sequence[torch.Tensor], cost: Cost, block: int
+) -> tuple[torch.Tensor, int]:
+    if not isinstance(model, SoftWorldModel):
+        rule = "a gradient needs a model with soft_rollout: choose another planner"
+        raise InputError("model", type(model).__name__, rule)
+    with torch.enable_grad():
+        actions_BSTA = torch.stack(list(asked)).repeat_interleave(block, 2)
+        costs_BS = _costs(cost, model, model.soft_rollout(history, actions_BSTA), actions_BSTA)
+        if not costs_BS.requires_grad:
+            rule = "it has no gradient: take costs of positions, reward or success, or another planner"
+            raise InputError("cost", type(cost).__name__, rule)
+        gradients = torch.autograd.grad(costs_BS.sum(), list(asked))
+    for actions_SKA, gradient_SKA in zip(asked, gradients, strict=True):
+        wrong = int((~torch.isfinite(gradient_SKA)).flatten(1).any(1).sum())
+        if wrong:
+            found = f"the gradients of {wrong} of {len(actions_SKA)} candidates are NaN or inf"
+            raise InputError("cost", found, "check where it has no slope, or choose another planner")
+        actions_SKA.grad = gradient_SKA
+    return costs_BS.detach().float().cpu(), actions_BSTA.shape[1] * actions_BSTA.shape[2]
+
+
+def _costs(cost: Cost, model: WorldModel, rollout: Rollout, actions_BSTA: torch.Tensor) -> torch.Tensor:
+    """Costs (B, S), checked."""
+    shape, costs_BS = tuple(actions_BSTA.shape[:2]), cost(model, rollout, actions_BSTA.to(rollout.rewards_BST.device))
+    if tuple(costs_BS.shape) != shape:
+        raise InputError("cost", f"shape {tuple(costs_BS.shape)}", f"return one cost per candidate, shape {shape}")
+    wrong = int((~torch.isfinite(costs_BS)).sum())
+    if wrong:
+        found = f"{wrong} of {math.prod(shape)} candidates are NaN or inf"
+        raise InputError("cost", found, "check the cost's goal and weights, and the model's estimates")
+    return costs_BS
