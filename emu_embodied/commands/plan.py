@@ -51,6 +51,7 @@ def run(config: DictConfig) -> None:
         **summary,
         "success": {str(row["seed"]): row["success"] for row in rows},
         "seeds": seeds,
+        "config": OmegaConf.to_container(config),
         "settings": asdict(settings) | {"passes": config.passes, "engine": _engine_name(player), "workers": config.workers},
         "versions": {name: metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},
         "episodes": rows,
@@ -117,8 +118,9 @@ def _folder(config: DictConfig) -> Path:
 
 
 def _show(console: Console, folder: Path, pictured: list[int], run) -> None:
-    """Prints an episode's line, and makes its picture and video if it is among the first."""
+    """Prints an episode's line, and makes its picture, video and record if it is among the first."""
     from emu_embodied.rollouts.pictures import strip, video
+    from emu_embodied.rollouts.record import save_record
 
     row, seconds = run.row(), sum(run.plan_seconds) / max(1, len(run.plan_seconds))
     ending = f"done in {row['steps']} steps" if run.success else f"not done, {row['end_cm']:.1f} cm left"
@@ -127,6 +129,7 @@ def _show(console: Console, folder: Path, pictured: list[int], run) -> None:
     if run.seed in pictured:
         strip(run.frames, run.imagined, folder / f"episode-{run.seed}.png", run.instruction)
         video(run.frames, run.imagined, folder / f"episode-{run.seed}.mp4", run.instruction)
+        save_record(folder / f"episode-{run.seed}", run)
 
 
 def _report(console: Console, folder: Path, summary: dict, engine: str) -> None:
