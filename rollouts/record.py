@@ -100,7 +100,12 @@ class WatchedCost:
         self._calls = []
         walked_EO2, entropy_E = dream.positions_BSTOD[0, 0].cpu(), dream.entropy_BST[0, 0].float().cpu().numpy()
         distances = self._left(walked_EO2).float().numpy() if self._left else np.empty(0, np.float32)
-        paths, costs, chosen, present = walked_EO2[None][:0], torch.empty(0), walked_EO2, dream.presence_BSTO[0, 0].cpu()
+        paths, costs, chosen, present = (
+            walked_EO2[None][:0],
+            torch.empty(0),
+            walked_EO2,
+            dream.presence_BSTO[0, 0].cpu(),
+        )
         for positions_STO2, presence_STO, actions_STA, costs_S in calls:
             order = costs_S.argsort(stable=True)[:KEPT]
             paths, costs, present = positions_STO2[order], costs_S[order].float(), presence_STO.flatten(0, 1)
@@ -179,7 +184,9 @@ def save_record(path: Path, run: EpisodeRun) -> None:
             "plans": [look.at for look in looks],
         }
         names = [name for name in Look.__dataclass_fields__ if name != "at"]
-        tensors["plans"] = _tensors({f"{i}.{name}": getattr(look, name) for i, look in enumerate(looks) for name in names})
+        tensors["plans"] = _tensors(
+            {f"{i}.{name}": getattr(look, name) for i, look in enumerate(looks) for name in names}
+        )
     save_folder(path, tensors, {"episode": document})
 
 
@@ -204,7 +211,9 @@ def load_record(path: Path) -> Record:
         thoughts = _thoughts(episode["thoughts"], tensors.get("plans", {}))
         return Record(dict(episode["facts"]), actions, distances, real, imagined, subgoals, thoughts)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise DatasetError(str(path), f"{type(error).__name__}: {error}", "it is no recorded episode; plan anew") from None
+        raise DatasetError(
+            str(path), f"{type(error).__name__}: {error}", "it is no recorded episode; plan anew"
+        ) from None
 
 
 def _thoughts(document: dict[str, Any] | None, plans: dict[str, torch.Tensor]) -> Thoughts | None:
