@@ -68,7 +68,8 @@ def write_report(run: Run, out: Path, command: str = "") -> None:
         CheckpointError: a disk that does not take it.
     """
     try:
-        data = {"mode": "report", "fps": PLAYBACK_FPS, "episodes": [_episode(record) for record in run.records]}
+        episodes, headline = [_episode(record) for record in run.records], f"success {_rate(run.result)}"
+        data = {"mode": "report", "fps": PLAYBACK_FPS, "headline": headline, "episodes": episodes}
         page = build_page(f"Rollouts: {run.folder.resolve().name}", _facts(run, command), data)
     except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
         field = str(run.folder / "result.json")
@@ -188,7 +189,7 @@ def _facts(run: Run, command: str) -> dict[str, Facts]:
 
 def _rate(rate: Mapping[str, Any]) -> str:
     low, high = rate["wilson_95"]
-    return f"{rate['successes']} of {rate['n']}, {rate['rate']:.0%} (95% interval, Wilson's, {low:.0%} to {high:.0%})"
+    return f"{rate['successes']} of {rate['n']}, {rate['rate']:.0%} (Wilson's 95% interval {low:.0%} to {high:.0%})"
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

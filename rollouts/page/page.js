@@ -105,9 +105,9 @@
     });
     context.globalAlpha = 1;
     const [low, high] = [Math.min(...plan.costs), Math.max(...plan.costs)].map((cost) => cost.toFixed(1));
-    const text = plan.costs.length ? `plan at step ${plan.at}: ${plan.costs.length} candidates, cost ${low} to ${high}` : `plan at step ${plan.at}`;
+    const text = `plan of step ${plan.at}` + (plan.costs.length ? `, cost ${low} to ${high}` : "");
     at("fan").querySelector("figcaption").textContent = text;
-    canvas.setAttribute("aria-label", `${text}; imagined paths of ${fans.objects.map((o) => o.name).join(", ")}, the chosen one bold`);
+    canvas.setAttribute("aria-label", `${text}; imagined paths of ${plan.paths.length} candidates, of ${fans.objects.map((o) => o.name).join(", ")}, the chosen one bold`);
   }
 
   // ---- curves
@@ -184,7 +184,8 @@
       cursor.setAttribute("x1", xOf(t, last));
       cursor.setAttribute("x2", xOf(t, last));
       const shown = plot.lines.map((line) => [line.name, line.values[t] ?? null]).filter(([, value]) => value !== null);
-      readout.textContent = shown.map(([name, value]) => `${name} ${short(value)}`.trim()).join("   ");
+      readout.replaceChildren();
+      for (const [name, value] of shown) element("span", `${name} ${short(value)}`.trim(), readout).className = name === "real" ? "real" : "dream";
     }
   }
 
@@ -227,7 +228,7 @@
   }
 
   function list() {
-    at("episode").replaceChildren(...episodes.map((episode, i) => new Option(`${episode.name}${episode.instruction && !live ? `: ${episode.instruction}` : ""}`, i)));
+    at("episode").replaceChildren(...episodes.map((episode, i) => new Option(episode.name + (live ? "" : `, ${episode.note}`), i)));
   }
 
   const delay = () => 1000 / Number(at("speed").value);
@@ -437,7 +438,7 @@
     at("episode").closest("label").firstChild.textContent = live ? "Branch " : "Episode ";
     at("viewer").hidden = false;
     if (live) await drive.start();
-    else { list(); await choose(0); }
+    else { at("pace").textContent = data.headline; list(); await choose(0); }
     if ([...at("speed").options].some((option) => option.value === String(data.fps))) at("speed").value = data.fps;
     at("play").addEventListener("click", play);
     at("scrubber").addEventListener("input", () => { stop(); go(Number(at("scrubber").value)); });
