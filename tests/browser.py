@@ -13,7 +13,16 @@ from typing import Any
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SECONDS = 120  # until something has gone wrong
-KEYS = {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "PageUp": 33, "PageDown": 34, " ": 32, ",": 188}
+KEYS = {
+    "ArrowLeft": 37,
+    "ArrowUp": 38,
+    "ArrowRight": 39,
+    "ArrowDown": 40,
+    "PageUp": 33,
+    "PageDown": 34,
+    " ": 32,
+    ",": 188,
+}
 
 
 class Tab:
@@ -30,14 +39,20 @@ class Tab:
         requests: addresses that were asked for, but data:.
     """
 
-    def __init__(self, address: str, profile: Path, size: tuple[int, int] = (1280, 1100), scheme: str = "light") -> None:
+    def __init__(
+        self, address: str, profile: Path, size: tuple[int, int] = (1280, 1100), scheme: str = "light"
+    ) -> None:
         self.address, self.profile, self.size, self.scheme = address, profile, size, scheme
         self.faults: list[str] = []
         self.requests: list[str] = []
 
     def __enter__(self) -> Tab:
         flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
-        flags += ["--remote-debugging-port=0", f"--user-data-dir={self.profile}", f"--window-size={self.size[0]},{self.size[1]}"]
+        flags += [
+            "--remote-debugging-port=0",
+            f"--user-data-dir={self.profile}",
+            f"--window-size={self.size[0]},{self.size[1]}",
+        ]
         flags += ["--disable-background-networking", "--disable-component-update", "about:blank"]
         self._browser = subprocess.Popen([CHROMIUM, *flags], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self._loop, self._number = asyncio.new_event_loop(), 0
@@ -70,7 +85,9 @@ class Tab:
         """Waits until an expression in the page is true."""
         end = time.monotonic() + SECONDS
         while not self.run(code):
-            assert time.monotonic() < end, f"{code} did not come true; status: {self.run('document.body.innerText')[:300]}"
+            assert time.monotonic() < end, (
+                f"{code} did not come true; status: {self.run('document.body.innerText')[:300]}"
+            )
             time.sleep(0.05)
 
     def down(self, key: str) -> None:

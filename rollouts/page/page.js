@@ -433,7 +433,7 @@
   async function start() {
     document.body.classList.toggle("live", live);
     at("keys").textContent = live
-      ? "Arrow keys, or the mouse held on the imagined frame, drive the dream. , and . or the slider go back and forth, space plays, Page Up and Page Down switch branches. Driving from an earlier frame dreams on from there."
+      ? "Arrow keys, or the mouse held on the imagined frame, drive the dream. Comma, full stop or the slider go back and forth, space plays, Page Up and Page Down switch branches. Driving from an earlier frame dreams on from there."
       : "Left and right step, space plays, up and down switch episodes, Home and End go to the ends. Curves can be dragged.";
     at("episode").closest("label").firstChild.textContent = live ? "Branch " : "Episode ";
     at("viewer").hidden = false;
