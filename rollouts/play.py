@@ -12,6 +12,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from emu_embodied.envs.dreams import check_spaces
 from emu_embodied.errors import InputError
 from emu_embodied.protocols import WorldModel
 from emu_embodied.rollouts.record import left_to_go, scene_of
@@ -52,20 +53,19 @@ class Play:
         model: what dreams.
         env: the real environment, for the scenes' starts, and to be played beside the dream; closed by `close`.
         checkpoint: its name, for people.
-        real: step the env with the same actions, too.
+        real: step the env with the same actions, too. Branches of PushT differ a little from its own future: see
+            `PushTEnv.set_state`.
 
     Attributes:
         frames: of the present scene; a frame's place here is its number.
 
     Raises:
-        InputError: the env shows frames of another size than the model sees, or cannot be put back for branches.
+        InputError: the env's spaces are not the model's, or it cannot be put back for branches.
     """
 
     def __init__(self, model: WorldModel, env: gymnasium.Env, checkpoint: str = "", real: bool = False) -> None:
         self.model, self.world, self.checkpoint, self.real = model, env.unwrapped, checkpoint, real
-        size = env.observation_space[PIXELS].shape[0]
-        if size != model.image_size:
-            raise InputError("image_size", size, f"the model sees frames of {model.image_size} px: choose that")
+        check_spaces(model, env.observation_space, env.action_space)
         if real and not (hasattr(self.world, "get_state") and hasattr(self.world, "set_state")):
             raise InputError(
                 "real", type(self.world).__name__, "it cannot be put back to an earlier frame; leave real out"

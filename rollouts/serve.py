@@ -84,6 +84,7 @@ class Handler(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     timeout = 60  # seconds of silence, then the connection is closed
+    disable_nagle_algorithm = True  # headers and body leave at once, not when the browser has thanked for the headers
     server: PlayServer
 
     def do_GET(self) -> None:

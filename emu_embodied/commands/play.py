@@ -31,8 +31,9 @@ def run(config: DictConfig) -> None:
     if not isinstance(config.instruction, str | None):
         raise ConfigError("instruction", config.instruction, "give a text")
     model = load(config.checkpoint, passes=config.passes, engine=config.engine)
+    options = {"image_size": model.image_size} if str(model.world.env_id).startswith("emu_embodied/") else {}
     try:
-        env = gymnasium.make(model.world.env_id, image_size=model.image_size, disable_env_checker=True)
+        env = gymnasium.make(model.world.env_id, disable_env_checker=True, **options)
     except gymnasium.error.Error as error:
         raise InputError("checkpoint", model.world.env_id, f"its dreams start in that env ({error})") from None
     play = Play(model, env, str(config.checkpoint), config.real)

@@ -282,7 +282,7 @@
     const held = new Set(), tapped = new Set();  // keys that are down; keys that came down since the last step
     const arrows = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
     const nodes = [];  // for each branch, the server's numbers of its frames
-    let pointer = null, busy = false, scene = null, begun = 0;
+    let pointer = null, scene = null, begun = 0, driving = false, queue = Promise.resolve();
 
     async function call(name, body) {
       const headers = { "Content-Type": "application/json", "X-Token": token };
@@ -292,11 +292,14 @@
       return result;
     }
 
-    async function guarded(work) {
-      if (busy) return;
-      busy = true;
-      try { await work(); } catch (error) { held.clear(); tapped.clear(); pointer = null; say(error.message, true); }
-      busy = false;
+    function release() {
+      held.clear();
+      tapped.clear();
+      pointer = null;
+    }
+
+    function inTurn(work) {  // one thing after the other; what is refused is said
+      queue = queue.then(work).catch((error) => { release(); say(error.message, true); });
     }
 
     function blank(name) {
@@ -338,28 +341,31 @@
       if (at("status").textContent) say("");
     }
 
-    function branch() {  // what is driven: this branch at its end, or a new one from here
-      if (t === lastOf(episodes[chosen])) return chosen;
-      const old = episodes[chosen], copy = blank(`branch ${++begun}, from step ${t}`), end = t + 1;
+    function branch(from, step) {  // what is driven: this branch at its end, or a new one from this step
+      if (step === lastOf(episodes[from])) return from;
+      const old = episodes[from], copy = blank(`branch ${++begun}, from step ${step}`), end = step + 1;
       for (const name of ["real", "imagined"]) {
         if (old[name]) Object.assign(copy[name], { images: old[name].images.slice(0, end), count: end });
       }
       copy.plots.forEach((plot, i) => plot.lines.forEach((line, j) => { line.values = old.plots[i].lines[j].values.slice(0, end); }));
-      copy.actions = old.actions.slice(0, t);
+      copy.actions = old.actions.slice(0, step);
       copy.places = old.places.slice(0, end);
-      nodes[nodes.length - 1] = nodes[chosen].slice(0, end);
+      nodes[nodes.length - 1] = nodes[from].slice(0, end);
       episodes.push(copy);
       list();
       return episodes.length - 1;
     }
 
     async function step(action) {
-      const answer = await call("step", { scene: scene.number, frame: nodes[chosen][t], action });  // before there is a branch: it may be refused
-      const index = branch();
+      const from = chosen, start = t;
+      const answer = await call("step", { scene: scene.number, frame: nodes[from][start], action });
+      const index = branch(from, start);  // only now: it might have been refused
       await append(episodes[index], nodes[index], answer.frame);
-      t += 1;
-      await choose(index);
+      const followed = chosen === from && t === start;  // else someone looks elsewhere meanwhile, and is left there
+      if (followed) t = start + 1;
+      await choose(followed ? index : chosen);
       pace(answer);
+      return followed;
     }
 
     function direction() {
@@ -374,7 +380,7 @@
       return wanted.map((x) => Math.max(-1, Math.min(1, x)));
     }
 
-    const onward = () => guarded(async () => {
+    async function onward() {
       stop();
       for (let action = direction(); action; action = direction()) {
         const start = performance.now();
@@ -382,7 +388,13 @@
         const left = delay() - (performance.now() - start);
         if (left > 0) await new Promise((done) => setTimeout(done, left));
       }
-    });
+    }
+
+    function goOn() {
+      if (driving) return;
+      driving = true;
+      inTurn(() => onward().finally(() => { driving = false; }));
+    }
 
     function point(event) {
       const box = event.currentTarget.getBoundingClientRect();
@@ -390,24 +402,26 @@
     }
 
     function listen() {
-      const canvas = at("imagined").querySelector("canvas"), release = () => { pointer = null; };
-      canvas.addEventListener("pointerdown", (event) => { canvas.setPointerCapture(event.pointerId); point(event); onward(); });
+      const canvas = at("imagined").querySelector("canvas");
+      canvas.addEventListener("pointerdown", (event) => { canvas.setPointerCapture(event.pointerId); point(event); goOn(); });
       canvas.addEventListener("pointermove", (event) => { if (pointer) point(event); });
-      for (const name of ["pointerup", "pointercancel"]) canvas.addEventListener(name, release);
+      for (const name of ["pointerup", "pointercancel"]) canvas.addEventListener(name, () => { pointer = null; });
       addEventListener("keyup", (event) => held.delete(event.key));
-      addEventListener("blur", () => { held.clear(); pointer = null; });
+      addEventListener("blur", release);
       at("drive").addEventListener("submit", (event) => {
         event.preventDefault();
         const wish = at("wish").value.trim();
         const seed = Number(at("seed").value), kept = seed === scene.seed ? scene.asked : null;  // another scene has its own
-        guarded(async () => begin(await call("reset", { seed, instruction: wish === scene.instruction ? kept : wish || null })));
+        release();
+        inTurn(async () => begin(await call("reset", { seed, instruction: wish === scene.instruction ? kept : wish || null })));
       });
       at("again").addEventListener("submit", (event) => {
         event.preventDefault();
         const action = new Array(scene.action_size).fill(0);
         [0, 1].forEach((i) => { if (i < action.length) action[i] = Number(at(`action${i}`).value); });
         const later = at("rest").checked ? episodes[chosen].actions.slice(t + 1) : [];
-        guarded(async () => { for (const next of [action, ...later]) await step(next); });
+        release();
+        inTurn(async () => { for (const next of [action, ...later]) if (!(await step(next))) break; });
       });
       for (const id of ["drive", "again"]) at(id).hidden = false;
     }
@@ -417,7 +431,7 @@
         if (!arrows[event.key] || event.shiftKey) return false;
         held.add(event.key);
         if (!event.repeat) tapped.add(event.key);
-        onward();
+        goOn();
         return true;
       },
       async start() {
