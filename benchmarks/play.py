@@ -2,8 +2,8 @@
 
     python -m benchmarks.play [--checkpoint NAME] [--steps N] [--out FILE]
 
-A step is a request, the dreamt frame, its picture and the answer; then again with the simulator's step and picture beside it. What
-the browser does with it comes on top. The median and its bootstrap interval are over the steps of one run.
+A step is a request, the dreamt frame, its picture and the answer; then again with the simulator's step and picture beside it.
+What the browser does with it comes on top. The median and its bootstrap interval are over the steps of one run.
 """
 
 from __future__ import annotations
