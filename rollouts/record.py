@@ -109,8 +109,9 @@ class WatchedCost:
         for positions_STO2, presence_STO, actions_STA, costs_S in calls:
             order = costs_S.argsort(stable=True)[:KEPT]
             paths, costs, present = positions_STO2[order], costs_S[order].float(), presence_STO.flatten(0, 1)
-            same = (actions_STA == torch.from_numpy(plan.actions)[:steps]).flatten(1).all(1).nonzero()
-            chosen = positions_STO2[same[0, 0]] if len(same) else chosen
+            if len(plan.actions) >= steps:
+                same = (actions_STA == torch.from_numpy(plan.actions)[:steps]).flatten(1).all(1).nonzero()
+                chosen = positions_STO2[same[0, 0]] if len(same) else chosen
         parts = (paths.float().numpy(), costs.numpy(), chosen.float().numpy(), entropy_E, distances)
         self.looks.append(Look(at, *parts, (present.float().mean(0) > 0.5).numpy()))
 

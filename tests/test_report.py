@@ -121,9 +121,13 @@ def test_a_plan_that_is_no_candidate_shows_what_it_did():
     plan = CEM(CEMConfig(horizon=4, candidates=6, iterations=1, elites=2), 0).plan(model, history, watched)
     dream = model.rollout(history, np.full((1, 1, 2, 2), 0.123, np.float32))
     watched.look(dataclasses.replace(plan, actions=np.full((4, 2), 0.123, np.float32)), dream, at=0)
+    watched.look(plan, dream, at=2)  # a planner that asked nothing
     assert (
         torch.from_numpy(watched.looks[0].chosen).equal(dream.positions_BSTOD[0, 0])
         and len(watched.looks[0].paths) == 6
+    )
+    assert torch.from_numpy(watched.looks[1].chosen).equal(dream.positions_BSTOD[0, 0]) and not len(
+        watched.looks[1].paths
     )
 
 
@@ -218,6 +222,20 @@ def test_films_are_exact_as_long_as_they_are_small():
     assert np.array_equal(frames_of(film(frames)), frames) and film(frames[:0]) is None
     assert psnr(frames, frames) == [60.0] * 7
     assert psnr(frames[:1] * 0, frames[:1] * 0 + 255) == [0.0]
+
+
+@pytest.mark.parametrize("agent", ["oracle", "random"])
+def test_agents_without_a_model_have_a_page_too(agent: str, tmp_path: Path):
+    assert main(["plan", f"agent={agent}", f"out={tmp_path}", *WORDS[2:], "episodes=1", "steps=2"]) == 0
+    (folder,) = tmp_path.iterdir()
+    assert main(["report", str(folder)]) == 0
+    (episode,) = data_of((folder / "report.html").read_text())["episodes"]
+    assert episode["real"]["count"] == 3 and (episode["imagined"] is None) == (episode["fans"] is None) == (
+        agent == "random"
+    )
+    if agent == "oracle":  # what it imagined is what happened
+        distance = {line["name"]: line["values"][1:] for line in episode["plots"][0]["lines"]}
+        assert distance["imagined"] == pytest.approx(distance["real"], abs=1e-3)
 
 
 def test_subgoals_are_shown_where_a_run_has_them(planned: Path, tmp_path: Path):

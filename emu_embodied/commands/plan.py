@@ -2,7 +2,7 @@
 
 The model is asked what would happen; the simulator decides what did. `agent=oracle` gives the same planner the true
 simulator to imagine in, `agent=random` and `agent=expert` are the controls. An evaluation that was stopped goes on with
-`resume=FOLDER` and the same settings.
+`resume=FOLDER` and the same settings. `emu-embodied report` makes a page of the folder.
 """
 
 from __future__ import annotations

@@ -84,7 +84,8 @@
     };
     context.lineJoin = context.lineCap = "round";
     fans.objects.forEach((object, o) => {
-      const colour = object.colour.length ? `rgb(${object.colour.join(",")})` : "#333";
+      const named = CSS.supports("color", object.name) ? object.name : "#333";
+      const colour = object.colour.length ? `rgb(${object.colour.join(",")})` : named;
       const done = before ? plan.at - before.at - 1 : -1;  // where the plan before had it by now
       const first = before && 2 * done < before.chosen[o].length ? place(before.chosen[o], done) : null;
       for (let c = plan.paths.length - 1; c >= 0; c--) {
