@@ -21,10 +21,10 @@ from emu_embodied.types import AGENT_POS, IS_SUCCESS, PIXELS, TASK, History, Obs
 
 MAX_FRAMES = 20_000  # of a scene, all branches together
 PLOTS = (
-    ("distance left", "cm", (("real", "real_distance"), ("imagined", "distance"))),
-    ("real against imagined, PSNR", "dB", (("", "psnr"),)),
-    ("probability of success, as imagined", "", (("", "success"),)),
-    ("entropy of the imagined tokens", "nats", (("", "entropy"),)),
+    ("distance left", "cm", (("real", "real_distance"), ("imagined", "distance")), None),
+    ("real against imagined, PSNR", "dB", (("", "psnr"),), None),
+    ("probability of success, as imagined", "", (("", "success"),), (0, 1)),
+    ("entropy of the imagined tokens", "nats", (("", "entropy"),), None),
 )
 
 
@@ -209,8 +209,13 @@ class Play:
             "action_size": dim,
             "scale": list(self._scale),
             "plots": [
-                {"title": title, "unit": unit, "lines": [{"name": name, "key": key} for name, key in lines]}
-                for title, unit, lines in PLOTS
+                {
+                    "title": title,
+                    "unit": unit,
+                    "range": span,
+                    "lines": [{"name": name, "key": key} for name, key in lines],
+                }
+                for title, unit, lines, span in PLOTS
                 if self.real or title != PLOTS[1][0]
             ],
         }

@@ -6,7 +6,7 @@ What candidates were imagined to do is learnt from the cost, which every planner
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -174,7 +174,7 @@ def save_record(path: Path, run: EpisodeRun) -> None:
     if (subgoals := getattr(run, "subgoals", None)) is not None:
         frames["subgoals"] = subgoals
     tensors = {"frames": _tensors(frames)}
-    facts = run.row() | {"plan_costs": [float(cost) for cost in run.plan_costs]}
+    facts = run.row() | {"plan_costs": _finite(run.plan_costs)}
     document = {"facts": facts, "actions": run.actions.tolist(), "distances": _finite(run.distances), "thoughts": None}
     if run.thoughts is not None:
         looks = run.thoughts.looks
@@ -234,8 +234,9 @@ def _thoughts(document: dict[str, Any] | None, plans: dict[str, torch.Tensor]) -
 
 
 def _tensors(arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
-    return {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+    """As tensors; what is not finite becomes 0, for no estimate that a plan did not mind shall keep a run from its record."""
+    return {name: torch.from_numpy(np.nan_to_num(array, posinf=0, neginf=0)) for name, array in arrays.items()}
 
 
-def _finite(values: np.ndarray) -> list[float | None]:
+def _finite(values: Iterable[float]) -> list[float | None]:
     return [float(value) if math.isfinite(value) else None for value in values]

@@ -72,8 +72,8 @@ def write_report(run: Run, out: Path, command: str = "") -> None:
         data = {"mode": "report", "fps": PLAYBACK_FPS, "headline": headline, "episodes": episodes}
         page = build_page(f"Rollouts: {run.folder.resolve().name}", _facts(run, command), data)
     except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
-        field = str(run.folder / "result.json")
-        raise DatasetError(field, f"{type(error).__name__}: {error}", "it is no planning result; plan anew") from None
+        rule = "its result.json and records are not those of a planned run; plan anew"
+        raise DatasetError(str(run.folder), f"{type(error).__name__}: {error}", rule) from None
     write_bytes(out, page.encode("utf-8", "backslashreplace"))  # lone surrogates have no UTF-8
 
 

@@ -147,6 +147,17 @@ def test_a_record_comes_back_as_it_was(tmp_path: Path):
         assert all(np.array_equal(getattr(kept, name), getattr(was, name)) for name in ("paths", "costs", "chosen"))
 
 
+def test_estimates_that_are_no_numbers_do_not_keep_a_run_from_its_record(tmp_path: Path):
+    env = gymnasium.make("emu_embodied/TabletopPush-v0")
+    planner = CEM(CEMConfig(horizon=2, candidates=3, iterations=1, elites=1))
+    run = run_episode(env, tiny_world_model(), planner, seed=2, execute=2, max_steps=2)
+    run.distances[1] = np.nan
+    run.thoughts.looks[0].paths[0, 0, 1] = np.inf
+    save_record(tmp_path / "episode", run)
+    record = load_record(tmp_path / "episode")
+    assert record.distances[1] is None and (record.thoughts.looks[0].paths[0, 0, 1] == 0).all()
+
+
 # The page
 
 
@@ -287,7 +298,7 @@ def test_the_first_word_is_the_run_and_the_page_lies_beside_it(planned: Path, tm
         ),
         (
             lambda folder: (folder / "result.json").write_text('{"episodes": [{"seed": 7}], "wilson_95": 1}'),
-            "no planning",
+            "not those of a planned run",
         ),
         (
             lambda folder: [shutil.rmtree(x) for x in folder.glob("episode-?")],

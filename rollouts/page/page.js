@@ -144,6 +144,7 @@
       let low = Math.min(...values), high = Math.max(...values);
       if (low > 0 && low < high / 2) low = 0;
       if (!(high > low)) [low, high] = values.length ? [low - 0.5, high + 0.5] : [0, 1];
+      if (plot.range) [low, high] = plot.range;
       const yOf = (value) => TOP + (HEIGHT - TOP - BOTTOM) * (1 - (value - low) / (high - low));
       for (const value of [low, high]) {
         svg("line", { class: "axis", x1: LEFT, x2: WIDTH - RIGHT, y1: yOf(value), y2: yOf(value) }, picture);
