@@ -12,6 +12,7 @@ import numpy as np
 from emu_embodied.policies.cem import CEM
 from emu_embodied.protocols import Cost, Planner, WorldModel
 from emu_embodied.rollouts.goals import MAX_STEPS, build_cost, expert_policy
+from emu_embodied.rollouts.record import Thoughts, WatchedCost
 from emu_embodied.types import AGENT_POS, IS_SUCCESS, PIXELS, Observation
 
 CostBuilder = Callable[[gymnasium.Env, WorldModel], Cost]
@@ -32,6 +33,7 @@ class EpisodeRun:
             before the plan; the first is the model's rendering of the first real frame. Empty without a model.
         plan_seconds, plan_costs: one entry per plan.
         predicted_frames: of all plans together.
+        thoughts: what the plans were chosen among; None without a model.
     """
 
     seed: int
@@ -45,6 +47,7 @@ class EpisodeRun:
     plan_seconds: tuple[float, ...] = ()
     plan_costs: tuple[float, ...] = ()
     predicted_frames: int = 0
+    thoughts: Thoughts | None = None
 
     def row(self) -> dict[str, Any]:
         """The episode without its arrays, as JSON."""
@@ -133,6 +136,7 @@ def run_episode(
     planner = planner or CEM(seed=seed)
     planner.reset()
     cost = cost_builder(env, model) if cost_builder else build_cost("positions", env, model)
+    cost = WatchedCost(cost, env, model)
     history = model.encode([recorder.observation])
     imagined, plans = [*model.decode(history.codes_BCN[0, -1:])], []
     while not recorder.over:
@@ -141,6 +145,7 @@ def run_episode(
         actions_TA = plan.actions[:execute]
         dream = model.rollout(history, actions_TA[None, None])
         imagined += [*model.decode(dream.codes_BSTN[0, 0])]
+        cost.look(plan, dream, at=len(recorder.actions))
         for action in actions_TA:
             recorder.act(action)
             history = model.observe(history, action[None], [recorder.observation])
@@ -151,6 +156,7 @@ def run_episode(
         plan_seconds=tuple(plan.seconds for plan in plans),
         plan_costs=tuple(plan.cost for plan in plans),
         predicted_frames=sum(plan.predicted_frames for plan in plans),
+        thoughts=cost.thoughts,
     )
 
 

@@ -334,6 +334,7 @@ def test_the_command_plans_in_a_checkpoint(checkpoint: str, tmp_path: Path, caps
     printed = capsys.readouterr().out
     (folder,) = (tmp_path / "runs").iterdir()
     assert sorted(p.name for p in folder.iterdir()) == [
+        "episode-7",
         "episode-7.mp4",
         "episode-7.png",
         "episodes.jsonl",

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from emu_embodied.errors import ConfigError, EmuEmbodiedError
 
 HELP = ("-h", "--help", "help")
+FIRST = {"report": "run"}  # verb -> the key whose value its first word may be, without `key=`
 
 
 class Terminated(KeyboardInterrupt):
@@ -74,12 +75,19 @@ def _dispatch(arguments: list[str]) -> None:
     elif any(word in HELP for word in arguments[1:]):
         print(_verb_help(arguments[0], known, [word for word in arguments[1:] if word not in HELP]))
     else:
-        config = compose_config(_module(arguments[0]), arguments[1:])
+        config = compose_config(_module(arguments[0]), _named(arguments[0], arguments[1:]))
         importlib.import_module(f"{__name__}.{_module(arguments[0])}").run(config)
 
 
 def _module(verb: str) -> str:
     return verb.replace("-", "_")
+
+
+def _named(verb: str, words: list[str]) -> list[str]:
+    """The words, with its key before a first one that has none."""
+    if verb not in FIRST or not words or "=" in words[0]:
+        return words
+    return ["{}='{}'".format(FIRST[verb], words[0].replace("'", "\\'")), *words[1:]]
 
 
 def _overview(known: dict[str, str]) -> str:

@@ -2,7 +2,7 @@
 
 The model is asked what would happen; the simulator decides what did. `agent=oracle` gives the same planner the true
 simulator to imagine in, `agent=random` and `agent=expert` are the controls. An evaluation that was stopped goes on with
-`resume=FOLDER` and the same settings.
+`resume=FOLDER` and the same settings. `emu-embodied report` makes a page of the folder.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ def run(config: DictConfig) -> None:
         **summary,
         "success": {str(row["seed"]): row["success"] for row in rows},
         "seeds": seeds,
+        "config": OmegaConf.to_container(config),
         "settings": asdict(settings)
         | {"passes": config.passes, "engine": _engine_name(player), "workers": config.workers},
         "versions": {name: metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},
@@ -96,8 +97,9 @@ def _model_maker(config: DictConfig):
 
 
 def _show(console: Console, folder: Path, pictured: list[int], run) -> None:
-    """Prints an episode's line, and makes its picture and video if it is among the first."""
+    """Prints an episode's line, and makes its picture, video and record if it is among the first."""
     from emu_embodied.rollouts.pictures import strip, video
+    from emu_embodied.rollouts.record import save_record
 
     row, seconds = run.row(), sum(run.plan_seconds) / max(1, len(run.plan_seconds))
     ending = f"done in {row['steps']} steps" if run.success else f"not done, {row['end_cm']:.1f} cm left"
@@ -106,6 +108,7 @@ def _show(console: Console, folder: Path, pictured: list[int], run) -> None:
     if run.seed in pictured:
         strip(run.frames, run.imagined, folder / f"episode-{run.seed}.png", run.instruction)
         video(run.frames, run.imagined, folder / f"episode-{run.seed}.mp4", run.instruction)
+        save_record(folder / f"episode-{run.seed}", run)
 
 
 def _report(console: Console, folder: Path, summary: dict, engine: str) -> None:

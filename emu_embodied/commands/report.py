@@ -1,0 +1,72 @@
+"""Makes one HTML page of a planned run: real, imagined and their difference, with what each plan was chosen among.
+
+`emu-embodied report RUN`, where RUN is a folder that `emu-embodied plan` wrote. The page needs nothing but itself.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+
+def run(config: DictConfig) -> None:
+    """Writes the page and prints where it is.
+
+    Raises:
+        DatasetError: the folder is no planned run, or has no recorded episode.
+        CheckpointError: a damaged file, or a disk that does not take the page.
+    """
+    from emu_embodied.rollouts.report import read_run, write_report
+
+    folder = Path(str(config.run))
+    out = folder / "report.html" if config.out is None else Path(str(config.out))
+    found = read_run(folder)
+    write_report(found, out, plan_command(found.result.get("config")))
+    print(f"report: {out}, {out.stat().st_size / 1e6:.1f} MB, {len(found.records)} episodes; open it in a browser")
+
+
+def plan_command(config: Any) -> str:
+    """The `emu-embodied plan` that has this configuration, without what is as by default; empty if there is none."""
+    from emu_embodied.commands._config import group_options
+
+    if not isinstance(config, dict):
+        return ""
+    words: list[str] = []
+    for group, options in group_options("plan").items():  # the option that leaves the least to say, if one does
+        tries = [words, *([*words, f"{group}={option}"] for option in options)]
+        words = min(tries, key=lambda words: len(_beyond(config, words)))
+    rest = {key: value for key, value in _beyond(config, words).items() if key not in ("out", "resume")}
+    words += [f"{key}={_quoted(value)}" for key, value in rest.items()]
+    return " ".join(["emu-embodied", "plan", *map(shlex.quote, words)])
+
+
+def _beyond(config: dict[str, Any], words: list[str]) -> dict[str, Any]:
+    """The leaves of a configuration that these words do not give it."""
+    from emu_embodied.commands._config import compose_config
+
+    given = dict(_leaves(OmegaConf.to_container(compose_config("plan", words, complete=False))))
+    return {key: value for key, value in _leaves(config) if key not in given or given[key] != value}
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _quoted(value: Any) -> str:
+    """A value as Hydra's override syntax has it."""
+    if isinstance(value, list):
+        return f"[{','.join(map(_quoted, value))}]"
+    if not isinstance(value, str):
+        return json.dumps(value)
+    plain = re.fullmatch(r"[A-Za-z_./][\w./-]*", value) and value.lower() not in ("null", "true", "false", "nan", "inf")
+    return value if plain else "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
