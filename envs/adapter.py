@@ -150,6 +150,10 @@ class AdaptedEnv(gymnasium.Env):
         self._check("reward", reward)
         return reward
 
+    def scaled(self, inner_action: np.ndarray) -> np.ndarray:
+        """The action (A,) in [-1, 1] that stands for one of the inner env's, clipped."""
+        return np.clip(2 * (inner_action - self._low) / (self._high - self._low) - 1, -1, 1)
+
     def points(self) -> tuple[np.ndarray, np.ndarray]:
         """Where the reading's points are: (P, 3) float64 in m, and their yaw (P,) in rad, 0 where they have none."""
         places, yaws = [], []

@@ -97,7 +97,7 @@ REACHER = Reading(
     extra="",
     sentence="Move the fingertip to the red target.",
     fps=50,
-    camera={"lookat": (0, 0, 0), "distance": 0.78, "azimuth": 90, "elevation": -90},
+    camera={"lookat": (0, 0, 0), "distance": 0.62, "azimuth": 90, "elevation": -90},
     points={"fingertip": ("body", "fingertip"), "target": ("body", "target")},
     success=_near(0, 1, REACHED_M),
     agent=_reacher_agent,
@@ -113,7 +113,7 @@ PUSHER = Reading(
     extra="",
     sentence="Push the white cylinder onto the red disc.",
     fps=20,
-    camera={"lookat": (0.35, -0.15, -0.3), "distance": 1.35, "azimuth": 90, "elevation": -60},
+    camera={"lookat": (0.42, -0.3, -0.2), "distance": 1.5, "azimuth": 90, "elevation": -70},
     points={"tips": ("body", "tips_arm"), "object": ("body", "object"), "goal": ("body", "goal")},
     success=_near(1, 2, PUSHED_M),
     agent=lambda env, model, data: data.qpos[:7].copy(),
@@ -165,14 +165,14 @@ _FETCH = dict(
 FETCH_REACH = Reading(
     make=_fetch("FetchReach-v4"),
     sentence="Move the gripper to the red mark.",
-    camera={"lookat": (1.3, 0.75, 0.55), "distance": 1.1, "azimuth": 132, "elevation": -24},
+    camera={"lookat": (1.3, 0.75, 0.55), "distance": 1.05, "azimuth": 132, "elevation": -24},
     points={"gripper": ("site", "robot0:grip"), "target": lambda env: env.goal},
     **_FETCH,
 )
 FETCH_PUSH = Reading(
     make=_fetch("FetchPush-v4"),
     sentence="Push the block to the red mark.",
-    camera={"lookat": (1.3, 0.75, 0.45), "distance": 0.95, "azimuth": 132, "elevation": -40},
+    camera={"lookat": (1.32, 0.75, 0.45), "distance": 0.85, "azimuth": 132, "elevation": -45},
     points={"gripper": ("site", "robot0:grip"), "block": ("site", "object0"), "target": lambda env: env.goal},
     **_FETCH,
 )
@@ -244,6 +244,7 @@ def _metaworld(task: str) -> gymnasium.Env:
     from metaworld.env_dict import ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE
 
     env = ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE[f"{task}-goal-observable"](seed=0)
+    env.model.camera(METAWORLD.camera).pos[:] = (0.75, 0.075, 0.7)  # nearer, as LeRobot has it
     env.max_path_length = sys.maxsize  # it would refuse control step 501
     return env
 
