@@ -14,7 +14,7 @@ import numpy as np
 
 from emu_embodied.envs.checks import check_action, check_names
 from emu_embodied.envs.closing import close_at_exit
-from emu_embodied.envs.readings import READINGS, Reading, simulator
+from emu_embodied.envs.readings import READINGS, ROBOTS, Reading, simulator
 from emu_embodied.errors import EmuEmbodiedError, InputError, SimulationError
 from emu_embodied.types import AGENT_POS, IS_SUCCESS, PIXELS
 
@@ -89,6 +89,7 @@ class AdaptedEnv(gymnasium.Env):
         self.metadata = {**self.metadata, "render_fps": max(1, round(reading.fps / self.config.control_steps))}
         self.inner = reading.make(task)
         self.task_name, self.agent_names, self.action_names = task, reading.agent_names, reading.action_names
+        self.robots = tuple(name for name in reading.points if name in ROBOTS)
         parts = tuple(f"{name}.{part}" for name in reading.points for part in ("x", "y", "z", "yaw"))
         self.state_names = (*parts, *(f"agent.{name}" for name in reading.agent_names), *reading.detail_names)
         box = self.inner.action_space

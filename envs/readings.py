@@ -172,7 +172,7 @@ FETCH_REACH = Reading(
 FETCH_PUSH = Reading(
     make=_fetch("FetchPush-v4"),
     sentence="Push the block to the red mark.",
-    camera={"lookat": (1.32, 0.75, 0.45), "distance": 0.85, "azimuth": 132, "elevation": -45},
+    camera={"lookat": (1.3, 0.75, 0.45), "distance": 0.9, "azimuth": 170, "elevation": -48},
     points={"gripper": ("site", "robot0:grip"), "block": ("site", "object0"), "target": lambda env: env.goal},
     **_FETCH,
 )
@@ -285,6 +285,7 @@ METAWORLD = Reading(
     tasks=_metaworld_tasks,
 )
 
+ROBOTS = ("fingertip", "tips", "gripper", "left", "right", "hand")  # points that are the robot's own
 READINGS = {
     "reacher": REACHER,
     "pusher": PUSHER,

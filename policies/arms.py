@@ -23,7 +23,7 @@ class Straying:
 
     def __init__(self, style: str, size: int, strength: float, rng: np.random.Generator) -> None:
         self.style, self.strength, self.rng = style, strength, rng
-        self.noise = {"expert": 0.05, "noisy": 0.15, "random": 0.0}[style] * min(1.0, 2 * strength)
+        self.noise = {"expert": 0.05, "noisy": 0.15, "random": 0.0}[style] * min(1.0, 2 * strength) ** 2
         self.drift = rng.normal(0, 0.5, size)
         self.wandering, self.steps_left = style == "random", 0
 
@@ -45,7 +45,12 @@ class Straying:
 
 
 def reach_with_two_links(
-    joints: np.ndarray, speeds: np.ndarray, target: np.ndarray, seconds: float, links=(10.0, 11.0), torque: float = 200.0
+    joints: np.ndarray,
+    speeds: np.ndarray,
+    target: np.ndarray,
+    seconds: float,
+    links=(10.0, 11.0),
+    torque: float = 200.0,
 ) -> np.ndarray:
     """Torques (2,) that bring a planar arm's tip to the target (2,): the inverse kinematics, and a critically damped spring.
 
@@ -92,8 +97,8 @@ def push_on_table(hand: np.ndarray, block: np.ndarray, target: np.ndarray, step:
 
 
 class ForkPusher:
-    """Pusher-v5's arm: turns to the object, lowers its fork before it, and pushes outwards. A heuristic: it hits the object more
-    often than it brings it home."""
+    """Pusher-v5's arm: turns to the object, lowers its fork before it, and pushes outwards. A heuristic: it
+    hits the object, and seldom brings it home."""
 
     BASE, UPPER, FOREARM, OFFSET, TABLE = np.array([0.0, -60.0]), 40.0, 32.1, 10.0, -27.5
 
@@ -139,7 +144,7 @@ class HandOver:
     """
 
     SHOULDER_X, MIDDLE_Y, SHOULDER_Z = 46.9, 50.0, 12.7
-    UPPER, FOREARM, WRIST, FINGERS = np.array([5.955, 30.0]), 30.0, 6.97, 10.0
+    UPPER, FOREARM, WRIST, FINGERS = np.array([5.955, 30.0]), 30.0, 6.97, 12.0
     MEET = np.array([0.0, 50.0, 28.0])
 
     def __init__(self, seconds: float) -> None:
@@ -151,21 +156,19 @@ class HandOver:
         if self.cube is None:
             self.cube = cube.copy()
         self.time += self.seconds
-        table, up = np.array([0, 0, 1.0]), np.array([0, 0, 12.0])
-        took = np.array([self.cube[0], self.cube[1], 2.0])
+        took, up = np.array([*self.cube[:2], 3.4]), np.array([0, 0, 12.0])
         right = (  # until when (s), where, pitch, opening
-            (1.2, took + up, 1.1, 1.0),
-            (2.2, took + 0 * table, 1.1, 1.0),
-            (3.0, took, 1.1, 0.0),
-            (4.0, took + up, 0.8, 0.0),
-            (6.0, self.MEET, 0.0, 0.0),
-            (7.6, self.MEET, 0.0, 0.0),
+            (1.1, took + up, 1.1, 1.0),
+            (2.1, took, 1.1, 1.0),
+            (4.1, took, 1.1, 0.0),
+            (5.1, took + up, 0.8, 0.0),
+            (8.3, self.MEET, 0.0, 0.0),
             (99.0, self.MEET, 0.0, 1.0),
         )
         left = (
-            (3.0, self.MEET - (18.0, 0, 0), 0.0, 1.0),
-            (6.0, self.MEET - (12.0, 0, 0), 0.0, 1.0),
-            (7.0, self.MEET - (0.5, 0, 0), 0.0, 1.0),
+            (4.1, self.MEET - (18.0, 0, 0), 0.0, 1.0),
+            (6.1, self.MEET - (12.0, 0, 0), 0.0, 1.0),
+            (7.1, self.MEET - (0.5, 0, 0), 0.0, 1.0),
             (99.0, self.MEET - (0.5, 0, 0), 0.0, 0.0),
         )
         return np.concatenate([self._arm(left, -1.0, 1.5), self._arm(right, 1.0, 0.0)])
@@ -180,7 +183,9 @@ class HandOver:
         upper = np.linalg.norm(self.UPPER)
         cosine = (wrist @ wrist - upper**2 - self.FOREARM**2) / (2 * upper * self.FOREARM)
         bend = np.arccos(np.clip(cosine, -1, 1))  # between the two links, 0 stretched
-        rise = np.arctan2(wrist[1], wrist[0]) + np.arctan2(self.FOREARM * np.sin(bend), upper + self.FOREARM * np.cos(bend))
+        rise = np.arctan2(wrist[1], wrist[0]) + np.arctan2(
+            self.FOREARM * np.sin(bend), upper + self.FOREARM * np.cos(bend)
+        )
         shoulder = np.arctan2(self.UPPER[1], self.UPPER[0]) - rise
         elbow = bend - rise - shoulder
         return np.array([np.arctan2(across, along), shoulder, elbow, 0.0, pitch - shoulder - elbow, roll, opening])

@@ -86,7 +86,7 @@ def _fetch(world: Any, style: str, rng: np.random.Generator) -> Act:
 
 
 def _aloha(world: Any, style: str, rng: np.random.Generator) -> Act:
-    mix, arms = Straying(style, 14, 0.25, rng), HandOver(1 / world.metadata["render_fps"])
+    mix, arms = Straying(style, 14, 0.15, rng), HandOver(1 / world.metadata["render_fps"])
     now = None
 
     def act(state: np.ndarray) -> np.ndarray:
@@ -101,7 +101,7 @@ def _aloha(world: Any, style: str, rng: np.random.Generator) -> Act:
 
 
 def _metaworld(world: Any, style: str, rng: np.random.Generator) -> Act:
-    from metaworld.policies import ENV_POLICY_MAP
+    from metaworld.policies import ENV_POLICY_MAP  # the env is there, so is the package
 
     mix, policy = Straying(style, 4, 0.6, rng), ENV_POLICY_MAP[world.task_name]()
 
