@@ -245,6 +245,7 @@ def _metaworld(task: str) -> gymnasium.Env:
 
     env = ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE[f"{task}-goal-observable"](seed=0)
     env.model.camera(METAWORLD.camera).pos[:] = (0.75, 0.075, 0.7)  # nearer, as LeRobot has it
+    env._freeze_rand_vec, env.seeded_rand_vec = False, True  # or every episode would be the first
     env.max_path_length = sys.maxsize  # it would refuse control step 501
     return env
 
