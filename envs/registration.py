@@ -59,6 +59,19 @@ if "emu_embodied/TabletopPush-v0" not in registry:
 if "emu_embodied/PushT-v0" not in registry:
     register("emu_embodied/PushT-v0", "emu_embodied.envs.pusht:PushTEnv", max_episode_steps=60)
 
+# name in `readings.READINGS` -> id, actions an episode
+ADAPTED = {
+    "reacher": ("emu_embodied/Reacher-v0", 20),
+    "pusher": ("emu_embodied/Pusher-v0", 50),
+    "fetch_reach": ("emu_embodied/FetchReach-v0", 20),
+    "fetch_push": ("emu_embodied/FetchPush-v0", 40),
+    "aloha": ("emu_embodied/AlohaTransferCube-v0", 40),
+    "metaworld": ("emu_embodied/MetaWorld-v0", 60),
+}
+for _world, (_id, _steps) in ADAPTED.items():
+    if _id not in registry:
+        register(_id, "emu_embodied.envs.adapter:AdaptedEnv", max_episode_steps=_steps, kwargs={"world": _world})
+
 if "emu_embodied/Imagined-v0" not in registry:
     register(
         "emu_embodied/Imagined-v0",

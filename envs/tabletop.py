@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import atexit
-import functools
 import itertools
-import weakref
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -15,6 +12,7 @@ import mujoco
 import numpy as np
 
 from emu_embodied.envs.checks import check_action
+from emu_embodied.envs.closing import close_at_exit
 from emu_embodied.envs.tasks import COLOURS, OBJECTS, UNSEEN_COLOUR, Task, all_tasks, parse_task
 from emu_embodied.errors import InputError, SimulationError
 from emu_embodied.types import AGENT_POS, IS_SUCCESS, PIXELS
@@ -204,7 +202,7 @@ class TabletopPushEnv(gymnasium.Env):
         """Renders the camera as (size, size, 3) uint8."""
         if size not in self._renderers:
             self._renderers[size] = mujoco.Renderer(self.model, size, size)
-            _close_at_exit().add(self)
+            close_at_exit(self)
             for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
                 self._renderers[size].scene.flags[flag] = False
         mujoco.mj_kinematics(self.model, self.data)  # mj_step leaves the bodies' poses one substep behind their joints
@@ -345,19 +343,3 @@ def _check_pose(field: str, pose: Any, length: int, bound: float) -> np.ndarray:
     if array.shape != (length,) or not np.isfinite(array).all() or np.abs(array[:2]).max() > bound:
         raise InputError(field, pose, f"give {length} finite numbers, x and y within {bound:g} cm of the middle")
     return array
-
-
-@functools.cache
-def _close_at_exit() -> weakref.WeakSet[TabletopPushEnv]:
-    """The envs whose renderers are open; they are closed at exit, before MuJoCo's own exit handler ends OpenGL.
-
-    Handlers run in reverse: MuJoCo registers its own with the first context, so call this after a renderer was made.
-    """
-    opened: weakref.WeakSet[TabletopPushEnv] = weakref.WeakSet()
-
-    def close_all() -> None:
-        for env in list(opened):
-            env.close()
-
-    atexit.register(close_all)
-    return opened

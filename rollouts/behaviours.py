@@ -11,9 +11,11 @@ import numpy as np
 from emu_embodied.envs.tasks import OBJECTS
 from emu_embodied.envs.tee import BOXES_CM, PUSHER_CM, REACH_CM, STEP_CM
 from emu_embodied.errors import DatasetError
+from emu_embodied.policies.arms import ForkPusher, HandOver, Straying, move_to, push_on_table, reach_with_two_links
 from emu_embodied.policies.pusht import TeeCollector, TeeConfig
 from emu_embodied.policies.scripted import Collector
 
+FETCH_CM = 5.0  # the gripper's largest displacement per axis and control step
 Act = Callable[[np.ndarray], np.ndarray]  # a state (E,) as in info["environment_state"] -> an action (A,)
 
 
@@ -53,9 +55,72 @@ def _pusht(world: Any, style: str, rng: np.random.Generator) -> Act:
     return act
 
 
+def _reacher(world: Any, style: str, rng: np.random.Generator) -> Act:
+    mix, seconds = Straying(style, 2, 0.12, rng), 1 / world.metadata["render_fps"]
+
+    def act(state: np.ndarray) -> np.ndarray:
+        target, joints, speeds = state[4:6], state[8:10], state[10:12]
+        return mix.act(lambda: reach_with_two_links(joints, speeds, target, seconds))
+
+    return act
+
+
+def _pusher(world: Any, style: str, rng: np.random.Generator) -> Act:
+    mix, arm = Straying(style, 7, 0.5, rng), ForkPusher()
+
+    def act(state: np.ndarray) -> np.ndarray:
+        return mix.act(lambda: arm.act(state[12:19], state[19:26], state[4:6], state[8:10]))
+
+    return act
+
+
+def _fetch(world: Any, style: str, rng: np.random.Generator) -> Act:
+    mix, step = Straying(style, 4, 0.4, rng), FETCH_CM * world.config.control_steps
+
+    def act(state: np.ndarray) -> np.ndarray:
+        *places, _ = state.reshape(-1, 4)[:, :3].astype(np.float64)  # the last row is the agent's
+        expert = move_to if len(places) == 2 else push_on_table
+        return mix.act(lambda: np.append(expert(*places, step), 0.0))
+
+    return act
+
+
+def _aloha(world: Any, style: str, rng: np.random.Generator) -> Act:
+    mix, arms = Straying(style, 14, 0.15, rng), HandOver(1 / world.metadata["render_fps"])
+    now = None
+
+    def act(state: np.ndarray) -> np.ndarray:
+        nonlocal now
+        joints = state[12:26] if now is None else now
+        way = arms.act(state[8:11].astype(np.float64)) - joints
+        limit = np.where(np.arange(14) % 7 == 6, 0.5, 0.15)  # an arm that jumps throws the cube
+        now = joints + np.clip(way, -limit, limit)
+        return mix.act(lambda: world.scaled(now), world.scaled(state[12:26]))
+
+    return act
+
+
+def _metaworld(world: Any, style: str, rng: np.random.Generator) -> Act:
+    from metaworld.policies import ENV_POLICY_MAP  # the env is there, so is the package
+
+    mix, policy = Straying(style, 4, 0.6, rng), ENV_POLICY_MAP[world.task_name]()
+
+    def act(state: np.ndarray) -> np.ndarray:
+        return mix.act(lambda: policy.get_action(state[-39:].astype(np.float64)))
+
+    return act
+
+
+ARM = {"expert": 0.4, "noisy": 0.45, "random": 0.15}
 BEHAVIOURS = {
     "emu_embodied/TabletopPush-v0": Behaviour({"expert": 0.4, "noisy": 0.52, "random": 0.08}, _tabletop),
     "emu_embodied/PushT-v0": Behaviour({"expert": 0.35, "noisy": 0.6, "random": 0.05}, _pusht),
+    "emu_embodied/Reacher-v0": Behaviour(ARM, _reacher),
+    "emu_embodied/Pusher-v0": Behaviour(ARM, _pusher),
+    "emu_embodied/FetchReach-v0": Behaviour(ARM, _fetch),
+    "emu_embodied/FetchPush-v0": Behaviour(ARM, _fetch),
+    "emu_embodied/AlohaTransferCube-v0": Behaviour(ARM, _aloha),
+    "emu_embodied/MetaWorld-v0": Behaviour(ARM, _metaworld),
 }
 
 

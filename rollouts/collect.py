@@ -21,14 +21,17 @@ import numpy as np
 
 from emu_embodied.data.lerobot_files import SIDECAR
 from emu_embodied.data.lerobot_format import Names, read_notes
-from emu_embodied.errors import DatasetError
+from emu_embodied.errors import DatasetError, SimulationError
 from emu_embodied.rollouts.parts import STATISTICS, Part, check_settings, join_parts, locked, split, write_part
 from emu_embodied.types import ACTION, OBS_ENVIRONMENT_STATE, OBS_STATE, Episode
 
 EPISODES_PER_PART = 25
 STALL_SECONDS = 120.0  # a worker that finishes no episode for so long, and 2 s per step, is stuck
 MOVED_CM = 0.1  # an object that goes further than this in one model step was pushed
-PACKAGES = ("emu-embodied", "lerobot", "mujoco", "gym-pusht", "pymunk", "gymnasium", "numpy")
+PACKAGES = (
+    *("emu-embodied", "lerobot", "mujoco", "gymnasium", "numpy"),
+    *("gym-pusht", "pymunk", "gymnasium-robotics", "gym-aloha", "dm-control", "metaworld"),
+)
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ class CollectSummary:
         success: share in [0, 1] of episodes that reach their instruction's goal at some time.
         complete: False after an interruption.
         recorded: episodes that this call recorded; the others were there.
+        failed: episodes left out because the simulator failed; `meta/emu_embodied.json` has their seeds and reasons.
     """
 
     episodes: int
@@ -76,6 +80,7 @@ class CollectSummary:
     success: float
     complete: bool
     recorded: int = 0
+    failed: int = 0
 
 
 def collect(
@@ -91,7 +96,8 @@ def collect(
     """Records a dataset, or what is missing of it.
 
     Workers write parts of 25 episodes to `<root>.parts`; a kill loses the parts in flight, and a second call goes on
-    with the others. At the end, and at Ctrl-C, the finished parts are joined at `root`. Same settings, same data.
+    with the others. At the end, and at Ctrl-C, the finished parts are joined at `root`. Same settings, same data. An episode
+    whose simulator leaves the numbers is left out and listed; the others stay.
 
     Args:
         env_id, env_options, episodes, steps, seed: see `CollectSettings`.
@@ -103,9 +109,9 @@ def collect(
         What the dataset holds; `recorded` is 0 where it was complete before.
 
     Raises:
-        DatasetError: an episode that failed or a worker that died (naming its seed; finished parts stay), settings
-            other than those of the dataset begun at `root`, a folder at `root` that is something else, or a second
-            collector at work on it.
+        DatasetError: an episode that raised, a part whose episodes all failed, or a worker that died (naming its seed;
+            finished parts stay), settings other than those of the dataset begun at `root`, a folder at `root` that is
+            something else, or a second collector at work on it.
         KeyboardInterrupt: after the finished parts were joined.
     """
     settings = CollectSettings(env_id, dict(env_options), episodes, steps, seed)
@@ -150,8 +156,10 @@ def _join(settings: CollectSettings, parts: list[Part], folder: Path, root: Path
     if not done:
         return None
     totals = {"episodes": 0, "frames": 0, "steps": 0, "moving_steps": 0, "successes": 0}
+    failures: list[list[Any]] = []
     for part in done:
         statistics = read_notes(folder / part.name / STATISTICS)
+        failures += statistics.get("failures", [])
         totals = {name: count + statistics[name] for name, count in totals.items()}
     summary = CollectSummary(
         totals["episodes"],
@@ -159,8 +167,9 @@ def _join(settings: CollectSettings, parts: list[Part], folder: Path, root: Path
         totals["moving_steps"] / totals["steps"],
         totals["successes"] / totals["episodes"],
         len(done) == len(parts),
+        failed=len(failures),
     )
-    notes = {"settings": asdict(settings), "summary": asdict(summary)}
+    notes = {"settings": asdict(settings), "summary": asdict(summary)} | ({"failures": failures} if failures else {})
     join_parts(done, folder, root, notes, PACKAGES)
     return summary
 
@@ -276,7 +285,12 @@ def _work(pipe: connection.Connection, settings: CollectSettings, folder: Path) 
 
         options = {**settings.env_options, "terminate_on_success": False}
         env = gymnasium.make(settings.env_id, max_episode_steps=-1, **options)
-        names = {OBS_STATE: ("x", "y"), OBS_ENVIRONMENT_STATE: env.unwrapped.state_names, ACTION: ("dx", "dy")}
+        world = env.unwrapped
+        names = {
+            OBS_STATE: getattr(world, "agent_names", ("x", "y")),
+            OBS_ENVIRONMENT_STATE: world.state_names,
+            ACTION: getattr(world, "action_names", ("dx", "dy")),
+        }
         while (part := pipe.recv()) is not None:
             _record_part(env, part, settings, names, folder, pipe.send)
             pipe.send(("part", part.index))
@@ -300,25 +314,38 @@ def _record_part(
     """Writes one part; its folder gets its name only when all of it is on the disk."""
     from emu_embodied.rollouts.episodes import collect_episode
 
-    totals = {"episodes": part.count, "frames": 0, "steps": 0, "moving_steps": 0, "successes": 0}
+    totals = {"episodes": 0, "frames": 0, "steps": 0, "moving_steps": 0, "successes": 0}
+    robots, failures = getattr(env.unwrapped, "robots", ("pusher",)), []
 
     def episodes() -> Iterator[Episode]:
         for seed in range(settings.seed + part.first, settings.seed + part.first + part.count):
             tell(("episode", seed))
-            episode = collect_episode(env, seed, settings.steps)
+            try:
+                episode = collect_episode(env, seed, settings.steps)
+            except SimulationError as error:
+                failures.append([seed, str(error)])
+                totals["failures"] = failures
+                tell(("recorded", 1))
+                continue
+            totals["episodes"] += 1
             totals["frames"] += len(episode.pixels)
             totals["steps"] += len(episode.actions)
-            totals["moving_steps"] += moving_steps(episode.states, names[OBS_ENVIRONMENT_STATE])
+            totals["moving_steps"] += moving_steps(episode.states, names[OBS_ENVIRONMENT_STATE], robots)
             totals["successes"] += int(episode.successes.any())
             yield episode
             tell(("recorded", 1))
+        if len(failures) == part.count:
+            raise SimulationError(f"{part.count} of {part.count} episodes", failures[-1][1], "none is left to record")
 
     write_part(part, folder, episodes(), names, env.unwrapped.metadata["render_fps"], totals)
 
 
-def moving_steps(states: np.ndarray, names: tuple[str, ...]) -> int:
-    """How many of the steps between states (T + 1, E), named "object.x" and so on, move an object by over 0.1 cm."""
-    columns = [i for i, name in enumerate(names) if name.endswith((".x", ".y")) and not name.startswith("pusher.")]
+def moving_steps(states: np.ndarray, names: tuple[str, ...], robots: tuple[str, ...] = ("pusher",)) -> int:
+    """How many of the steps between states (T + 1, E), named "object.x" and so on, move a thing, no robot, over 0.1 cm."""
+    others = (*robots, "agent")
+    columns = [
+        i for i, name in enumerate(names) if name.endswith((".x", ".y")) and name.partition(".")[0] not in others
+    ]
     positions = states[:, columns].reshape(len(states), -1, 2)
     return int((np.linalg.norm(np.diff(positions, axis=0), axis=-1) > MOVED_CM).any(-1).sum())
 

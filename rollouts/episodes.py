@@ -68,6 +68,10 @@ def record_frames(env_id: str, env_options: dict, seeds: range, steps: int) -> F
         successes=padded("successes", last="repeat"),
         episode_starts=np.arange(len(episodes) + 1) * rows,
         instructions=tuple(e.instruction for e in episodes),
-        names={"state": list(env.unwrapped.state_names), "action": ["x", "y"], "agent_pos": ["x", "y"]},
+        names={
+            "state": list(env.unwrapped.state_names),
+            "action": list(getattr(env.unwrapped, "action_names", ("x", "y"))),
+            "agent_pos": list(getattr(env.unwrapped, "agent_names", ("x", "y"))),
+        },
         fps=env.metadata["render_fps"],
     )

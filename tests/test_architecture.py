@@ -52,9 +52,13 @@ ALLOWED = {
 DOORS = ("commands", "envs.registration", "policies.lerobot_plugin", "")
 # Heavy libraries -> the modules that may import them outside functions.
 HEAVY = {
-    "mujoco": ("envs.tabletop",),
+    "mujoco": ("envs.tabletop", "envs.adapter"),
     "gym_pusht": ("envs.pusht",),
     "pymunk": (),
+    "gymnasium_robotics": (),
+    "gym_aloha": (),
+    "dm_control": (),
+    "metaworld": (),
     "lerobot": ("policies.lerobot_plugin",),
     "stable_worldmodel": (),
     "tensorrt": (),

@@ -120,7 +120,7 @@ def test_a_real_token_model_gets_every_row(tmp_path):
 
 
 def moving_squares(episodes: int = 30, length: int = 12):
-    """Episodes in which the action moves a red square, by up to 6 px."""
+    """Episodes of 32 px in which the action moves a red square, by up to 6 of 64 px."""
     from dataclasses import replace
 
     base, rng = held_out(episodes, length), np.random.default_rng(0)
@@ -134,21 +134,21 @@ def moving_squares(episodes: int = 30, length: int = 12):
         (x, y), spot = place.round().astype(int), ((place.round() - 32) / 32 * WORLD.position_scale)
         pixels[f, y - 4 : y + 4, x - 4 : x + 4] = WORLD.objects["red"]
         states[f, 1] = (*spot, 0, 1)
-    return replace(base, pixels=pixels, actions=actions, states=states.reshape(len(pixels), -1))
+    return replace(base, pixels=pixels[:, ::2, ::2].copy(), actions=actions, states=states.reshape(len(pixels), -1))
 
 
 def test_probes_learn_to_read_frames_and_are_kept(tmp_path):
     cache, said = moving_squares(), []
-    loop = LoopConfig(120, 4e-3, warmup=10, average=0.9, log_every=60, save_every=60)
+    loop = LoopConfig(200, 6e-3, warmup=10, average=0.9, log_every=100, save_every=100)
     job = {"batch": 32, "held_out": 5, "report": said.append}
     path = train_probes(cache, ("red",), WORLD.position_scale, loop, tmp_path, **job)
     probes = load_probes(path)
     assert probes.floors["state_px"] < 2 and probes.floors["presence_wrong"] == 0  # guessing the middle: about 12
-    assert probes.floors["action"] < 0.25  # guessing zero: 0.5
+    assert probes.floors["action"] < 0.35  # guessing zero: 0.45
     places, present = probes.objects(cache.pixels[:3])
     assert places.shape == (3, 1, 2) and present.all() and probes.features(cache.pixels[:3]).shape == (3, 256)
-    with pytest.raises(InputError, match="64 x 64"):
-        probes.objects(np.zeros((1, 32, 32, 3), np.uint8))
+    with pytest.raises(InputError, match="32 x 32"):
+        probes.objects(np.zeros((1, 64, 64, 3), np.uint8))
     config = json.loads((path / "config.json").read_text())
     assert config["training"]["held_out"] == 5 and config["floors"] == probes.floors
     with pytest.raises(DatasetError, match="held out"):

@@ -35,6 +35,8 @@ def run(config: DictConfig) -> None:
         raise
     if summary.recorded == 0:
         print(f"collect: {root} was complete already")
+    if summary.failed:
+        print(f"collect: {summary.failed} episodes are left out, their simulator failed: see meta/emu_embodied.json")
     print(
         f"collect: {root} holds {summary.episodes} episodes, {summary.frames} frames; "
         f"{summary.moving_steps:.0%} of the steps move an object, {summary.success:.0%} of the episodes succeed"

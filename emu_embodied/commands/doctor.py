@@ -30,6 +30,9 @@ REQUIRED = {
 }
 OPTIONAL = {
     "gym_pusht": ("gym-pusht",),
+    "gymnasium_robotics": ("gymnasium-robotics",),
+    "gym_aloha": ("gym-aloha",),
+    "metaworld": ("metaworld",),
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
     "tensorrt": ("tensorrt", "tensorrt-cu12", "tensorrt-cu13"),
     "tensorrt_rtx": ("tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu12-bindings"),
