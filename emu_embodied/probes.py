@@ -90,17 +90,20 @@ class StateProbe(nn.Module):
 
 
 class InverseDynamics(nn.Module):
-    """Two frames to the action between them."""
+    """Two frames to the action between them: both are read alike, and what changed is compared."""
 
     def __init__(self, config: ProbeConfig) -> None:
         super().__init__()
         self.config = config
-        self.reader = FrameReader(6, config.width, config.points)
-        self.heads = nn.Sequential(nn.Linear(self.reader.features, 256), nn.GELU(), nn.Linear(256, config.action_dim))
+        self.reader = FrameReader(3, config.width, config.points)
+        self.heads = nn.Sequential(
+            nn.Linear(2 * self.reader.features, 256), nn.GELU(), nn.Linear(256, config.action_dim)
+        )
 
     def forward(self, frames: torch.Tensor, next_frames: torch.Tensor) -> torch.Tensor:
         """Actions (B, A) in [-1, 1] that led from frames (B, H, W, 3) uint8 to the next ones."""
-        return self.heads(self.reader(torch.cat([_planes(frames), _planes(next_frames)], 1)))
+        before, after = self.reader(_planes(torch.cat([frames, next_frames]))).chunk(2)
+        return self.heads(torch.cat([before, 8 * (after - before)], -1))
 
 
 class Probes:
