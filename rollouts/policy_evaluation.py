@@ -12,7 +12,7 @@ import torch
 
 from emu_embodied.errors import ConfigError, SimulationError
 from emu_embodied.metrics import bootstrap_interval, wilson_interval
-from emu_embodied.rollouts.goals import MAX_STEPS, expert_policy
+from emu_embodied.rollouts.goals import MAX_STEPS
 from emu_embodied.rollouts.journal import append, open_journal
 from emu_embodied.rollouts.worlds import DreamtWorlds, Moment, RealWorlds
 
@@ -111,29 +111,6 @@ class RandomAgent:
     def act(self, moment: Moment) -> np.ndarray:
         """See `Agent`."""
         return np.stack([rng.uniform(self._space.low, self._space.high) for rng in self._rngs])
-
-
-class ExpertAgent:
-    """The scripted expert, which reads the simulator's truth."""
-
-    def check(self, worlds: Worlds) -> None:
-        """See `Agent`.
-
-        Raises:
-            ConfigError: dreams, which have no truth to read.
-        """
-        if not isinstance(worlds, RealWorlds):
-            raise ConfigError(
-                "policy", "expert", "it reads the simulator's truth, which dreams do not have: choose world=real"
-            )
-
-    def begin(self, worlds: Worlds, seeds: Sequence[int]) -> None:
-        """See `Agent`."""
-        self._acts = [expert_policy(env) for env in worlds.envs]
-
-    def act(self, moment: Moment) -> np.ndarray:
-        """See `Agent`."""
-        return np.stack([act() for act in self._acts])
 
 
 def play_batch(worlds: Worlds, agent: Agent, seeds: Sequence[int], max_steps: int) -> list[PolicyRun]:

@@ -62,13 +62,14 @@ class RealWorlds:
 
     Attributes:
         envs: those of the present episodes.
+        objects: whose places the states of 3 values an object tell: x, y and presence.
         action_space: of one of them.
         shapes: what LeRobot's policies may ask for: feature -> the shapes that there are.
     """
 
     def __init__(self, env_id: str, options: Mapping[str, Any], objects: Sequence[str] = ()) -> None:
         self._made = [make_real(env_id, options)]
-        self._job, self.envs = (env_id, options), self._made
+        self._job, self.envs, self.objects = (env_id, options), self._made, tuple(objects)
         env = self._made[0]
         self.action_space, names = env.action_space, list(env.unwrapped.state_names)
         dreamt = [f"{name}.{part}" for name in objects for part in ("x", "y", "present")]
@@ -115,7 +116,7 @@ class DreamtWorlds:
         env_id, options: of `gymnasium.make`, for the starts.
 
     Attributes:
-        action_space, shapes: as in `RealWorlds`; objects have no yaw here.
+        action_space, shapes, objects: as in `RealWorlds`; objects have no yaw here.
 
     Raises:
         ConfigError: a model of another world.
@@ -126,7 +127,7 @@ class DreamtWorlds:
         known = getattr(getattr(model, "world", None), "env_id", env_id)
         if known != env_id:
             raise ConfigError("checkpoint", known or "a model of an unknown world", f"give a model of {env_id}")
-        self.model, self._real = model, make_real(env_id, options)
+        self.model, self.objects, self._real = model, tuple(model.objects), make_real(env_id, options)
         self._starts = Starts(model, self._real)
         self.action_space = self._starts.action_space
         self.shapes = _shapes(self._starts.observation_space, [3 * len(model.objects)] if model.objects else [])

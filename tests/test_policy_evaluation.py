@@ -16,10 +16,10 @@ from emu_embodied.checkpoint import save_checkpoint
 from emu_embodied.commands import main
 from emu_embodied.errors import CheckpointError, ConfigError, InputError, SimulationError
 from emu_embodied.rollouts import lerobot_policy
+from emu_embodied.rollouts.experts import ExpertAgent
 from emu_embodied.rollouts.imagine import ImagineSettings, imagine
 from emu_embodied.rollouts.lerobot_policy import load_agent, planning_agent, policy_label
 from emu_embodied.rollouts.policy_evaluation import (
-    ExpertAgent,
     PolicySettings,
     RandomAgent,
     compare,
@@ -115,6 +115,37 @@ def test_an_expert_is_better_than_chance_in_the_real_world(real):
     assert expert["rate"] >= 0.8 > 0.3 >= random["rate"] and expert["return_mean"] > random["return_mean"]
     assert expert["wilson_95"][0] > random["wilson_95"][1] and expert["steps_median"] < 40
     assert all(row["steps"] < 40 or not row["success"] for row in rows["expert"])
+
+
+def test_an_expert_that_strays_is_worse_and_plays_in_dreams_too(real, dreams):
+    settings = replace(SETTINGS, world="real", batch=8, max_steps=40)
+    steps = [summarise(evaluate_policy(settings, range(8), real, ExpertAgent(stray))) for stray in (0.0, 0.7)]
+    assert steps[1]["return_mean"] < steps[0]["return_mean"]
+    moment = dreams.begin([3, 4])
+    agent = ExpertAgent()
+    agent.check(dreams)
+    agent.begin(dreams, [3, 4])
+    assert agent.act(moment).shape == (2, 2) and np.abs(agent.act(moment)).max() <= 1
+
+
+@pytest.mark.parametrize("yaw", [-2.0, 0.0, 1.0])
+def test_pushts_expert_reads_the_angle_from_the_tip(yaw):
+    """The same action from places as from the simulator's pose."""
+    pytest.importorskip("gym_pusht")
+    worlds = RealWorlds("emu_embodied/PushT-v0", {}, ("pusher", "T", "tip"))
+    agent, seen = ExpertAgent(), []
+    agent.check(worlds)
+    worlds.begin([1])
+    worlds.envs[0].unwrapped.reset(options={"pusher": (8, 8), "T": (-4, 3, yaw)})
+    moment = worlds.step(np.zeros((1, 2), np.float32))
+    agent.begin(worlds, [1])
+    act = agent._acts[0].act
+    agent._acts[0].act = lambda *poses: seen.append(poses) or act(*poses)
+    agent.act(moment)
+    pose = worlds.envs[0].unwrapped.poses()
+    np.testing.assert_allclose(seen[0][1], pose[1], atol=1e-4)
+    np.testing.assert_allclose(seen[0][0], pose[0, :2], atol=1e-4)
+    worlds.close()
 
 
 def test_both_worlds_start_alike(real, dreams, model):
@@ -302,7 +333,8 @@ def test_the_command_compares_worlds_and_goes_on(act, checkpoint, tmp_path, caps
     ("words", "message"),
     [
         (["policy=nowhere"], "policy: nowhere; give a folder"),
-        (["policy=expert"], "choose world=real"),
+        (["policy=expert", "stray=2"], "stray: 2"),
+        (["policy=random", "stray=0.5"], "stray: 0.5"),
         (["policy=random", "world=mars"], "world: mars"),
         (["policy=random", "checkpoint=nowhere"], "checkpoint: nowhere"),
         (["policy=random", "env=pusht", "checkpoint=nano-tabletop"], "checkpoint: emu_embodied/TabletopPush-v0"),

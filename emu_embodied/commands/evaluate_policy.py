@@ -85,23 +85,22 @@ def _check(config: DictConfig, worlds: tuple[str, ...]) -> None:
     for name, number in least.items():
         if config[name] < number:
             raise ConfigError(name, config[name], f"give a whole number of at least {number}")
-    if config.policy == "expert" and config.world != "real":
-        raise ConfigError(
-            "policy", "expert", "it reads the simulator's truth, which dreams do not have: choose world=real"
-        )
+    if config.stray and config.policy != "expert":
+        raise ConfigError("stray", config.stray, "only policy=expert strays")
 
 
 def _agent(config: DictConfig):
     """Who acts, and what names it."""
     from emu_embodied.loading import weights_label
     from emu_embodied.rollouts import lerobot_policy
-    from emu_embodied.rollouts.policy_evaluation import ExpertAgent, RandomAgent
+    from emu_embodied.rollouts.experts import ExpertAgent
+    from emu_embodied.rollouts.policy_evaluation import RandomAgent
 
     policy, device = str(config.policy), _device(config)
     if policy == "random":
         return RandomAgent(), policy
     if policy == "expert":
-        return ExpertAgent(), policy
+        return ExpertAgent(config.stray), f"{policy} stray={config.stray:g}"
     if policy == "emu_mpc":
         options = {"passes": config.passes, "engine": config.engine, "seed": config.seed}
         agent = lerobot_policy.planning_agent(str(config.checkpoint), device, **options)
