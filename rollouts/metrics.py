@@ -176,6 +176,7 @@ def probe_rows(rollouts: Rollouts, probes, k: int) -> list[Row]:
 @torch.inference_mode()
 def token_rows(model, truth: Truth, steps: int = 8) -> list[Row]:
     """Cross-entropy in nats a token of true next frames after true ones, of all tokens and of those that change."""
+    steps = min(steps, truth.length - START - 1)
     engine, codes = model.engine, tokenizer_codes(model.tokenizer, truth.pixels[:, : START + steps + 1])
     text = model.text.batch(truth.instructions, model.model.config.text_length, model.model.config.vocabulary.pad)
     actions, context = torch.from_numpy(truth.actions).to(codes.device), model.context_frames

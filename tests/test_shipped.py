@@ -9,6 +9,7 @@ import pytest
 import emu_embodied
 import emu_embodied.envs
 from emu_embodied.commands import main
+from emu_embodied.data.frame_cache import save_frame_cache
 from emu_embodied.loading import checkpoint_path
 from emu_embodied.rollouts.episodes import record_frames
 from emu_embodied.rollouts.quality import Truth, quick_quality
@@ -73,6 +74,33 @@ def test_evaluate_writes_its_table(tmp_path, capsys):
     assert flicker["value"] <= 1 and len(figures) >= 9
     assert (tmp_path / "worst-01.png").is_file() and "copy-last" in (tmp_path / "table.md").read_text()
     assert "copy-last" in capsys.readouterr().out
+
+
+def test_long_dreams_are_judged_by_probes_that_a_command_trains(tmp_path, capsys):
+    cache = record_frames("emu_embodied/TabletopPush-v0", {}, range(5_000_000, 5_000_004), 12)
+    save_frame_cache(tmp_path / "frames", cache)
+    few = ["probes.steps=3", "probes.batch=4", "probes.held_out=1"]
+    assert main(["train", "stage=probes", f"frames={tmp_path / 'frames'}", f"out={tmp_path / 'run'}", *few]) == 0
+    assert "evaluate probes=" in capsys.readouterr().out
+    words = [
+        f"checkpoint={NAME}",
+        "episodes=2",
+        "steps=12",
+        "planning=0",
+        "worst=0",
+        "horizon=4",
+        f"out={tmp_path / 'table'}",
+    ]
+    assert main(["evaluate", *words, "horizons=[1,8,32]", f"probes={tmp_path / 'run' / 'probes'}"]) == 0
+    rows = json.loads((tmp_path / "table" / "result.json").read_text())["rollouts"]
+    assert {row["step"] for row in rows} == {0, 1, 4, 8} and "probe-FD" in {row["metric"] for row in rows}
+    moving = next(row for row in rows if row["metric"] == "PSNR of what moves, dB" and row["step"] == 8)
+    assert moving["copy_last"] < moving["round_trip"]
+    assert "valid horizon" in (tmp_path / "table" / "table.md").read_text()
+    capsys.readouterr()
+    for word, message in (("horizons=[0]", "horizons"), (f"probes={tmp_path}", str(tmp_path))):
+        assert main(["evaluate", *words, word]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_a_damaged_checkpoint_is_refused_in_one_line(tmp_path, capsys):
