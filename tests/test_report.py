@@ -10,6 +10,8 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -379,3 +381,17 @@ def test_up_and_down_switch_episodes(page: str, tmp_path: Path):
             tab.press(key)
             tab.wait(f"{name}.startsWith('seed {seed},')")
         assert tab.faults == []
+
+
+def test_a_run_becomes_a_rerun_recording(planned: Path, tmp_path: Path, capsys):
+    pytest.importorskip("rerun")
+    out = tmp_path / "run.rrd"
+    assert main(["report", str(planned), f"rerun={out}", f"out={tmp_path / 'page.html'}"]) == 0
+    assert str(out) in capsys.readouterr().out and not list(tmp_path.glob(".*"))
+    done = subprocess.run([sys.executable, "-m", "rerun", "rrd", "print", str(out)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for seed in SEEDS:
+        for name in ("real", "imagined", "difference", "distance", "chosen", "candidates"):
+            assert re.search(rf"seed.{{1,4}}{seed}/[^\n]*{name}", done.stdout), (seed, name)
+    assert main(["report", str(planned), f"rerun={tmp_path / 'run.txt'}", f"out={tmp_path / 'page.html'}"]) == 2
+    assert "ends in .rrd" in capsys.readouterr().err

@@ -28,6 +28,11 @@ def run(config: DictConfig) -> None:
     out = folder / "report.html" if config.out is None else Path(str(config.out))
     found = read_run(folder)
     write_report(found, out, plan_command(found.result.get("config")))
+    if config.rerun is not None:
+        from emu_embodied.rollouts.rerun_export import write_rerun
+
+        write_rerun(found, Path(str(config.rerun)))
+        print(f"report: {config.rerun}, for the Rerun viewer")
     print(f"report: {out}, {out.stat().st_size / 1e6:.1f} MB, {len(found.records)} episodes; open it in a browser")
 
 
