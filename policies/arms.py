@@ -137,7 +137,7 @@ class ForkPusher:
 class HandOver:
     """ALOHA's two arms by waypoints: the right one takes the cube, lifts it to the middle, and the left one takes hold of it.
 
-    The arms' plane geometry is solved exactly, but nothing is felt: the right arm reaches for the cube and often lifts it, the
+    The arms' plane geometry is solved exactly, but nothing is felt: the right arm reaches for the cube and may lift it, the
     cube mostly slips on the way, and no transfer has been seen. It makes motion of both arms about the task, no demonstrations.
 
     Args:

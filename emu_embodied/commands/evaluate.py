@@ -74,7 +74,7 @@ def run(config: DictConfig) -> None:
     tables = quality.as_markdown(figures) + ("\n" + metrics.as_markdown(rows) if rows else "")
     (folder / "table.md").write_text(tables)
     if config.card:
-        add_card(checkpoint_path(config.checkpoint), _card(config, figures, model, cache.fps), result)
+        add_card(checkpoint_path(config.checkpoint), _card(config, figures, rows, model, cache.fps), result)
     _print(figures)
     pictures = quality.picture_worst(model, truth, config.worst, folder, horizon)
     print(f"evaluate: {folder / 'result.json'}, {folder / 'table.md'}" + (f", {pictures} pictures" if pictures else ""))
@@ -179,8 +179,9 @@ def _planning(config: DictConfig, env: DictConfig, episodes: int, folder: Path) 
     ]
 
 
-def _card(config: DictConfig, figures: list, model, fps: float) -> str:
+def _card(config: DictConfig, figures: list, rows: list, model, fps: float) -> str:
     """The model card: what it is, how it was made, how good it is."""
+    from emu_embodied.rollouts import metrics
     from emu_embodied.rollouts.quality import as_markdown
 
     sizes = {
@@ -203,6 +204,9 @@ Measured on {config.episodes} held-out episodes (seeds from {config.seed}) with 
 a 64 px frame, one step is {1 / fps:g} s:
 
 {as_markdown(figures)}
+Long dreams, k steps each:
+
+{metrics.as_markdown(rows)}
 """
 
 
