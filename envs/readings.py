@@ -135,7 +135,10 @@ def _fetch(name: str) -> Callable[[str], gymnasium.Env]:
         except ImportError as error:
             raise needed("robotics", error) from error
         gymnasium.register_envs(gymnasium_robotics)
-        return gymnasium.make(name, disable_env_checker=True).unwrapped
+        env = gymnasium.make(name, disable_env_checker=True).unwrapped
+        handle = env.model.body("robot0:mocap").id
+        env.model.geom_rgba[env.model.geom_bodyid == handle, 3] = 0  # green lines through the gripper: a tool, not the world
+        return env
 
     return make
 
