@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from emu_embodied.errors import ConfigError
 from emu_embodied.metrics import bootstrap_interval, frechet_distance, moving_psnr, psnr
 from emu_embodied.rollouts.quality import OpenLoop, Truth, tokenizer_codes
 
@@ -80,7 +82,9 @@ class Rollouts:
         return Row(metric, k, len(own), **figures, interval=bootstrap_interval(own, statistic) if len(own) else None)
 
 
-def rollout_table(model, truth: Truth, probes=None, horizons: tuple[int, ...] = HORIZONS) -> list[Row]:
+def rollout_table(
+    model, truth: Truth, probes=None, horizons: tuple[int, ...] = HORIZONS, lpips: bool = False
+) -> list[Row]:
     """All metrics of a model's dreams of held-out episodes.
 
     Args:
@@ -88,10 +92,16 @@ def rollout_table(model, truth: Truth, probes=None, horizons: tuple[int, ...] = 
         truth: held-out episodes.
         probes: `emu_embodied.probes.Probes` of this world, for action agreement and Frechet distances; None leaves them out.
         horizons: steps at which to judge.
+        lpips: also LPIPS, whose network's weights must be there, or can be fetched.
+
+    Raises:
+        ConfigError: LPIPS's weights are missing.
     """
+    if lpips:
+        check_lpips()
     rollouts = Rollouts(model, truth, horizons)
     rows = [row for k in rollouts.horizons for row in frame_rows(rollouts, k)]
-    rows += action_rows(rollouts)
+    rows += [lpips_row(rollouts, k) for k in rollouts.horizons if lpips] + action_rows(rollouts)
     if model.objects:
         rows += [state_row(rollouts, k) for k in rollouts.horizons] + [
             missing_row(rollouts, k) for k in rollouts.horizons
@@ -115,6 +125,27 @@ def frame_rows(rollouts: Rollouts, k: int) -> list[Row]:
             {way: moving_psnr(frames, real, rollouts.context) for way, frames in at.items()},
         ),
     ]
+
+
+def lpips_row(rollouts: Rollouts, k: int) -> Row:
+    """LPIPS (arXiv 1801.03924; AlexNet) at step k; 0 is the same picture."""
+    real = rollouts.real[:, k - 1]
+    return rollouts.row("LPIPS", k, {way: _lpips(frames[:, k - 1], real) for way, frames in rollouts.frames.items()})
+
+
+def check_lpips() -> None:
+    """Sees to it that LPIPS's network is there.
+
+    Raises:
+        ConfigError: it is not, and cannot be fetched.
+    """
+    black = np.zeros((1, 64, 64, 3), np.uint8)
+    try:
+        _lpips(black, black)
+    except (OSError, RuntimeError, ImportError) as error:  # no network, a damaged file, no torchvision
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        remedy = f"put torchvision's AlexNet (alexnet-owt-7be5be79.pth) into {folder}, or leave LPIPS out ({error})"
+        raise ConfigError("lpips", True, remedy) from None
 
 
 def action_rows(rollouts: Rollouts) -> list[Row]:
@@ -216,6 +247,16 @@ def cells(row: Row) -> tuple[str, ...]:
     interval = "-" if row.interval is None else "{:.3g} to {:.3g}".format(*row.interval)
     step = str(row.step) if row.step else "-"
     return row.metric, step, number(row.model), interval, number(row.copy_last), number(row.round_trip), str(row.n)
+
+
+def _lpips(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """LPIPS of each pair of frames (W, H, W, 3) uint8."""
+    from torchmetrics.functional.image.lpips import learned_perceptual_image_patch_similarity
+
+    pair = (torch.from_numpy(frames).movedim(-1, 1).float() / 255 for frames in (one, other))
+    with torch.inference_mode():
+        distance = learned_perceptual_image_patch_similarity(*pair, net_type="alex", reduction="none", normalize=True)
+    return distance.reshape(-1).numpy()
 
 
 def _ssim(one: np.ndarray, other: np.ndarray) -> np.ndarray:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from types import SimpleNamespace
+from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -15,7 +17,7 @@ from scipy import linalg, stats
 from test_metrics import WORLD, Replayer, held_out
 from tiny import tiny_world_model
 
-from emu_embodied.errors import CheckpointError, DatasetError, InputError
+from emu_embodied.errors import CheckpointError, ConfigError, DatasetError, InputError
 from emu_embodied.metrics import correlation, frechet_distance, moving_psnr, psnr, rank_correlation, rank_violation
 from emu_embodied.probes import InverseDynamics, ProbeConfig, Probes, load_probes, save_probes
 from emu_embodied.rollouts import metrics, quality
@@ -114,6 +116,25 @@ def test_a_real_token_model_gets_every_row(tmp_path):
         assert row.model is None or np.isfinite(row.model)
     nats = next(row for row in rows if row.metric == "cross-entropy, token by token, nats")
     assert nats.model > 0 and nats.n == truth.episodes * 8 * 16
+
+
+def test_lpips_says_which_weights_are_missing_and_is_measured_where_they_are(monkeypatch):
+    truth, model = quality.Truth(held_out(), WORLD), tiny_world_model()
+
+    def offline(*_, **__):
+        raise URLError("no network")
+
+    monkeypatch.setattr("torchvision.models.alexnet", offline)
+    with pytest.raises(ConfigError, match="alexnet-owt-7be5be79.pth"):
+        metrics.rollout_table(model, truth, horizons=(1,), lpips=True)
+    monkeypatch.undo()
+    alexnet = torchvision.models.alexnet
+    monkeypatch.setattr("torchvision.models.alexnet", lambda weights: alexnet(weights=None))
+    torch.manual_seed(0)
+    monkeypatch.setattr(metrics, "token_rows", lambda *_: [])
+    rows = metrics.rollout_table(Follower(truth, 2), truth, horizons=(4,), lpips=True)
+    found = next(row for row in rows if row.metric == "LPIPS")
+    assert found.round_trip == pytest.approx(0, abs=1e-5) and found.model > 0 and found.n == truth.episodes
 
 
 # Probes

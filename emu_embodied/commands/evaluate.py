@@ -110,7 +110,7 @@ def _long_dreams(config: DictConfig, model, truth) -> list:
         raise ConfigError("probes", str(config.probes), "they were trained for another world: train stage=probes")
     if not horizons:
         return []
-    rows = metrics.rollout_table(model, truth, probes, tuple(sorted(horizons)))
+    rows = metrics.rollout_table(model, truth, probes, tuple(sorted(horizons)), bool(config.lpips))
     table = Table("metric", "k", "model", "95% interval", "copy-last", "round trip", "n", title="long dreams")
     for row in rows:
         table.add_row(*metrics.cells(row))
