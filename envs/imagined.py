@@ -10,7 +10,7 @@ import numpy as np
 
 from emu_embodied.envs.checks import check_action
 from emu_embodied.envs.dreams import DEFAULT, SEEDS, Dreams, Starts, observed_space
-from emu_embodied.envs.window import Window
+from emu_embodied.envs.window import Window, render_modes
 from emu_embodied.errors import InputError
 from emu_embodied.protocols import WorldModel
 
@@ -64,7 +64,7 @@ class ImaginedEnv(gymnasium.Env):
         InputError: arguments, options or actions that do not fit; it names which and what would.
     """
 
-    metadata = {"render_modes": ["rgb_array", "human"], "render_fps": 4}
+    metadata = {"render_modes": render_modes(), "render_fps": 4}
 
     def __init__(
         self,

@@ -6,6 +6,8 @@ from typing import Any
 
 from gymnasium.envs.registration import register, registry
 
+from emu_embodied.envs.window import render_modes
+
 # keywords of `emu_embodied.loading.load`
 LOADING = (
     *("device", "engine", "precision"),
@@ -33,10 +35,8 @@ def imagined_vector(checkpoint: str = "nano-tabletop", world_model: Any = None, 
     return ImaginedVectorEnv(_world_model(checkpoint, world_model, options), **options)
 
 
-imagined.metadata = {
-    "render_modes": ["rgb_array", "human"],
-    "render_fps": 4,
-}  # for `make` to know before there is an env
+# for `make` to know before there is an env
+imagined.metadata = {"render_modes": render_modes(), "render_fps": 4}
 
 
 def _world_model(checkpoint: str, world_model: Any, options: dict[str, Any]) -> Any:

@@ -8,12 +8,21 @@ import sys
 import time
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
 
 from emu_embodied.errors import InputError
 
 TILES_PX = 1024  # most px a side that many pictures take together
+
+
+def has_screen() -> bool:
+    """Whether a window can be shown here."""
+    return not sys.platform.startswith("linux") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+def render_modes() -> list[str]:
+    """The modes that work here: "human" needs a screen."""
+    return ["rgb_array", "human"] if has_screen() else ["rgb_array"]
 
 
 class Window:
@@ -28,12 +37,14 @@ class Window:
     """
 
     def __init__(self, title: str, fps: float) -> None:
-        if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        if not has_screen():
             raise InputError("render_mode", "human", "there is no screen (DISPLAY is not set): choose 'rgb_array'")
         self.title, self.fps, self._due, self._open = title, fps, 0.0, False
 
     def show(self, frames: Sequence[np.ndarray]) -> None:
         """Shows pictures (H, W, 3) uint8 of one size, side by side, and waits until it is time for the next."""
+        import cv2
+
         try:
             cv2.imshow(self.title, tiled(frames)[..., ::-1])
             cv2.waitKey(max(1, round(1e3 * (self._due - time.monotonic()))))
@@ -46,6 +57,8 @@ class Window:
     def close(self) -> None:
         """Closes the window, if one was opened."""
         if self._open:
+            import cv2
+
             cv2.destroyWindow(self.title)
             self._open = False
 

@@ -504,7 +504,7 @@ def test_a_window_shows_every_frame(model, start, monkeypatch):
     monkeypatch.setattr(cv2, "imshow", lambda title, frame: shown.append(frame.shape))
     monkeypatch.setattr(cv2, "waitKey", lambda milliseconds: -1)
     monkeypatch.setattr(cv2, "destroyWindow", lambda title: shown.append(title))
-    env = gymnasium.make(ID, world_model=model, render_mode="human")
+    env = ImaginedEnv(model, render_mode="human")
     env.reset(seed=1, options=start)
     env.step(env.action_space.sample())
     assert shown == [(256, 256, 3)] * 2 and env.render() is None
