@@ -19,6 +19,7 @@ import gymnasium
 import numpy as np
 import torch
 
+import emu_embodied.envs  # noqa: F401  registers them
 from benchmarks.timing import machine, versions
 from emu_embodied.checkpoint import fingerprint
 from emu_embodied.loading import checkpoint_path, load
