@@ -8,6 +8,7 @@ import gymnasium
 import numpy as np
 import torch
 import torch.nn.functional as F
+from gymnasium.utils import RecordConstructorArgs
 
 from emu_embodied.errors import InputError
 from emu_embodied.protocols import WorldModel
@@ -53,7 +54,7 @@ def instruction_words(world_model: WorldModel, text_BL: torch.Tensor) -> np.ndar
     return ids_BLV[..., :size].amax(1).float().numpy()
 
 
-class Beliefs(gymnasium.Wrapper):
+class Beliefs(gymnasium.Wrapper, RecordConstructorArgs):
     """Adds to a real env's observations what a world model believes of them, as `ImaginedEnv` can observe it of dreams.
 
     So a policy that was trained in imagination can act in reality, on the same numbers:
@@ -74,7 +75,8 @@ class Beliefs(gymnasium.Wrapper):
     """
 
     def __init__(self, env: gymnasium.Env, world_model: WorldModel) -> None:
-        super().__init__(env)
+        RecordConstructorArgs.__init__(self, _disable_deepcopy=True, world_model=world_model)
+        gymnasium.Wrapper.__init__(self, env)
         self.world_model = world_model
         added = {BELIEFS: belief_space(world_model), INSTRUCTION: instruction_space(world_model)}
         self.observation_space = gymnasium.spaces.Dict({**env.observation_space, **added})

@@ -15,7 +15,7 @@ GAIN, EFFORT = 0.5, 0.2
 class LinearWorld:
     """A point in the plane: x' = x + GAIN * a, exactly; its codes are x itself. Keeps what was asked of it."""
 
-    image_size, action_dim, agent_dim, context_frames, tokens_per_frame = 8, 2, 2, 1, 2
+    image_size, action_dim, agent_dim, context_frames, tokens_per_frame, text_size = 8, 2, 2, 1, 2, 0
     objects = ("point",)
     gain = GAIN
 

@@ -478,7 +478,7 @@ def test_only_what_is_wanted_is_observed_and_it_is_in_its_space(model, start, ma
     assert not decoded, "frames that nobody looks at are not decoded"
     assert np.shape(env.render())[-3:] == (256, 256, 3) and decoded
     single = later["beliefs"].ndim == 2
-    for name, row in zip(info["positions"], later["beliefs"] if single else later["beliefs"][0], strict=True):
+    for name, row in zip(model.objects, later["beliefs"] if single else later["beliefs"][0], strict=True):
         place, presence = (info[key][name] if single else info[key][name][0] for key in ("positions", "presence"))
         wanted = np.clip(np.array(place, np.float32) / 16, -1, 1) if presence > 0.5 else (0, 0)
         assert row.tolist() == pytest.approx([*wanted, presence], abs=1e-5)
