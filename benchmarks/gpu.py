@@ -154,10 +154,7 @@ def _print(title: str, found: dict) -> None:
     for case, row in found.get("speed", {}).items():
         for decoding, figures in row.items():
             share, fps = 100 * figures["share_of_ceiling"], figures["frames_per_second"]
-            print(
-                f"  {case:20} {decoding:15} {figures['ms']:9.2f} ms {fps:9.0f} frames/s, {share:.1f}% of ceiling",
-                flush=True,
-            )
+            print(f"  {case:20} {decoding:15} {figures['ms']:9.2f} ms {fps:9.0f} frames/s, {share:.1f}% of ceiling", flush=True)
 
 
 if __name__ == "__main__":

@@ -66,11 +66,7 @@ def measure() -> dict:
     result = {"levels": LEVELS.tolist(), "times": TIMES.tolist()}
     result["by_level"] = {name: by_level(name, places_VK) for name in NOISES}
     result["by_time"] = {}
-    chosen = {
-        "ursa": URSA_C,
-        "even_distance": float(min(tried)[1]),
-        "half_survive": float(metric.beta(torch.tensor(0.5))),
-    }
+    chosen = {"ursa": URSA_C, "even_distance": float(min(tried)[1]), "half_survive": float(metric.beta(torch.tensor(0.5)))}
     for name, c in chosen.items():
         curves = by_time(metric, c)
         middle = {f"{kind}_at_half": float(np.interp(0.5, TIMES, values)) for kind, values in curves.items()}
@@ -96,9 +92,7 @@ def draw(result: dict, path: Path) -> None:
 
     figure, axes = pyplot.subplots(2, 2, figsize=(9, 6), sharex="col", sharey="row")
     left = {name: (result["levels"], curves) for name, curves in result["by_level"].items()}
-    right = {
-        f"c = {c['c']:.3g} ({name.replace('_', ' ')})": (result["times"], c) for name, c in result["by_time"].items()
-    }
+    right = {f"c = {c['c']:.3g} ({name.replace('_', ' ')})": (result["times"], c) for name, c in result["by_time"].items()}
     labels = (("survive", "tokens that survive"), ("distance", "mean squared distance in the latent"))
     for column, (lines, below) in enumerate(((left, "level"), (right, "t of the metric noise (0 noise, 1 data)"))):
         for axis, (kind, label) in zip(axes[:, column], labels, strict=True):

@@ -131,9 +131,7 @@ def look(frames: np.ndarray, palette: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return positions, areas, np.reshape(pieces, areas.shape)
 
 
-def faults(
-    areas: np.ndarray, pieces: np.ndarray, first_areas: np.ndarray, present: np.ndarray
-) -> dict[str, np.ndarray]:
+def faults(areas: np.ndarray, pieces: np.ndarray, first_areas: np.ndarray, present: np.ndarray) -> dict[str, np.ndarray]:
     """Frames (S,) in which an object is missing, in several pieces or invented; "broken" adds those of a wrong size."""
     missing = (areas[:, present] <= 4).any(1)
     doubled = (pieces[:, present] > 1).any(1)

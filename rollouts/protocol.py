@@ -1,8 +1,8 @@
 """Planning by protocol A: from a recorded scene to what its trajectory shows 25 control steps later. Knows no checkpoint.
 
-The protocol is stable-worldmodel's (arXiv 2603.19312 plans by it): start states from rows of recorded episodes, the goal 25
-control steps on, a budget of 50, and plans of 5 blocks of 5 actions that are carried out whole before one replan. A model step is
-a block here, and success is looked for after each block. A model sees the start's frame and the goal's frame, nothing else.
+The protocol is stable-worldmodel's: start states from rows of recorded episodes, the goal 25 control steps on, a budget of 50,
+and plans of 5 blocks of 5 actions that are carried out whole before one replan. A model step is a block here, and success is
+looked for after each block. A model sees the start's frame, the goal's frame and what comes of its actions, nothing else.
 """
 
 from __future__ import annotations
@@ -99,10 +99,12 @@ def budget_planner(name: str, frames: int) -> PlannerConfig:
     """
     if name not in PLANNERS or name == "gradient":
         raise ConfigError("planner", name, f"choose one of {tuple(known for known in PLANNERS if known != 'gradient')}")
-    if type(frames) is not int or frames < LEAST * HORIZON:
-        raise InputError("budget", frames, f"one round takes {LEAST * HORIZON} frames: give at least those")
+    closing = HORIZON if name == "mppi" else 0  # its average is looked at too
+    least = LEAST * HORIZON + closing
+    if type(frames) is not int or frames < least:
+        raise InputError("budget", frames, f"one round takes {least} frames: give at least those")
     rounds = 1 + sum(frames >= enough for enough in (512, 1024, 2048, 4096, 6144, 8192))
-    candidates = frames // (rounds * HORIZON)
+    candidates = (frames - closing) // (rounds * HORIZON)
     elites = {"elites": max(4, candidates // 10)} if name in ("cem", "icem", "categorical") else {}
     options = {"candidates": candidates, "iterations": rounds, "frames": frames, **elites}
     return planner_config(name, horizon=HORIZON, execute=HORIZON, **options)
@@ -262,6 +264,9 @@ class Stage:
         else:
             model = self.model = self.model or self._make_model()
             places = seen_places(model, scene.goal)
+        if s.cost == "positions" and not any(p > 0.5 for *_, p in places[[name != "pusher" for name in model.objects]]):
+            yield from np.zeros((LIMIT, model.action_dim))  # who sees nothing in the goal's frame stays where it is
+            return
         if hasattr(model, "seed"):
             model.seed(row.seed)
         cost, planner = scene_cost(s.cost, model, scene.goal, places), make_planner(s.planner, row.seed)

@@ -13,9 +13,7 @@ from emu_embodied.engines.compiled import CompiledEngine
 from emu_embodied.engines.parity import measure_parity
 from emu_embodied.step import FrameStep
 
-GPU = pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="graphs are captured on a CUDA device, and there is none"
-)
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="graphs are captured on a CUDA device, and there is none")
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for the CPU needs g++")
@@ -43,9 +41,7 @@ def frames_on_gpu(engine, model, config, seeds=(0, 1), count=5):
 
 
 @GPU
-@pytest.mark.parametrize(
-    "config", [DecodingConfig(passes=2), DecodingConfig("autoregressive"), DecodingConfig(passes=1)]
-)
+@pytest.mark.parametrize("config", [DecodingConfig(passes=2), DecodingConfig("autoregressive"), DecodingConfig(passes=1)])
 @pytest.mark.parametrize("context", [0, 2])
 def test_captured_frames_are_the_eager_ones_whoever_owns_the_buffers(config, context):
     model = tiny_model(context_frames=context).cuda()

@@ -78,9 +78,7 @@ def test_exact_decoding_does_not_depend_on_the_draft(name):
     step = FrameStep(model)
     with torch.no_grad():
         drawn = [
-            exact.decode_frame(
-                step, step.prefill(text, codes[:, :2], actions[:, :1], ahead=1), actions[:, 1], None, g, n
-            )[0]
+            exact.decode_frame(step, step.prefill(text, codes[:, :2], actions[:, :1], ahead=1), actions[:, 1], None, g, n)[0]
             for g, n in ((torch.Generator().manual_seed(0), make_noise(name, places)), (None, None))
         ]
     assert drawn[0].equal(drawn[1])

@@ -54,11 +54,7 @@ def test_samples_like_the_outcomes_score_best():
 
 def test_outcomes_start_alike_differ_and_repeat():
     env = gymnasium.make(ENV, **OPTIONS)
-    set_by_hand = {
-        "pusher": (-4.4, 0.0),
-        "cubes": {"red": (0.0, 0.0, 0.3)},
-        "instruction": "push the red cube to the left",
-    }
+    set_by_hand = {"pusher": (-4.4, 0.0), "cubes": {"red": (0.0, 0.0, 0.3)}, "instruction": "push the red cube to the left"}
     present = np.array([name in ("pusher", "red") for name in NAMES])
     start = Start(set_by_hand, np.tile(np.float32([0.8, 0.0]), (4, 1)), present)
     first, outcomes = play(env, start, range(8))

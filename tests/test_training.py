@@ -172,9 +172,7 @@ def test_windows_follow_the_episodes():
             assert batch.reward_BF[b, t] == cache.rewards[here] and batch.known_BF3[b, t].all()
             assert np.allclose(batch.positions_BFO2[b, t, 0], cache.states[here + 1, :2])
         repeated = gaps == 0
-        assert (batch.actions_BFA[repeated] == 0).all() and (
-            batch.known_BF3[repeated] == torch.tensor([0.0, 0, 1])
-        ).all()
+        assert (batch.actions_BFA[repeated] == 0).all() and (batch.known_BF3[repeated] == torch.tensor([0.0, 0, 1])).all()
         again = sampler.batch(step, 16, 4)
         assert all(torch.equal(getattr(batch, k), getattr(again, k)) for k in vars(batch))
 

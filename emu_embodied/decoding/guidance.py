@@ -63,7 +63,9 @@ class GuidedEngine:
 
     def verify(self, cache: GuidedCache, actions_BA, codes_BN):
         """One causal pass under both: guided logits, and the instruction's hidden states."""
-        (told, states), (untold, _) = (self.engine.verify(c, actions_BA, codes_BN) for c in (cache.told, cache.untold))
+        (told, states), (untold, _) = (
+            self.engine.verify(c, actions_BA, codes_BN) for c in (cache.told, cache.untold)
+        )
         return self._guide(told, untold), states
 
     def commit(self, cache: GuidedCache, actions_BA, codes_BN) -> None:

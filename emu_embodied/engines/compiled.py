@@ -24,9 +24,7 @@ class CompiledEngine(StaticEngine):
 
     def __init__(self, model: TokenModel) -> None:
         super().__init__(model, name="compiled")
-        how = {
-            "cpp_wrapper": not self._offsets.is_cuda
-        }  # on the CPU a token's call costs a third less than from Python
+        how = {"cpp_wrapper": not self._offsets.is_cuda}  # on the CPU a token's call costs a third less than from Python
         steps = {name: getattr(self.step, name) for name in STEPS}
         self.run = {
             name: torch.compile(step, dynamic=False, fullgraph=True, options=how) for name, step in steps.items()
@@ -60,9 +58,7 @@ class GraphedFrame:
         config, generator, noise: as the function takes them; the generator goes on drawing with each replay.
     """
 
-    def __init__(
-        self, engine: CompiledEngine, decode: Callable, cache: StaticCache, actions_BA, config, generator, noise
-    ):
+    def __init__(self, engine: CompiledEngine, decode: Callable, cache: StaticCache, actions_BA, config, generator, noise):
         self.buffers, self.actions_BA = cache.expand(1), actions_BA.clone()
         self.owner: Callable[[], StaticCache | None] = lambda: None
         pending, side = cache.pending, torch.cuda.Stream()

@@ -156,12 +156,7 @@ def adapt_checkpoint(
         teacher.to(device).requires_grad_(False)
     recipe = replace(recipe, trajectory=replace(recipe.trajectory, autoregressive_until=0.0))
     job = (tokenizer.to(device), text, world, cache, recipe, folder)
-    options = {
-        "evaluate_model": evaluate_model,
-        "report": report,
-        "teacher": teacher,
-        "temperature": temperature or 0.0,
-    }
+    options = {"evaluate_model": evaluate_model, "report": report, "teacher": teacher, "temperature": temperature or 0.0}
     return _finish(train_trajectory(model.to(device), *job, **options), *job)
 
 
