@@ -3,7 +3,7 @@
     python -m benchmarks.protocol_a --env tabletop|pusht [--budgets 1024 2048 4096 8192] [--goals expert|random|background]
         [--planner cem] [--cost positions] [--episodes 50] [--folder FOLDER] [--out FILE]
 
-What is an episode, what is success and what is drawn with the seed 42: `rollouts/protocol.py`. Beside the model stand random
+What is an episode and what is drawn with the seed 42: `rollouts/protocol.py`; what is success: `rollouts/scenes.py`. Beside the model stand random
 actions, the recorded actions once more ("expert"), and the same planner in the true simulator ("oracle"). Behaviour cloning is
 left out. The checkpoints' training data end at seeds below the rows' 16,000,000. With `--folder`, an interrupted run goes on
 where it stopped, and runs of some `--agents` each add up; `--out` then has whatever that folder and this run hold.
@@ -29,13 +29,13 @@ from emu_embodied.rollouts.protocol import (
     AGENTS,
     COSTS,
     GOALS,
-    RULES,
     ProtocolSettings,
     budget_planner,
     play_protocol,
     ratio,
     summarise,
 )
+from emu_embodied.rollouts.scenes import RULES
 from emu_embodied.storage import write_json
 
 LOOSE = {"tabletop": ("rate_within_4_cm", 2.0), "pusht": ("rate_within_40_px_and_40_degrees", 2.0)}
@@ -122,6 +122,7 @@ def main() -> None:
         "seed": 42,
         "rows": [[row["seed"], row["step"]] for row in played["episodes"]],
         "success": rule.__doc__.partition("\n")[0],
+        "tolerances": {name: getattr(rule, name) for name in ("reach", "least", "turn") if hasattr(rule, name)},
         **found,
         "checkpoint": {"name": Path(checkpoint).name, "sha256": fingerprint(checkpoint_path(checkpoint))},
         "machine": machine(torch.device("cpu")),

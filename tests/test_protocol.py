@@ -18,6 +18,7 @@ from emu_embodied.rollouts import protocol
 from emu_embodied.rollouts.goals import SceneGoal, scene_cost
 from emu_embodied.rollouts.oracle import OracleWorldModel
 from emu_embodied.rollouts.protocol import ProtocolSettings, Stage, budget_planner, play_protocol, ratio, summarise
+from emu_embodied.rollouts.scenes import RULES
 from emu_embodied.types import PIXELS, Observation
 
 SMALL = CEMConfig(horizon=5, execute=5, candidates=6, iterations=1, elites=2)
@@ -74,7 +75,7 @@ def test_the_table_top_is_put_back_exactly():
 
 
 def test_the_table_tops_success_is_every_cube_within_two_cm():
-    rule = protocol.RULES["tabletop"]
+    rule = RULES["tabletop"]
     goal = np.zeros((6, 4))
     now = goal.copy()
     now[0] = 9  # the pusher may be anywhere
@@ -89,7 +90,7 @@ def test_the_table_tops_success_is_every_cube_within_two_cm():
 
 
 def test_pushts_success_is_a_joint_distance_and_an_angle():
-    rule, goal = protocol.RULES["pusht"], np.array([100, 100, 200, 200, np.pi - 0.1])
+    rule, goal = RULES["pusht"], np.array([100, 100, 200, 200, np.pi - 0.1])
     assert rule.miss(goal + [12, 0, 0, 15.9, 0], goal) < 1  # 19.92 px
     assert rule.miss(goal + [12, 0, 0, 16.1, 0], goal) > 1
     assert rule.miss(goal + [0, 0, 0, 0, np.pi / 9 - 1e-6], goal) < 1  # over the turn from pi to -pi
