@@ -3,10 +3,10 @@
     python -m benchmarks.protocol_a --env tabletop|pusht [--budgets 1024 2048 4096 8192] [--goals expert|random|background]
         [--planner cem] [--cost positions] [--episodes 50] [--folder FOLDER] [--out FILE]
 
-What is an episode and what is drawn with the seed 42: `rollouts/protocol.py`; what is success: `rollouts/scenes.py`. Beside the model stand random
-actions, the recorded actions once more ("expert"), and the same planner in the true simulator ("oracle"). Behaviour cloning is
-left out. The checkpoints' training data end at seeds below the rows' 16,000,000. With `--folder`, an interrupted run goes on
-where it stopped, and runs of some `--agents` each add up; `--out` then has whatever that folder and this run hold.
+What is an episode, and what is drawn with the seed 42, is in `rollouts/protocol.py`; what is success, in `rollouts/scenes.py`.
+Beside the model stand random actions, the recorded actions once more ("expert"), and the same planner in the true simulator
+("oracle"). Behaviour cloning is left out. With `--folder`, an interrupted run goes on where it stopped, and runs of some
+`--agents` each add up: a last run with all of them writes what the folder holds.
 """
 
 from __future__ import annotations
