@@ -6,7 +6,7 @@
 What is an episode, and what is drawn with the seed 42, is in `rollouts/protocol.py`; what is success, in `rollouts/scenes.py`.
 Beside the model stand random actions, the recorded actions once more ("expert"), and the same planner in the true simulator
 ("oracle"). Behaviour cloning is left out. With `--folder`, an interrupted run goes on where it stopped, and runs of some
-`--agents` each add up: a last run with all of them writes what the folder holds.
+`--agents` each add up: `--report` writes what the folder holds, however many episodes of each.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import argparse
 import functools
 import json
 import sys
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from benchmarks.timing import machine, versions
 from emu_embodied.checkpoint import fingerprint
 from emu_embodied.errors import EmuEmbodiedError
 from emu_embodied.loading import checkpoint_path, load, weights_label
+from emu_embodied.rollouts.journal import open_journal
 from emu_embodied.rollouts.protocol import (
     AGENTS,
     COSTS,
@@ -51,6 +53,10 @@ def play(options: argparse.Namespace, agent: str, budget: int | None, checkpoint
         [options.env, options.goals, agent, *([options.cost, options.planner, str(budget)] if budget else [])]
     )
     journal = options.folder / f"{name}.jsonl" if options.folder else None
+
+    if options.report:
+        played = open_journal(journal, asdict(settings)) if journal and journal.is_file() else {}
+        return list(played.values())
 
     def tell(row: dict[str, Any]) -> None:
         print(f"{name}: {row['seed']} {'yes' if row['success'] else 'no'}", file=sys.stderr, flush=True)
@@ -79,9 +85,13 @@ def measure(options: argparse.Namespace, checkpoint: str) -> dict[str, Any]:
         if agent not in options.agents:
             continue
         rows[agent, budget] = play(options, agent, budget, checkpoint)
+        if not rows[agent, budget]:
+            continue
         entry = account(options, rows[agent, budget])
-        if agent == "model" and "oracle" in options.agents:
-            oracle = min(options.oracle, key=lambda known: abs(known - budget))
+        if agent == "model" and any(rows.get(("oracle", known)) for known in options.oracle):
+            oracle = min(
+                (known for known in options.oracle if rows["oracle", known]), key=lambda known: abs(known - budget)
+            )
             entry["over_oracle"] = {"oracle_frames": oracle, **ratio(rows[agent, budget], rows["oracle", oracle])}
         place = found if budget is None else found.setdefault(agent, {})
         place[agent if budget is None else str(budget)] = entry
@@ -104,6 +114,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", help="by default the env's nano")
     parser.add_argument("--episodes", type=int, default=50)
     parser.add_argument("--folder", type=Path, help="keep each episode here as it finishes, and go on from there")
+    parser.add_argument("--report", action="store_true", help="play nothing, report what the folder holds")
     parser.add_argument("--out", type=Path, help="write the JSON here")
     options = parser.parse_args()
     checkpoint = options.checkpoint or f"nano-{options.env}"
@@ -113,14 +124,14 @@ def main() -> None:
         found = measure(options, checkpoint)
     except EmuEmbodiedError as error:
         raise SystemExit(f"protocol_a: {error}") from None
-    rule, played = RULES[options.env], next((entry for entry in _entries(found)), {"episodes": []})
+    rule, played = RULES[options.env], max((entry["episodes"] for entry in _entries(found)), key=len, default=[])
     result = {
         "env": rule.env_id,
         "goals": options.goals,
         "cost": options.cost,
         "planner": options.planner,
         "seed": 42,
-        "rows": [[row["seed"], row["step"]] for row in played["episodes"]],
+        "rows": [[row["seed"], row["step"]] for row in played],
         "success": rule.__doc__.partition("\n")[0],
         "tolerances": {name: getattr(rule, name) for name in ("reach", "least", "turn") if hasattr(rule, name)},
         **found,
