@@ -124,10 +124,8 @@ class PushTEnv(gymnasium.Env):
     def step(self, action: np.ndarray):
         """Moves the pusher by one action; see the class for units."""
         self.act(check_action(action, self.action_space))
-        info = self._info()
-        reward = min(1.0, info["coverage"] / self._game.success_threshold)
-        terminated = info[IS_SUCCESS] and self.config.terminate_on_success
-        return self._observe(), float(reward), terminated, False, info
+        reward, success = self.judge()
+        return self._observe(), reward, success and self.config.terminate_on_success, False, self._info()
 
     def render(self) -> np.ndarray | None:
         """The scene as (256, 256, 3) uint8, for people to look at."""
@@ -147,6 +145,11 @@ class PushTEnv(gymnasium.Env):
             self._game.step(target)
         if not np.isfinite(self.get_state()).all():
             raise SimulationError("simulator state", "non-finite", "reset the environment; report the actions")
+
+    def judge(self) -> tuple[float, bool]:
+        """Reward and success of the present state; see the class."""
+        coverage = float(self._game._get_coverage())
+        return min(1.0, coverage / self._game.success_threshold), coverage > self._game.success_threshold
 
     def poses(self) -> np.ndarray:
         """True x, y (cm) and yaw (rad) of pusher, T's centroid and tip: (3, 3) float64."""

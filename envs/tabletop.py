@@ -145,10 +145,8 @@ class TabletopPushEnv(gymnasium.Env):
     def step(self, action: np.ndarray):
         """Moves the pusher by one action, 0.25 s long; see the class for units."""
         self.act(check_action(action, self.action_space))
-        info = self._info()
-        reward = info[IS_SUCCESS] - 0.1 * info["distance"]
-        terminated = info[IS_SUCCESS] and self.config.terminate_on_success
-        return self._observe(), float(reward), terminated, False, info
+        reward, success = self.judge()
+        return self._observe(), reward, success and self.config.terminate_on_success, False, self._info()
 
     def render(self) -> np.ndarray | None:
         """The scene as (256, 256, 3) uint8, for people to look at."""
@@ -183,6 +181,11 @@ class TabletopPushEnv(gymnasium.Env):
         mujoco.mj_step(self.model, self.data, nstep=substeps - moving)
         if self.data.warning.number.sum() != warnings or not np.isfinite(self.data.qpos).all():
             raise SimulationError("simulator state", "non-finite or reset", "reset the environment; report the actions")
+
+    def judge(self) -> tuple[float, bool]:
+        """Reward and success of the present state; see the class."""
+        distance = float(self.task_spec.distance(self.positions().astype(np.float64)))
+        return float((distance <= 0.0) - 0.1 * distance), distance <= 0.0
 
     def positions(self) -> np.ndarray:
         """True positions (O, 2) in cm, in the order of `OBJECTS`; absent objects are zero."""

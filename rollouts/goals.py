@@ -106,6 +106,56 @@ class PoseGoal:
         return ((positions[..., self.pusher, :] - positions[..., self.tee, :]).norm(dim=-1) - 4.0).clamp(min=0)
 
 
+class SceneGoal:
+    """Things where another scene has them, over positions in a model's object order, as `policies.costs` wants it.
+
+    Args:
+        places: (O, 3), x and y in world units and presence of each of the model's objects in the wanted scene.
+        objects: indices of those that count; of these, those that are not there do not.
+
+    Raises:
+        InputError: none of them is there.
+    """
+
+    def __init__(self, places: np.ndarray, objects: Sequence[int]) -> None:
+        self.rows = [o for o in objects if places[o, 2] > 0.5]
+        if not self.rows:
+            raise InputError("goal", "a scene without a thing", "give a frame in which the model sees one")
+        self.places = torch.from_numpy(np.asarray(places, np.float32)[self.rows, :2])
+
+    def distance(self, positions: torch.Tensor) -> torch.Tensor:
+        """Length (...) in world units of all ways that are left, as one vector, from positions (..., O, 2)."""
+        return (positions[..., self.rows, :] - self.places.to(positions)).flatten(-2).norm(dim=-1)
+
+
+def scene_cost(goal: str, model: WorldModel, wanted: Observation, places: np.ndarray, pusher: float = 0.15) -> Cost:
+    """The cost of reaching the scene that another frame shows.
+
+    Args:
+        goal: "positions", or by the frame itself "image", "tokens" or "features"; see `build_cost`.
+        model: who imagines.
+        wanted: the frame.
+        places: (O, 3), where its things are; see `SceneGoal`. PushT's pusher is one of them.
+        pusher: weight of the table-top pusher's way to where the frame shows it, which is beside the cube that it pushed.
+
+    Raises:
+        ConfigError: another goal.
+        InputError: a frame without things, or a model without the tokens or features that are asked for.
+    """
+    if goal in FRAME_GOALS:
+        return WeightedSum([(FRAME_GOALS[goal], _frame_cost(goal, wanted.pixels, model))])
+    if goal != "positions":
+        raise ConfigError("goal", goal, f"choose positions or one of {tuple(FRAME_GOALS)}")
+    things = list(range(len(model.objects)))
+    if "T" in model.objects:
+        return ObjectPositions(SceneGoal(places, things).distance)
+    robot = [things.pop(model.objects.index("pusher"))]
+    cubes = SceneGoal(places, things)
+    walk = [(pusher, ObjectPositions(SceneGoal(places, robot).distance))] if places[robot[0], 2] > 0.5 else []
+    lost = [(5.0, ObjectLost(cube)) for cube in cubes.rows]
+    return WeightedSum([(1.0, ObjectPositions(cubes.distance)), *walk, *lost])
+
+
 def can_plan(env: gymnasium.Env) -> bool:
     """Whether the env has something to plan for: the table-top's `task_spec`, or PushT's `aims`."""
     return hasattr(env.unwrapped, "task_spec") or hasattr(env.unwrapped, "aims")

@@ -1,6 +1,6 @@
-"""The table-top's true simulator as a world model, to plan in the truth with the learned model's planner and budget.
+"""A true simulator as a world model, to plan in the truth with the learned model's planner and budget.
 
-Knows MuJoCo's state and no pixels: its "codes" are the state's own 64-bit words, which `decode` renders.
+Knows states of the table-top and of PushT, and no pixels: its "codes" are the state's own 64-bit words, which `decode` renders.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from emu_embodied.envs.tabletop import TabletopPushEnv
-from emu_embodied.envs.tasks import COLOURS, OBJECTS, UNSEEN_COLOUR
+from emu_embodied.envs.tasks import UNSEEN_COLOUR
 from emu_embodied.errors import InputError
 from emu_embodied.types import History, Observation, Rollout
 
@@ -19,11 +18,12 @@ from emu_embodied.types import History, Observation, Rollout
 class OracleWorldModel:
     """True dynamics behind `protocols.WorldModel`; what it imagines is what will happen.
 
-    It works inside the env that is acted in and puts the env back as it was. In the stochastic variant it knows the
-    hidden friction and mass, but draws gusts of its own.
+    It works inside the env that is acted in and puts the env back as it was. In the table-top's stochastic variant it knows
+    the hidden friction and mass, but draws gusts of its own. PushT it puts back but for its contact solver's memory; see
+    `PushTEnv.set_state`.
 
     Args:
-        env: the table-top, wrapped or not, after its reset.
+        env: the table-top or PushT, wrapped or not, after its reset.
         seed: of the gusts.
 
     Raises:
@@ -36,15 +36,16 @@ class OracleWorldModel:
 
     def __init__(self, env, seed: int = 0) -> None:
         world = getattr(env, "unwrapped", env)
-        if not isinstance(world, TabletopPushEnv):
-            raise InputError(
-                "env", type(world).__name__, "true dynamics are known of the table-top only; use agent=model"
-            )
+        if not all(hasattr(world, name) for name in ("get_state", "set_state", "act", "judge")):
+            rule = "true dynamics are known of the table-top and PushT only; use agent=model"
+            raise InputError("env", type(world).__name__, rule)
         self.env, self.rng = world, np.random.default_rng(seed)
         self.image_size = world.config.image_size
-        self.objects = ("pusher", *COLOURS, *([UNSEEN_COLOUR] if world.config.shift == "colour" else []))
+        known = tuple(dict.fromkeys(name.partition(".")[0] for name in world.state_names))
+        unseen = getattr(world.config, "shift", None) != "colour"
+        self.objects = tuple(name for name in known if not (unseen and name == UNSEEN_COLOUR))
         self.tokens_per_frame = len(world.get_state())
-        self._rows = [OBJECTS.index(name) for name in self.objects]
+        self._rows = [known.index(name) for name in self.objects]
 
     def encode(self, observations: Sequence[Observation]) -> History:
         """Starts a history (B = 1) from the env's present state; the observation adds nothing to it.
@@ -74,9 +75,10 @@ class OracleWorldModel:
             SimulationError: the physics left the numbers.
         """
         actions_BSTA = np.asarray(actions, np.float64)
-        shape, task = actions_BSTA.shape[:3], self.env.task_spec
+        shape = actions_BSTA.shape[:3]
         states = np.empty((*shape, self.tokens_per_frame))
-        objects = np.empty((*shape, len(OBJECTS), 4), np.float32)
+        objects = np.empty((*shape, len(self.env.state_names) // 4, 4), np.float32)
+        judged = np.empty((*shape, 2), np.float32)
         starts = self._states(history.codes_BCN[:, -1])
         with _Aside(self.env, self.rng):
             for b, s in np.ndindex(shape[:2]):
@@ -84,14 +86,14 @@ class OracleWorldModel:
                 for t in range(shape[2]):
                     self.env.act(actions_BSTA[b, s, t])
                     states[b, s, t] = self.env.get_state()
-                    objects[b, s, t] = self.env.environment_state().reshape(len(OBJECTS), 4)
-        left = task.distance(objects[..., :2].astype(np.float64))
-        success_BST = torch.from_numpy((left <= 0).astype(np.float32))
+                    objects[b, s, t] = self.env.environment_state().reshape(-1, 4)
+                    judged[b, s, t] = self.env.judge()
+        rewards_BST, success_BST = torch.from_numpy(judged).unbind(-1)
         known = torch.from_numpy(objects[..., self._rows, :])
         return Rollout(
             self._codes(states),
-            success_BST - 0.1 * torch.from_numpy(left).float(),
-            success_BST,
+            rewards_BST.contiguous(),
+            success_BST.contiguous(),
             known[..., :2].contiguous(),
             known[..., 3].contiguous(),
             torch.zeros(shape),
@@ -124,7 +126,7 @@ class OracleWorldModel:
 class _Aside:
     """Lends an env out and puts its physics and random numbers back."""
 
-    def __init__(self, env: TabletopPushEnv, rng: np.random.Generator) -> None:
+    def __init__(self, env, rng: np.random.Generator) -> None:
         self.env, self.rng = env, rng
 
     def __enter__(self) -> None:

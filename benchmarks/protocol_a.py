@@ -1,0 +1,156 @@
+"""Planning by protocol A: from a recorded scene to its trajectory's scene 25 control steps on, seen in one frame.
+
+    python -m benchmarks.protocol_a --env tabletop|pusht [--budgets 1024 2048 4096 8192] [--goals expert|random|background]
+        [--planner cem] [--cost positions] [--episodes 50] [--folder FOLDER] [--out FILE]
+
+What is an episode, and what is drawn with the seed 42, is in `rollouts/protocol.py`; what is success, in `rollouts/scenes.py`.
+Beside the model stand random actions, the recorded actions once more ("expert"), and the same planner in the true simulator
+("oracle"). Behaviour cloning is left out. With `--folder`, an interrupted run goes on where it stopped, and runs of some
+`--agents` each add up: `--report` writes what the folder holds, however many episodes of each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import sys
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.timing import machine, versions
+from emu_embodied.checkpoint import fingerprint
+from emu_embodied.errors import EmuEmbodiedError
+from emu_embodied.loading import checkpoint_path, load, weights_label
+from emu_embodied.rollouts.journal import open_journal
+from emu_embodied.rollouts.protocol import (
+    AGENTS,
+    COSTS,
+    GOALS,
+    ProtocolSettings,
+    budget_planner,
+    play_protocol,
+    ratio,
+    summarise,
+)
+from emu_embodied.rollouts.scenes import RULES
+from emu_embodied.storage import write_json
+
+LOOSE = {"tabletop": ("rate_within_4_cm", 2.0), "pusht": ("rate_within_40_px_and_40_degrees", 2.0)}
+PUSHED_CM = 1.25  # PushT's 20 px: nearer goals ask for no push
+
+
+def play(options: argparse.Namespace, agent: str, budget: int | None, checkpoint: str) -> list[dict[str, Any]]:
+    """The episodes of one agent at one budget of predicted frames a plan."""
+    planner = budget_planner(options.planner, budget or 4096)
+    label = weights_label(checkpoint, 1) if agent == "model" else ""
+    settings = ProtocolSettings(options.env, agent, options.goals, options.cost, planner, model=label)
+    name = "-".join(
+        [options.env, options.goals, agent, *([options.cost, options.planner, str(budget)] if budget else [])]
+    )
+    journal = options.folder / f"{name}.jsonl" if options.folder else None
+
+    if options.report:
+        played = open_journal(journal, asdict(settings)) if journal and journal.is_file() else {}
+        return list(played.values())
+
+    def tell(row: dict[str, Any]) -> None:
+        print(f"{name}: {row['seed']} {'yes' if row['success'] else 'no'}", file=sys.stderr, flush=True)
+
+    return play_protocol(settings, options.episodes, functools.partial(load, checkpoint, device="cpu"), journal, tell)
+
+
+def account(options: argparse.Namespace, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What is reported of one agent's episodes."""
+    name, tolerance = LOOSE[options.env]
+    loose = summarise(rows, tolerance)
+    found = {**summarise(rows), name: {key: loose[key] for key in ("rate", "wilson_95")}}
+    if options.env == "pusht":
+        pushed = summarise([row for row in rows if row["moved_cm"] >= PUSHED_CM])
+        found["goals_that_ask_for_a_push"] = {key: pushed[key] for key in ("n", "rate", "wilson_95")}
+    return found | {"episodes": rows}
+
+
+def measure(options: argparse.Namespace, checkpoint: str) -> dict[str, Any]:
+    """All agents asked for, at their budgets, and the model's success over the oracle's."""
+    jobs = [(agent, None) for agent in ("random", "expert")]
+    jobs += [("oracle", budget) for budget in options.oracle] + [("model", budget) for budget in options.budgets]
+    found: dict[str, Any] = {}
+    rows: dict[tuple[str, int | None], list[dict[str, Any]]] = {}
+    for agent, budget in jobs:
+        if agent not in options.agents:
+            continue
+        rows[agent, budget] = play(options, agent, budget, checkpoint)
+        if not rows[agent, budget]:
+            continue
+        entry = account(options, rows[agent, budget])
+        if agent == "model" and any(rows.get(("oracle", known)) for known in options.oracle):
+            oracle = min(
+                (known for known in options.oracle if rows["oracle", known]), key=lambda known: abs(known - budget)
+            )
+            entry["over_oracle"] = {"oracle_frames": oracle, **ratio(rows[agent, budget], rows["oracle", oracle])}
+        place = found if budget is None else found.setdefault(agent, {})
+        place[agent if budget is None else str(budget)] = entry
+        low, high = entry["wilson_95"]
+        frames = f", {budget} frames a plan" if budget else ""
+        print(f"{agent}{frames}: {entry['rate']:.0%} of {entry['n']} ({low:.0%} to {high:.0%})", flush=True)
+    return found
+
+
+def main() -> None:
+    """Measures, and writes JSON where asked to."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.protocol_a", description=__doc__.partition("\n")[0])
+    parser.add_argument("--env", choices=list(RULES), required=True)
+    parser.add_argument("--goals", choices=list(GOALS), default="expert", help="whose trajectories the goals are of")
+    parser.add_argument("--budgets", type=int, nargs="+", default=[1024, 2048, 4096, 8192], help="frames a plan")
+    parser.add_argument("--oracle", type=int, nargs="+", default=[4096], help="the oracle's frames a plan")
+    parser.add_argument("--planner", default="cem")
+    parser.add_argument("--cost", choices=COSTS, default="positions")
+    parser.add_argument("--agents", nargs="+", choices=AGENTS, default=list(AGENTS))
+    parser.add_argument("--checkpoint", help="by default the env's nano")
+    parser.add_argument("--episodes", type=int, default=50)
+    parser.add_argument("--folder", type=Path, help="keep each episode here as it finishes, and go on from there")
+    parser.add_argument("--report", action="store_true", help="play nothing, report what the folder holds")
+    parser.add_argument("--out", type=Path, help="write the JSON here")
+    options = parser.parse_args()
+    checkpoint = options.checkpoint or f"nano-{options.env}"
+    if options.folder:
+        options.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        found = measure(options, checkpoint)
+    except EmuEmbodiedError as error:
+        raise SystemExit(f"protocol_a: {error}") from None
+    rule, played = RULES[options.env], max((entry["episodes"] for entry in _entries(found)), key=len, default=[])
+    result = {
+        "env": rule.env_id,
+        "goals": options.goals,
+        "cost": options.cost,
+        "planner": options.planner,
+        "seed": 42,
+        "rows": [[row["seed"], row["step"]] for row in played],
+        "success": rule.__doc__.partition("\n")[0],
+        "tolerances": {name: getattr(rule, name) for name in ("reach", "least", "turn") if hasattr(rule, name)},
+        **found,
+        "checkpoint": {"name": Path(checkpoint).name, "sha256": fingerprint(checkpoint_path(checkpoint))},
+        "machine": machine(torch.device("cpu")),
+        "versions": versions() | {name: metadata.version(name) for name in ("mujoco", "gymnasium")},
+    }
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        write_json(options.out, result)
+    else:
+        print(json.dumps(result))
+
+
+def _entries(found: dict[str, Any]):
+    """Each agent's account, whether it has budgets or not."""
+    for entry in found.values():
+        yield from [entry] if "episodes" in entry else entry.values()
+
+
+if __name__ == "__main__":
+    main()
