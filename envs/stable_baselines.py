@@ -22,7 +22,7 @@ class StableBaselinesVecEnv(VecEnv):
 
         env = gymnasium.make_vec("emu_embodied/Imagined-v0", num_envs=64, autoreset_mode="SameStep",
                                  observe=["agent_pos", "beliefs", "instruction"])
-        PPO("MultiInputPolicy", StableBaselinesVecEnv(env)).learn(100_000)
+        PPO("MultiInputPolicy", StableBaselinesVecEnv(env), n_steps=40).learn(100_000)
 
     Args:
         env: a vector env with Dict observations that resets in the step in which an episode ends ("SameStep").
