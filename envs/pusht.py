@@ -96,6 +96,7 @@ class PushTEnv(gymnasium.Env):
         self.render_mode = render_mode
         self.metadata = {**self.metadata, "render_fps": round(1 / (CONTROL_SECONDS * self.config.control_steps))}
         self._game = GymPushT(obs_type="state")
+        self._game._setup()  # bodies, so that there is a state before the first reset
         size, half = self.config.image_size, ARENA_CM / 2
         self.observation_space = gymnasium.spaces.Dict(
             {

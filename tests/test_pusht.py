@@ -330,3 +330,9 @@ def test_the_shipped_model_dreams_in_the_real_envs_spaces(shipped):
     observation, *_ = dream.step(np.array([0.5, 0.0], np.float32))
     assert observation[PIXELS].shape == first[PIXELS].shape and np.isfinite(observation[AGENT_POS]).all()
     dream.close()
+
+
+def test_the_true_simulator_plans_it_from_the_command_line(tmp_path, capsys):
+    words = ["candidates=4", "iterations=1", "elites=2", "horizon=2", "steps=2", "episodes=1", f"out={tmp_path}"]
+    assert main(["plan", "env=pusht", "agent=oracle", *words]) == 0
+    assert "success" in capsys.readouterr().out
