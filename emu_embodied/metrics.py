@@ -86,7 +86,7 @@ def bootstrap_interval(
 def psnr(frames: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """Peak signal-to-noise ratio in dB, at most 99, of each pair of frames (W, H, W, 3) uint8: (W,) float64."""
     error = np.square(frames.astype(np.float64) - wanted).mean((-3, -2, -1))
-    return _decibel(error)
+    return decibel(error)
 
 
 def moving_psnr(frames: np.ndarray, wanted: np.ndarray, context: np.ndarray, threshold: int = 8) -> np.ndarray:
@@ -104,7 +104,7 @@ def moving_psnr(frames: np.ndarray, wanted: np.ndarray, context: np.ndarray, thr
     error = np.square(frames.astype(np.float64) - wanted).mean(-1)
     count = region.sum((-2, -1))
     with np.errstate(invalid="ignore"):
-        return np.where(count > 0, _decibel((error * region).sum((-2, -1)) / np.maximum(count, 1)), np.nan)
+        return np.where(count > 0, decibel((error * region).sum((-2, -1)) / np.maximum(count, 1)), np.nan)
 
 
 def frechet_distance(one: np.ndarray, other: np.ndarray) -> float:
@@ -118,7 +118,8 @@ def frechet_distance(one: np.ndarray, other: np.ndarray) -> float:
     return float(max(0.0, np.square(m - n).sum() + np.trace(c) + np.trace(d) - 2 * roots))
 
 
-def _decibel(error: np.ndarray) -> np.ndarray:
+def decibel(error: np.ndarray) -> np.ndarray:
+    """PSNR in dB, at most 99, of mean squared errors (...) of pixels in 0..255."""
     return np.minimum(99.0, 10 * np.log10(255.0**2 / np.maximum(error, 1e-9)))
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from emu_embodied.data.frame_cache import FrameCache
+from emu_embodied.metrics import decibel
 from emu_embodied.types import Observation
 
 FRAMES, WINDOWS, STEPS = 512, 32, 8
@@ -13,8 +14,7 @@ FRAMES, WINDOWS, STEPS = 512, 32, 8
 
 def psnr(one: np.ndarray, other: np.ndarray) -> float:
     """Peak signal-to-noise ratio in dB of uint8 pictures, at most 99."""
-    error = np.square(one.astype(np.float32) - other.astype(np.float32)).mean()
-    return float(min(99.0, 10 * np.log10(255**2 / max(error, 1e-9))))
+    return float(decibel(np.square(one.astype(np.float32) - other.astype(np.float32)).mean()))
 
 
 def tokenizer_frames(tokenizer, cache: FrameCache) -> dict[str, float]:

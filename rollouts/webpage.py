@@ -14,6 +14,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+from emu_embodied import metrics
+
 SHEET_BYTES = 320 << 10  # of a film; what does not fit without loss, such as a camera's noise, is kept with a little
 Facts = Sequence[tuple[str, str]]
 
@@ -93,8 +95,7 @@ def picture(image: np.ndarray, quick: bool = False) -> str:
 
 def psnr(real: np.ndarray, imagined: np.ndarray) -> list[float]:
     """Peak signal-to-noise ratio in dB of each pair of frames (T, H, W, 3) uint8, at most 60."""
-    errors = ((real.astype(np.float32) - imagined) ** 2).reshape(len(real), -1).mean(1)
-    return [round(float(min(60.0, 10 * np.log10(255**2 / max(error, 1e-9)))), 2) for error in errors]
+    return [round(min(60.0, float(value)), 2) for value in metrics.psnr(imagined, real)]
 
 
 def _section(heading: str, pairs: Facts) -> str:
