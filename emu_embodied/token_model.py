@@ -35,6 +35,8 @@ class TokenModelConfig:
         grid: visual tokens per side of a frame.
         action_dim: A, values of an action.
         text_length: L, ids of the padded instruction.
+        instruction_length, caption_length: of a model that draws key frames from words: the text's L ids may then hold an
+            instruction, a frame and a caption, see `prompt`; 0 where it does not.
         context_frames: C, frames whose keys are in sight of the next one; with 0 it knows the last frame from the
             previous-frame source alone, which makes a frame half as dear where the world hides nothing.
         previous_frame_source: feed the next frame's slots from a 3x3 convolution of the previous frame and the action;
@@ -60,8 +62,13 @@ class TokenModelConfig:
     noise: str = "absorbing"
     objects: tuple[str, ...] = ()
     position_scale: tuple[float, float] = (16.0, -16.0)
+    instruction_length: int = 0
+    caption_length: int = 0
 
     def __post_init__(self) -> None:
+        if self.draws_subgoals and self.text_length != self.instruction_length + self.frame_tokens + self.caption_length:
+            rule = "must be the lengths of instruction, frame and caption together, or give both lengths as 0"
+            raise InputError("text_length", self.text_length, rule)
         if self.previous_frame_source and self.block > self.slots:
             raise InputError(
                 "previous_frame_source", True, "choose false where frames have structure between their slots"
@@ -85,6 +92,10 @@ class TokenModelConfig:
     @property
     def frame_tokens(self) -> int:
         return self.prefix + self.block
+
+    @property
+    def draws_subgoals(self) -> bool:
+        return bool(self.instruction_length or self.caption_length)
 
 
 @dataclass(frozen=True)
@@ -267,6 +278,20 @@ class TokenModel(nn.Module):
             return ids_BT
         behind = index + index // self.config.grid - 1  # the row's EOL, or the EOI
         return torch.cat([ids_BT, self.structure[behind].expand(len(ids_BT), 1)], 1)
+
+    def prompt(self, instruction_BI: torch.Tensor, codes_BN: torch.Tensor, caption_BS: torch.Tensor) -> torch.Tensor:
+        """The text of a key frame's prediction, (B, L) int64: `instruction | frame | caption`, all in the one id space.
+
+        Args:
+            instruction_BI, caption_BS: padded ids, of the configuration's lengths.
+            codes_BN: visual codes of the frame that is seen now.
+        """
+        v, batch = self.config.vocabulary, len(codes_BN)
+        prefix = [v.no_action] * self.config.action_dim
+        block = self.structure.expand(batch, -1).clone()
+        block[:, self.places] = codes_BN + v.visual_offset
+        before = torch.cat([self.header.new_tensor(prefix), self.header]).expand(batch, -1)
+        return torch.cat([instruction_BI, before, block, caption_BS], 1)
 
     def at_slots(self, hidden_BTD: torch.Tensor, before: bool) -> torch.Tensor:
         """The hidden states (B, N, D) of a whole frame's (B, prefix + block, D) at its slots, or at the tokens before them."""

@@ -45,6 +45,11 @@ class Vocabulary:
         return self.text_size + 2
 
     @property
+    def end(self) -> int:
+        """Closes a caption."""
+        return self.text_size + 3
+
+    @property
     def visual_offset(self) -> int:
         return self.text_size + len(STRUCTURE)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from emu_embodied.envs.checks import check_action
 from emu_embodied.envs.closing import close_at_exit
-from emu_embodied.envs.tasks import COLOURS, OBJECTS, UNSEEN_COLOUR, Task, all_tasks, parse_task
+from emu_embodied.envs.tasks import COLOURS, OBJECTS, UNSEEN_COLOUR, Task, all_tasks, parse_task, spoken_tasks
 from emu_embodied.errors import InputError, SimulationError
 from emu_embodied.types import AGENT_POS, IS_SUCCESS, PIXELS
 
@@ -45,6 +45,7 @@ class TabletopConfig:
         stochastic: hidden friction and mass per episode, and gusts that push cubes at random.
         shift: None, or one of "background", "colour", "camera", for tests outside the training distribution.
         terminate_on_success: end the episode at success (collectors go on).
+        spoken: draw instructions from all that can be said (`tasks.PHRASES`) instead of the few of `tasks.TEMPLATES`.
     """
 
     image_size: int = 64
@@ -53,6 +54,7 @@ class TabletopConfig:
     stochastic: bool = False
     shift: str | None = None
     terminate_on_success: bool = True
+    spoken: bool = False
 
     def __post_init__(self) -> None:
         if type(self.image_size) is not int or not 16 <= self.image_size <= 512:
@@ -287,11 +289,13 @@ class TabletopPushEnv(gymnasium.Env):
 
     def _draw_task(self) -> Task:
         """A random task that is not done yet, each kind equally likely; at least 2 cm are left to go."""
-        open_tasks = [task for task in all_tasks(self._colours) if task.distance(self.positions()) > 2.0]
+        known = spoken_tasks if self.config.spoken else all_tasks
+        open_tasks = [task for task in known(self._colours) if task.distance(self.positions()) > 2.0]
         kinds = sorted({task.kind for task in open_tasks})
         kind = kinds[self.np_random.integers(len(kinds))]
         choice = [task for task in open_tasks if task.kind == kind]
-        return choice[self.np_random.integers(len(choice))]
+        task = choice[self.np_random.integers(len(choice))]
+        return replace(task, text=str(self.np_random.choice(task.phrases()))) if self.config.spoken else task
 
     def _gust(self) -> None:
         self.data.xfrc_applied[:] = 0

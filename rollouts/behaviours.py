@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from emu_embodied.envs.tasks import OBJECTS
+from emu_embodied.envs.tasks import OBJECTS, spoken_tasks
 from emu_embodied.envs.tee import BOXES_CM, PUSHER_CM, REACH_CM, STEP_CM
 from emu_embodied.errors import DatasetError
 from emu_embodied.policies.arms import ForkPusher, HandOver, Straying, move_to, push_on_table, reach_with_two_links
 from emu_embodied.policies.pusht import TeeCollector, TeeConfig
-from emu_embodied.policies.scripted import Collector
+from emu_embodied.policies.scripted import Collector, Expert
 
 FETCH_CM = 5.0  # the gripper's largest displacement per axis and control step
 Act = Callable[[np.ndarray], np.ndarray]  # a state (E,) as in info["environment_state"] -> an action (A,)
@@ -33,12 +33,36 @@ class Behaviour:
 
 
 def _tabletop(world: Any, style: str, rng: np.random.Generator) -> Act:
+    if world.config.spoken:
+        return _instructed(world, rng)
     policy, task = Collector(style, rng), world.task_spec
 
     def act(state: np.ndarray) -> np.ndarray:
         rows = state.reshape(len(OBJECTS), 4).astype(np.float64)
         positions = rows[:, :2]
         return policy.act(positions, rows[:, 3] > 0, OBJECTS.index(task.cube), task.target(positions))
+
+    return act
+
+
+def _instructed(world: Any, rng: np.random.Generator, patience: int = 20) -> Act:
+    """The expert, with little noise, from one goal to the next; of those that it does not reach it lets go after a while."""
+    expert, task, left = Expert(), world.task_spec, patience
+
+    def act(state: np.ndarray) -> np.ndarray:
+        nonlocal task, left
+        rows = state.reshape(len(OBJECTS), 4).astype(np.float64)
+        positions, left = rows[:, :2], left - 1
+        if left < 0 or task.distance(positions) <= 0:
+            there = tuple(name for name, row in zip(OBJECTS, rows, strict=True) if row[3] and name != "pusher")
+            goals = [goal for goal in spoken_tasks(there) if goal.distance(positions) > 2.0]
+            kinds = sorted({goal.kind for goal in goals})
+            kind = kinds[rng.integers(len(kinds))]
+            goals = [goal for goal in goals if goal.kind == kind]
+            task, left = goals[rng.integers(len(goals))], patience
+        cube = positions[OBJECTS.index(task.cube)]
+        action = expert.act(positions[0], cube, task.target(positions)) + rng.normal(0, 0.08, 2)
+        return np.clip(action, -1, 1).astype(np.float32)
 
     return act
 

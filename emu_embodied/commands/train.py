@@ -33,11 +33,11 @@ def run(config: DictConfig) -> None:
     from emu_embodied.training.recipe import adapt_checkpoint, train_checkpoint
     from emu_embodied.training.released import fine_tune
 
-    if config.stage not in ("all", "dida", "probes"):
-        raise ConfigError("stage", config.stage, "choose all, dida to adapt a checkpoint, or probes")
+    if config.stage not in ("all", "dida", "language", "probes"):
+        raise ConfigError("stage", config.stage, "choose all, dida or language to train a checkpoint on, or probes")
     released = "adoption" in config.recipe
-    if (config.stage == "dida" or released) != (config["from"] is not None):
-        remedy = "name the checkpoint to adapt with stage=dida, the released folder with preset=emu3.5, and only then"
+    if (config.stage in ("dida", "language") or released) != (config["from"] is not None):
+        remedy = "name the checkpoint with stage=dida or language, the released folder with preset=emu3.5, and only then"
         raise ConfigError("from", config["from"], remedy)
     if released and config.stage == "dida":
         raise ConfigError(
@@ -47,8 +47,8 @@ def run(config: DictConfig) -> None:
         raise ConfigError("quantisation", config.quantisation, "choose int8 or nf4, with preset=emu3.5, or null")
     if config.shift is not None and not isinstance(config.shift, bool):
         raise ConfigError("shift", config.shift, "choose true, false or null")
-    if config.stage == "probes":
-        _train_probes(config)
+    if config.stage in ("probes", "language"):
+        {"probes": _train_probes, "language": _teach_subgoals}[config.stage](config)
         return
     source = checkpoint_path(config["from"]) if config.stage == "dida" else None
     device = _device(config.device)
@@ -100,6 +100,36 @@ def _train_probes(config: DictConfig) -> None:
     path = train_probes(cache, tuple(world.objects), world.position_scale, loop, Path(config.out), **job)
     minutes = (time.monotonic() - began) / 60
     print(f"train: finished after {minutes:.1f} min; judge dreams with  emu-embodied evaluate probes={path}")
+
+
+def _teach_subgoals(config: DictConfig) -> None:
+    """Trains a world model on, to draw key frames from words that hindsight gives to the data."""
+    import torch
+
+    from emu_embodied.checkpoint import load_checkpoint
+    from emu_embodied.loading import checkpoint_path
+    from emu_embodied.rollouts.hindsight import relabel
+    from emu_embodied.training.loop import LoopConfig
+    from emu_embodied.training.subgoals import SubgoalConfig, teach_subgoals
+
+    began, device, source = time.monotonic(), _device(config.device), checkpoint_path(config["from"])
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    values = OmegaConf.to_container(config.language)
+    loop, recipe = LoopConfig(**values.pop("loop")), make_recipe(config)
+    language = SubgoalConfig(**values)
+    tokenizer, _, _, world, _ = load_checkpoint(source)
+    cache = _frames(config, tokenizer.config.image_size)
+    kept = max(1, cache.episodes - recipe.held_out)
+    rows = relabel(cache.select(range(kept)))
+    print(f"train: {len(rows)} key frames in {kept} episodes", flush=True)
+    evaluators = _evaluators(cache.select(range(kept, cache.episodes)), world, config.env.quality.horizon)
+    job = {"evaluate_model": evaluators[1], "report": lambda line: print(line, flush=True)}
+    sizes = {"held_out": recipe.held_out, "seed": recipe.seed}
+    folder = Path(config.out)
+    path = teach_subgoals(cache, rows, language, recipe.trajectory, loop, source, folder, device, **sizes, **job)
+    minutes = (time.monotonic() - began) / 60
+    print(f"train: finished after {minutes:.1f} min; try it with  emu-embodied subgoal checkpoint={path}")
 
 
 def _world(config: DictConfig, cache):

@@ -186,7 +186,7 @@ class TrajectoryObjective:
         c, loss, figures, heads = self.config, 0.0, {}, {}
         if states.noisy_BFND is not None:
             weight = self._weight(batch, batch.targets_BFN) * self.noise.counts(hidden)
-            noisy = self._token_loss(module, states.noisy_BFND, batch.targets_BFN, weight)
+            noisy = self.token_loss(module, states.noisy_BFND, batch.targets_BFN, weight)
             loss, figures["noisy"] = noisy, noisy.item()
             heads["noisy"] = states.noisy_BFND
         if states.clean_BFTD is not None:
@@ -198,11 +198,11 @@ class TrajectoryObjective:
             else:
                 heads["clean"] = module.frame_slots(states.clean_BFTD)
             predicted = module.frame_predictions(states.clean_BFTD)
-            causal = self._token_loss(module, predicted, targets, weight)
+            causal = self.token_loss(module, predicted, targets, weight)
             loss = loss + c.causal * causal + c.language * self._language_loss(module, batch, text_BL, states)
             figures["causal"] = causal.item()
         for name, slots in heads.items():
-            state, figures[f"position_{name}"] = self._state_loss(module, batch, slots)
+            state, figures[f"position_{name}"] = self.state_loss(module, batch, slots)
             loss = loss + state
         return loss, figures
 
@@ -210,14 +210,14 @@ class TrajectoryObjective:
         """More for tokens that differ from the frame before: (B, F - 1, N)."""
         return 1 + (self.config.changed - 1) * (targets != batch.codes_BFN[:, :-1]).float()
 
-    def _token_loss(self, module: TokenModel, states: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor):
+    def token_loss(self, module: TokenModel, states: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor):
         """Weighted cross-entropy of visual codes, over the slots that count; of soft targets where asked for."""
         logits, flat = module.visual_logits(states).float().flatten(0, -2), targets.flatten()
         wanted = flat if self.soft_VV is None else self.soft_VV[flat]
         losses = F.cross_entropy(logits, wanted, reduction="none").view_as(targets)
         return (losses * weight).sum() / weight.sum().clamp(min=1)
 
-    def _state_loss(self, module: TokenModel, batch: WindowBatch, states: torch.Tensor) -> tuple[torch.Tensor, float]:
+    def state_loss(self, module: TokenModel, batch: WindowBatch, states: torch.Tensor) -> tuple[torch.Tensor, float]:
         """Loss of the heads on hidden states (B, F - 1, N, D), and the mean position error in px of a 64 px frame."""
         c, frames = self.config, states.shape[1]
         read = module.estimate(states.flatten(0, 1), batch.text_BL.repeat_interleave(frames, 0))

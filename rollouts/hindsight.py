@@ -1,0 +1,172 @@
+"""Hindsight: recorded play, relabelled by what did happen, as instructions and key frames. Knows true states, no model.
+
+Whatever a trajectory did to a cube becomes an instruction afterwards (hindsight experience replay, Andrychowicz et al., NeurIPS
+2017; language from play, Lynch and Sermanet, RSS 2021). A goal that came true at frame e, by a push that began at frame b, gives
+
+| group | from | to | caption |
+|---|---|---|---|
+| behind | the frames before b in which only the robot moved | b | "move behind the red cube" |
+| push | frames of the push, more than `stride` before e | `stride` frames on | "push the red cube to the left" |
+| goal | frames of the push, at most `stride` before e | e | "the red cube is at the left edge" |
+| done | frames in which the goal is true | the same | "done" |
+| edit | frames before e | e | "the red cube is at the left edge" |
+| next | any frame, without an instruction | `stride` frames on | what moved there |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from emu_embodied.data.frame_cache import FrameCache
+from emu_embodied.data.subgoals import SubgoalRows
+from emu_embodied.envs.tasks import COLOURS, OBJECTS, SIDES, Task, spoken_tasks
+from emu_embodied.errors import DatasetError
+
+GROUPS = ("behind", "push", "goal", "done", "edit", "next")
+DONE = "done"
+HELD_OUT = (("red", "right"), ("green", "left"), ("blue", "top"))  # of 16 pairs of colour and direction
+STILL_CM = 0.25  # a cube that moves less was not pushed
+QUIET_CM = 0.5  # and others may have moved at most so far
+
+
+@dataclass(frozen=True)
+class HindsightConfig:
+    """What counts as having been done on purpose.
+
+    Attributes:
+        stride: frames between key frames of a long push.
+        before: most frames from a start to the push's beginning.
+        least_cm: a goal counts that had at least so far to go when the push began.
+        straight: least cosine between the push and the way to the goal.
+        held_out: pairs of colour and direction of which nothing is said.
+    """
+
+    stride: int = 5
+    before: int = 12
+    least_cm: float = 1.0
+    straight: float = 0.85
+    held_out: tuple[tuple[str, str], ...] = HELD_OUT
+
+
+def is_held_out(task: Task, held_out: tuple[tuple[str, str], ...] = HELD_OUT) -> bool:
+    """Whether a task's cube and a direction in its goal are one of the pairs."""
+    return any((task.cube, where) in held_out for where in task.where.split())
+
+
+def captions_of(task: Task) -> dict[str, str]:
+    """The captions of a goal's key frames, by group."""
+    cube, other = f"the {task.cube} cube", f"the {task.other} cube"
+    towards = {
+        "edge": f"to the {task.where}",
+        "corner": f"to the {task.where}",
+        "middle": "to the middle",
+        "next_to": f"to {other}",
+        "beside": f"{SIDES.get(task.where, '')} {other}",
+    }
+    there = {
+        "edge": f"at the {task.where} edge",
+        "corner": f"in the {task.where} corner",
+        "middle": "in the middle",
+        "next_to": f"next to {other}",
+        "beside": f"{SIDES.get(task.where, '')} {other}",
+    }
+    return {
+        "behind": f"move behind {cube}",
+        "push": f"push {cube} {towards[task.kind]}",
+        "goal": f"{cube} is {there[task.kind]}",
+        "done": DONE,
+    }
+
+
+def relabel(cache: FrameCache, config: HindsightConfig | None = None) -> SubgoalRows:
+    """What happened in a cache of the table-top, as instructions and key frames.
+
+    Raises:
+        DatasetError: states that are not the table-top's, or in which no goal came true.
+    """
+    config = config or HindsightConfig()
+    wanted = [f"{name}.{part}" for name in OBJECTS for part in ("x", "y", "yaw", "present")]
+    if list(cache.names["state"]) != wanted:
+        raise DatasetError("state names", cache.names["state"][:4], "hindsight reads the table-top's true states")
+    tasks = [task for task in spoken_tasks(COLOURS) if not is_held_out(task, config.held_out)]
+    number = {(task.kind, task.cube, task.where, task.other): i for i, task in enumerate(tasks)}
+    captions, rows = {}, []
+    for first, last in zip(cache.episode_starts[:-1], cache.episode_starts[1:], strict=True):
+        states_TO4 = cache.states[first:last].reshape(-1, len(OBJECTS), 4).astype(np.float64)
+        for start, target, task, group, caption in _episode(states_TO4, tasks, config):
+            goal = len(tasks) if task is None else number[task.kind, task.cube, task.where, task.other]
+            word = captions.setdefault(caption, len(captions))
+            rows.append((first + start, first + target, goal, word, GROUPS.index(group)))
+    if not rows:
+        raise DatasetError("frames", cache.episodes, "no goal came true in these episodes: record more, or an expert's")
+    table = np.array(rows, np.int64).T
+    goals = (*(task.phrases() for task in tasks), *(task.edits() for task in tasks))
+    edits = table[4] == GROUPS.index("edit")
+    table[2][table[4] == GROUPS.index("next")] = len(goals)
+    table[2][edits] += len(tasks)
+    return SubgoalRows(*table, goals=(*goals, ()), captions=tuple(captions), groups=GROUPS)
+
+
+Found = Iterator[tuple[int, int, Task | None, str, str]]  # start, target, task, group, caption
+
+
+def _episode(states_TO4: np.ndarray, tasks: list[Task], config: HindsightConfig) -> Found:
+    """The rows of one episode, its frames counted from 0."""
+    positions_TO2 = states_TO4[..., :2]
+    there = {name for name, state in zip(OBJECTS, states_TO4[0], strict=True) if state[3] > 0}
+    moved_TO = np.linalg.norm(np.diff(positions_TO2, axis=0), axis=-1) > STILL_CM
+    for task in tasks:
+        if {task.cube, task.other} - {""} <= there:
+            left_T = task.distance(positions_TO2)
+            for e in np.flatnonzero((left_T[1:] <= 0) & (left_T[:-1] > 0)) + 1:
+                yield from _event(positions_TO2, moved_TO[:, OBJECTS.index(task.cube)], left_T, task, e, config)
+    for start in range(0, len(states_TO4) - config.stride, 3):
+        if caption := _what_moved(positions_TO2[start], positions_TO2[start + config.stride], there):
+            yield start, start + config.stride, None, "next", caption
+
+
+def _event(positions_TO2, moved_T, left_T, task: Task, e: int, config: HindsightConfig) -> Found:
+    """The rows of one goal that came true at frame e."""
+    b = e
+    while b and moved_T[b - 1]:
+        b -= 1
+    cube = OBJECTS.index(task.cube)
+    push, way = (end - positions_TO2[b, cube] for end in (positions_TO2[e, cube], task.target(positions_TO2[b])))
+    along = push @ way / max(np.linalg.norm(push) * np.linalg.norm(way), 1e-9)
+    if left_T[b] < config.least_cm or along < config.straight:
+        return
+    others = [o for o in range(1, len(OBJECTS)) if o != cube]
+    strayed_T = np.linalg.norm(positions_TO2[:, others] - positions_TO2[e, others], axis=-1).max(-1)
+    said = captions_of(task)
+    for start in range(max(0, b - config.before), e):
+        if strayed_T[start : e + 1].max() > QUIET_CM:
+            continue
+        if start < b:
+            waits = np.linalg.norm(positions_TO2[start:b, cube] - positions_TO2[b, cube], axis=-1).max() < STILL_CM
+            walks = np.linalg.norm(positions_TO2[start, 0] - positions_TO2[b, 0]) > 1.0
+            if not (waits and walks):
+                continue
+            yield start, b, task, "behind", said["behind"]
+        elif e - start > config.stride:
+            yield start, start + config.stride, task, "push", said["push"]
+        else:
+            yield start, e, task, "goal", said["goal"]
+        yield start, e, task, "edit", said["goal"]
+    for frame in range(e, min(e + 3, len(left_T))):
+        if left_T[frame] <= 0:
+            yield frame, frame, task, "done", said["done"]
+
+
+def _what_moved(before_O2: np.ndarray, after_O2: np.ndarray, there: set[str]) -> str:
+    """Which thing moved most, and where to; of the cubes rather than of the robot."""
+    ways = after_O2 - before_O2
+    size = np.linalg.norm(ways, axis=-1) * [name in there for name in OBJECTS]
+    which = int(size[1:].argmax()) + 1 if size[1:].max() > 1.0 else 0
+    if size[which] < 1.0:
+        return ""
+    x, y = ways[which]
+    where = ("right" if x > 0 else "left") if abs(x) > abs(y) else ("top" if y > 0 else "bottom")
+    return f"the {OBJECTS[which]}{' cube' if which else ''} moves to the {where}"
