@@ -33,6 +33,8 @@ class SubgoalConfig:
         moved: an object counts as moved by a subgoal from so far on.
         keep: weight of the ways of objects that a subgoal does not move, beside 1 for those that it does.
         behind: weight of the robot's walk behind what it is to push.
+        around: weight of the robot's walk, around the thing that it is to stand at, where it alone is to move; beside 1 for its way
+            as the crow flies.
         beside: weight of the robot's way to where a subgoal that moves objects shows it, where nobody walks behind them.
         radius: between the centres of robot and object when they touch; None where objects are no discs: nobody walks behind.
         robot: the robot's name among the objects.
@@ -49,6 +51,7 @@ class SubgoalConfig:
     moved: float = 1.0
     keep: float = 0.5
     behind: float = 0.15
+    around: float = 1.0
     beside: float = 0.15
     radius: float | None = 4.2
     robot: str = "pusher"
@@ -57,7 +60,7 @@ class SubgoalConfig:
         for name in ("count", "patience"):
             if type(getattr(self, name)) is not int or getattr(self, name) < 1:
                 raise InputError(name, getattr(self, name), "give a whole number of at least 1")
-        for name in ("near", "home", "robot_near", "moved", "keep", "behind", "beside"):
+        for name in ("near", "home", "robot_near", "moved", "keep", "behind", "around", "beside"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise InputError(name, getattr(self, name), "give a number of at least 0")
 
@@ -118,7 +121,9 @@ class SubgoalManager:
         self.pursued: list[Pursued] = []
         self.stopped_at: int | None = None
         self._subgoals: list[Subgoal] = []
-        self._wanted: list[np.ndarray] = []  # (O, 3) each, in the model's order, the scene in which they were drawn first
+        self._wanted: list[
+            np.ndarray
+        ] = []  # (O, 3) each, in the model's order, the scene in which they were drawn first
         self._index, self._since, self._asked = 0, 0, 0
 
     @property
@@ -195,9 +200,12 @@ class SubgoalManager:
         things = [o for o in np.flatnonzero(weights) if o != self.robot]
         terms = [(1.0, ObjectPositions(PlacesGoal(wanted[:, :2], weights).distance))]
         terms += [(5.0, ObjectLost(int(o))) for o in things]
-        if moves and c.radius is not None:
+        if c.radius is not None and moves:
             farthest = max(moves, key=lambda o: np.linalg.norm(places[o, :2] - wanted[o, :2]))
             terms.append((c.behind, self._walk_behind(farthest, wanted)))
+        if c.radius is not None and not moves and things and weights[self.robot]:
+            nearest = min(things, key=lambda o: np.linalg.norm(wanted[o, :2] - wanted[self.robot, :2]))
+            terms.append((c.around, self._walk_around(nearest, wanted)))
         return WeightedSum(terms)
 
     def _walk_behind(self, thing: int, wanted: np.ndarray) -> BehindObject:
@@ -211,8 +219,23 @@ class SubgoalManager:
             return place.to(positions).expand(positions[..., thing, :].shape)
 
         return BehindObject(
-            lambda positions: (left.distance(positions) - near).clamp(min=0), target, self.robot, thing, self.config.radius
+            lambda positions: (left.distance(positions) - near).clamp(min=0),
+            target,
+            self.robot,
+            thing,
+            self.config.radius,
         )
+
+    def _walk_around(self, thing: int, wanted: np.ndarray) -> BehindObject:
+        """The walk to where the robot is wanted, around the thing that it will stand at."""
+        offset = torch.from_numpy(wanted[self.robot, :2] - wanted[thing, :2])
+
+        def beyond(positions: torch.Tensor) -> torch.Tensor:
+            return positions[..., thing, :] - offset.to(positions)
+
+        never = PlacesGoal(wanted[:, :2], np.zeros(self.size))
+        radius = max(float(offset.norm()), self.config.radius)
+        return BehindObject(lambda x: never.distance(x) + 1, beyond, self.robot, thing, radius)
 
 
 def see_places(model: WorldModel, history: History) -> np.ndarray:

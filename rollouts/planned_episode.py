@@ -58,7 +58,8 @@ class EpisodeRun:
     def row(self) -> dict[str, Any]:
         """The episode without its arrays, as JSON."""
         pursued = [
-            {"at": at, "caption": s.caption, "log_prob": round(s.log_prob, 4), "last": s.last} for s, at in self.subgoals
+            {"at": at, "caption": s.caption, "log_prob": round(s.log_prob, 4), "last": s.last}
+            for s, at in self.subgoals
         ]
         guided = {"subgoals": pursued, "stopped_at": self.stopped_at}
         return {

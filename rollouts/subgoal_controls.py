@@ -159,7 +159,9 @@ def another_instruction(env: gymnasium.Env, seed: int) -> str:
     """
     world = env.unwrapped
     if getattr(world, "task_spec", None) is None:
-        raise InputError("env", type(world).__name__, "another instruction is known of the table-top only, after its reset")
+        raise InputError(
+            "env", type(world).__name__, "another instruction is known of the table-top only, after its reset"
+        )
     present = world.environment_state().reshape(-1, 4)[:, 3] > 0.5
     colours = tuple(name for name, there in zip(OBJECTS[1:], present[1:], strict=True) if there)
     others = [task for task in all_tasks(colours) if _meaning(task) != _meaning(world.task_spec)]
