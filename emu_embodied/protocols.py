@@ -103,7 +103,8 @@ class SubgoalProposer(Protocol):
     objects: tuple[str, ...]
 
     def propose(self, observation: Observation, count: int = 4, seed: int = 0) -> list[Subgoal]:
-        """Key frames on the way from what is seen to what the instruction asks for, at most `count`; none where it is believed done.
+        """Key frames on the way from what is seen to what the instruction asks for, at most `count`; none where it is believed
+        done.
 
         Args:
             observation: the frame seen now, and the instruction.

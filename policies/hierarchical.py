@@ -33,10 +33,10 @@ class SubgoalConfig:
         moved: an object counts as moved by a subgoal from so far on.
         keep: weight of the ways of objects that a subgoal does not move, beside 1 for those that it does.
         behind: weight of the robot's walk behind what it is to push.
-        around: weight of the robot's walk, around the thing that it is to stand at, where it alone is to move; beside 1 for its way
-            as the crow flies.
+        around: weight of the robot's walk around the thing that it is to stand at, where it alone is to move; beside 1 for
+            its way as the crow flies.
         beside: weight of the robot's way to where a subgoal that moves objects shows it, where nobody walks behind them.
-        radius: between the centres of robot and object when they touch; None where objects are no discs: nobody walks behind.
+        radius: between the centres of robot and object when they touch; None where objects are no discs to walk around.
         robot: the robot's name among the objects.
 
     Raises:
@@ -95,7 +95,7 @@ class SubgoalManager:
 
     Args:
         proposer: who is asked for subgoals.
-        objects: names of the model's objects, in whose order places are given; those that the proposer does not know never count.
+        objects: names of the model's objects, in whose order places are given; what the proposer does not know never counts.
         config: habits.
         seed: of the proposals.
 

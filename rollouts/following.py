@@ -1,4 +1,4 @@
-"""Who proposes the subgoals of an episode, and how they are followed. Knows the controls by name; a learnt proposer is given."""
+"""Who proposes the subgoals of an episode, and how they are followed. Knows the controls by name, no checkpoint."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Following:
     """Who proposes subgoals, and how they are followed.
 
     Attributes:
-        proposer: names the learnt one in a journal, or one of the controls: "true" (the scripted expert's own way), "copy" (what
-            is seen now), "retrieved" (the end of the most similar recorded episode), "random" (that of any recorded episode),
-            "shuffled" (the learnt one, or without one the truth, told something else than the episode asks for).
+        proposer: names the learnt one in a journal, or one of the controls: "true" (the scripted expert's own way), "copy"
+            (what is seen now), "retrieved" (the end of the most similar recorded episode), "random" (that of any recorded
+            episode), "shuffled" (the learnt one, or without one the truth, told something else than is asked for).
         recordings: the frame cache's folder that "retrieved" and "random" take frames from.
         tries: most drawings of a chain of subgoals, of which the first is taken that nothing speaks against; 1 takes what comes.
         imagine: whether those are tried out in imagination too.
@@ -46,7 +46,7 @@ class Following:
 
     def __post_init__(self) -> None:
         if self.proposer in ("retrieved", "random") and not self.recordings:
-            rule = f"subgoals={self.proposer} takes frames from a frame cache: give its folder, as `emu-embodied train` makes it"
+            rule = f"subgoals={self.proposer} takes frames from a frame cache: give its folder, DATASET.frames"
             raise ConfigError("recordings", self.recordings or None, rule)
         if type(self.tries) is not int or self.tries < 1:
             raise ConfigError("tries", self.tries, "give a whole number of at least 1")

@@ -27,7 +27,7 @@ def strip(
     scale: int = 3,
     subgoals: Sequence[tuple[str, np.ndarray]] = (),
 ) -> Path:
-    """Writes a PNG with rows real, imagined and difference, and time steps as columns; subgoals in a row above, if there are any.
+    """Writes a PNG with rows real, imagined and difference, and time steps as columns, and a row of subgoals above.
 
     Args:
         real: (T, H, W, 3) uint8.

@@ -45,8 +45,8 @@ class PlanningSettings:
         following: who proposes the subgoals of goal "language", and how they are followed; None for other goals.
 
     Raises:
-        ConfigError: an unknown agent or goal, subgoals without their goal or an agent that plans, a goal without the gradient that the planner needs, max_steps below 1, or a weight
-            that is not a number of at least 0.
+        ConfigError: an unknown agent or goal, subgoals without their goal or with an agent that does not plan, a goal without
+            the gradient that the planner needs, max_steps below 1, or a weight that is not a number of at least 0.
     """
 
     env_id: str

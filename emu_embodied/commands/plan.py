@@ -2,8 +2,8 @@
 
 The model is asked what would happen; the simulator decides what did. `agent=oracle` gives the same planner the true
 simulator to imagine in, `agent=random` and `agent=expert` are the controls. An evaluation that was stopped goes on with
-`resume=FOLDER` and the same settings. `emu-embodied report` makes a page of the folder. `goal=language` follows the subgoals that
-`subgoals=` draws from the instruction and what is seen.
+`resume=FOLDER` and the same settings. `emu-embodied report` makes a page of the folder. `goal=language` follows the
+subgoals that `subgoals=` draws from the instruction and what is seen.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def _following(config: DictConfig):
         if config.subgoals is not None:
             raise ConfigError("subgoals", config.subgoals, "goal=language follows them: give both or none")
         return None
-    name = str(config.subgoals or LEARNT)
+    name = _proposer_name(config)
     label = name if name in CONTROLS else weights_label(name, config.passes, config.engine)
     recordings = str(config.recordings or "")
     return Following(label, recordings, config.tries, config.imagine, SubgoalConfig(patience=config.patience))
@@ -117,14 +117,20 @@ def _model_maker(config: DictConfig):
     return functools.partial(load, config.checkpoint, passes=config.passes, engine=config.engine)
 
 
+def _proposer_name(config: DictConfig) -> str:
+    if config.subgoals is None:
+        return LEARNT
+    return "true" if config.subgoals is True else str(config.subgoals)  # YAML reads the word as a truth value
+
+
 def _proposer_maker(config: DictConfig):
     """What loads the learnt proposer of subgoals, in this process or in a worker's; None where a control needs none."""
     from emu_embodied.rollouts.following import CONTROLS
 
-    if config.goal != "language" or config.subgoals in set(CONTROLS) - {"shuffled"}:
+    name = _proposer_name(config)
+    if config.goal != "language" or name in set(CONTROLS) - {"shuffled"}:
         return None
-    name = LEARNT if config.subgoals in (None, "shuffled") else str(config.subgoals)
-    return functools.partial(_load_proposer, name, config.engine, config.passes)
+    return functools.partial(_load_proposer, LEARNT if name == "shuffled" else name, config.engine, config.passes)
 
 
 def _load_proposer(name: str, engine: str, passes: int):
