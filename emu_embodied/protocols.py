@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import torch
 
-from emu_embodied.types import History, Observation, Plan, Proposal, Rollout
+from emu_embodied.types import History, Observation, Plan, Proposal, Rollout, Subgoal
 
 
 @runtime_checkable
@@ -90,6 +90,27 @@ class Planner(Protocol):
 
     def plan_batch(self, model: WorldModel, history: History, cost: Cost) -> list[Plan]:
         """Plans for each world of a history of B."""
+        ...
+
+
+class SubgoalProposer(Protocol):
+    """Draws what should be seen on the way to what an instruction asks for.
+
+    Attributes:
+        objects: names of the objects whose places its subgoals report, the robot ("pusher") among them.
+    """
+
+    objects: tuple[str, ...]
+
+    def propose(self, observation: Observation, count: int = 4, seed: int = 0) -> list[Subgoal]:
+        """Key frames on the way from what is seen to what the instruction asks for, at most `count`; none where it is believed
+        done.
+
+        Args:
+            observation: the frame seen now, and the instruction.
+            count: most key frames.
+            seed: of what is drawn by chance; the same seed, the same subgoals.
+        """
         ...
 
 

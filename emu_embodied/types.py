@@ -134,6 +134,28 @@ class Rollout:
 
 
 @dataclass(frozen=True)
+class Subgoal:
+    """A key frame on the way to what an instruction asks for.
+
+    Attributes:
+        caption: what happens on the way to it, in words ("move behind the red cube").
+        frame: (H, W, 3) uint8 RGB, what is to be seen then.
+        places: (O, 3) float32: x and y in world units and presence, in [0, 1], of each of the proposer's objects, where the
+            proposer believes them to be in the frame.
+        log_prob: mean log-probability of its tokens; 0.0 where nothing was drawn by chance.
+        last: the instruction is fulfilled there.
+        codes: (N,) int64 visual codes of the frame, of a model's subgoal; None where no model drew it.
+    """
+
+    caption: str
+    frame: np.ndarray
+    places: np.ndarray
+    log_prob: float
+    last: bool
+    codes: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a planner decided.
 

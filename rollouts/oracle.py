@@ -80,7 +80,7 @@ class OracleWorldModel:
         objects = np.empty((*shape, len(self.env.state_names) // 4, 4), np.float32)
         judged = np.empty((*shape, 2), np.float32)
         starts = self._states(history.codes_BCN[:, -1])
-        with _Aside(self.env, self.rng):
+        with Aside(self.env, self.rng):
             for b, s in np.ndindex(shape[:2]):
                 self.env.set_state(starts[b])
                 for t in range(shape[2]):
@@ -103,7 +103,7 @@ class OracleWorldModel:
         """Renders states (..., N) as frames (..., H, W, 3) uint8."""
         states = self._states(codes)
         frames = np.empty((*states.shape[:-1], self.image_size, self.image_size, 3), np.uint8)
-        with _Aside(self.env, self.rng):
+        with Aside(self.env, self.rng):
             for place in np.ndindex(states.shape[:-1]):
                 self.env.set_state(states[place])
                 frames[place] = self.env.frame(self.image_size)
@@ -123,7 +123,7 @@ class OracleWorldModel:
         return np.ascontiguousarray(codes.cpu().numpy()).view(np.float64)
 
 
-class _Aside:
+class Aside:
     """Lends an env out and puts its physics and random numbers back."""
 
     def __init__(self, env, rng: np.random.Generator) -> None:

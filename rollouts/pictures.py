@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -14,13 +14,20 @@ from emu_embodied.errors import InputError
 
 INK, PAPER, GAP = (40, 40, 40), 255, 2  # text colour, background, px between frames
 FONT, LINE = cv2.FONT_HERSHEY_SIMPLEX, 22  # px per line of text
+LINES = 3  # of text above a subgoal
 HOLD_SECONDS = 1.0  # a video rests on its last frame, for people
 
 
 def strip(
-    real: np.ndarray, imagined: np.ndarray, path: str | Path, title: str = "", columns: int = 8, scale: int = 3
+    real: np.ndarray,
+    imagined: np.ndarray,
+    path: str | Path,
+    title: str = "",
+    columns: int = 8,
+    scale: int = 3,
+    subgoals: Sequence[tuple[str, np.ndarray]] = (),
 ) -> Path:
-    """Writes a PNG with rows real, imagined and difference, and time steps as columns.
+    """Writes a PNG with rows real, imagined and difference, and time steps as columns, and a row of subgoals above.
 
     Args:
         real: (T, H, W, 3) uint8.
@@ -29,6 +36,7 @@ def strip(
         title: the line above, for instance the instruction.
         columns: most time steps shown, spread evenly from the first to the last.
         scale: enlargement, nearest neighbour.
+        subgoals: (caption, frame (H, W, 3) uint8) of each; the first `columns` are shown, each with its caption above.
 
     Returns:
         The path.
@@ -45,9 +53,15 @@ def strip(
     if len(imagined):
         rows += [("imagined", imagined), ("difference", _difference(real, imagined))]
     height, width = (scale * side + GAP for side in real.shape[1:3])
+    shown = list(subgoals)[:columns]
     left, top = 100, (LINE if title else 0) + LINE
-    canvas = np.full((top + len(rows) * height, left + len(steps) * width, 3), PAPER, np.uint8)
+    above = (LINES * LINE + height) if shown else 0
+    across = max(len(steps), len(shown)) * width
+    canvas = np.full((top + above + len(rows) * height, left + across, 3), PAPER, np.uint8)
     _write(canvas, title, 4, LINE - 6, canvas.shape[1] - 8)
+    if shown:
+        _row_of_subgoals(canvas, shown, (left, LINE if title else 0), (width, height), scale)
+    top += above
     for i, t in enumerate(steps):
         _write(canvas, f"t={t}", left + i * width + 2, top - 6)
     for j, (name, frames) in enumerate(rows):
@@ -56,6 +70,23 @@ def strip(
             y, x = top + j * height, left + i * width
             canvas[y : y + height - GAP, x : x + width - GAP] = _enlarge(frames[t], scale)
     return _save_png(canvas, Path(path))
+
+
+def _row_of_subgoals(
+    canvas: np.ndarray,
+    subgoals: Sequence[tuple[str, np.ndarray]],
+    corner: tuple[int, int],
+    size: tuple[int, int],
+    scale: int,
+) -> None:
+    (left, top), (width, height) = corner, size
+    _write(canvas, "subgoals", 4, top + LINES * LINE + height // 2)
+    for i, (caption, frame) in enumerate(subgoals):
+        x = left + i * width
+        for j, line in enumerate(textwrap.wrap(caption, max(8, width // 9))[:LINES]):
+            _write(canvas, line, x + 2, top + (j + 1) * LINE - 6, width - 4)
+        y = top + LINES * LINE
+        canvas[y : y + height - GAP, x : x + width - GAP] = _enlarge(frame, scale)
 
 
 def video(

@@ -10,12 +10,14 @@ import gymnasium
 import numpy as np
 
 from emu_embodied.policies.cem import CEM
+from emu_embodied.policies.hierarchical import Pursued, SubgoalManager, see_places
 from emu_embodied.protocols import Cost, Planner, WorldModel
 from emu_embodied.rollouts.goals import MAX_STEPS, build_cost, expert_policy
 from emu_embodied.rollouts.record import Thoughts, WatchedCost
 from emu_embodied.types import AGENT_POS, IS_SUCCESS, PIXELS, Observation
 
 CostBuilder = Callable[[gymnasium.Env, WorldModel], Cost]
+Guide = Callable[[gymnasium.Env, WorldModel], SubgoalManager]
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class EpisodeRun:
         plan_seconds, plan_costs: one entry per plan.
         predicted_frames: of all plans together.
         thoughts: what the plans were chosen among; None without a model.
+        subgoals: what was pursued in turn, and from which step on; empty where nobody proposes subgoals.
+        stopped_at: the step at which the proposer of subgoals believed that all is done; None where it never did.
     """
 
     seed: int
@@ -48,9 +52,16 @@ class EpisodeRun:
     plan_costs: tuple[float, ...] = ()
     predicted_frames: int = 0
     thoughts: Thoughts | None = None
+    subgoals: tuple[Pursued, ...] = ()
+    stopped_at: int | None = None
 
     def row(self) -> dict[str, Any]:
         """The episode without its arrays, as JSON."""
+        pursued = [
+            {"at": at, "caption": s.caption, "log_prob": round(s.log_prob, 4), "last": s.last}
+            for s, at in self.subgoals
+        ]
+        guided = {"subgoals": pursued, "stopped_at": self.stopped_at}
         return {
             "seed": self.seed,
             "instruction": self.instruction,
@@ -61,15 +72,16 @@ class EpisodeRun:
             "end_cm": round(float(self.distances[-1]), 3),
             "plan_seconds": [round(s, 4) for s in self.plan_seconds],
             "predicted_frames": self.predicted_frames,
+            **(guided if pursued or self.stopped_at is not None else {}),
         }
 
 
 class _Recorder:
     """Acts in the env and keeps what happened."""
 
-    def __init__(self, env: gymnasium.Env, seed: int, max_steps: int) -> None:
+    def __init__(self, env: gymnasium.Env, seed: int, max_steps: int, options: dict[str, Any] | None = None) -> None:
         self.env, self.seed, self.max_steps = env, seed, max_steps
-        observation, info = env.reset(seed=seed)
+        observation, info = env.reset(seed=seed, options=options)
         self.instruction = info.get("task", "")
         self.frames, self.actions, self.distances = [], [], []
         self.success = False
@@ -116,6 +128,8 @@ def run_episode(
     seed: int = 0,
     execute: int = 2,
     max_steps: int = MAX_STEPS,
+    guide: Guide | None = None,
+    options: dict[str, Any] | None = None,
 ) -> EpisodeRun:
     """Plans, carries out `execute` steps, observes what really happened, and plans again, until success or the end.
 
@@ -127,25 +141,33 @@ def run_episode(
         seed: of the env's reset.
         execute: steps of each plan that are carried out.
         max_steps: model steps after which the episode has failed.
+        guide: (env, model) -> who follows subgoals; called once, after the reset. It looks before each plan and says what to
+            minimise, in the place of `cost_builder`; where it believes that all is done, the robot stays where it is.
+        options: of the env's reset.
 
     Raises:
         InputError: observations that do not fit the model, or costs that are not finite.
         SimulationError: the physics left the numbers.
     """
-    recorder = _Recorder(env, seed, max_steps)
+    recorder = _Recorder(env, seed, max_steps, options)
     planner = planner or CEM(seed=seed)
     planner.reset()
-    cost = cost_builder(env, model) if cost_builder else build_cost("positions", env, model)
+    manager = guide(env, model) if guide else None
+    cost = None if manager else cost_builder(env, model) if cost_builder else build_cost("positions", env, model)
     cost = WatchedCost(cost, env, model)
     history = model.encode([recorder.observation])
     imagined, plans = [*model.decode(history.codes_BCN[0, -1:])], []
     while not recorder.over:
-        plan = planner.plan(model, history, cost)
-        plans.append(plan)
-        actions_TA = plan.actions[:execute]
+        if manager:
+            places = see_places(model, history)
+            cost.cost = manager.look(recorder.observation, places, len(recorder.actions))
+        plan = planner.plan(model, history, cost) if cost.cost else None
+        actions_TA = plan.actions[:execute] if plan else np.zeros((execute, model.action_dim), np.float32)
         dream = model.rollout(history, actions_TA[None, None])
         imagined += [*model.decode(dream.codes_BSTN[0, 0])]
-        cost.look(plan, dream, at=len(recorder.actions))
+        if plan:
+            plans.append(plan)
+            cost.look(plan, dream, at=len(recorder.actions))
         for action in actions_TA:
             recorder.act(action)
             history = model.observe(history, action[None], [recorder.observation])
@@ -157,12 +179,16 @@ def run_episode(
         plan_costs=tuple(plan.cost for plan in plans),
         predicted_frames=sum(plan.predicted_frames for plan in plans),
         thoughts=cost.thoughts,
+        subgoals=tuple(manager.pursued) if manager else (),
+        stopped_at=manager.stopped_at if manager else None,
     )
 
 
-def run_policy(env: gymnasium.Env, agent: str, seed: int, max_steps: int = MAX_STEPS) -> EpisodeRun:
+def run_policy(
+    env: gymnasium.Env, agent: str, seed: int, max_steps: int = MAX_STEPS, options: dict[str, Any] | None = None
+) -> EpisodeRun:
     """Plays one episode of a control: "random" (uniform actions) or "expert" (the scripted one, on true positions)."""
-    recorder = _Recorder(env, seed, max_steps)
+    recorder = _Recorder(env, seed, max_steps, options)
     rng, space = np.random.default_rng([seed, 5]), env.action_space
     act = expert_policy(env) if agent == "expert" else lambda: rng.uniform(space.low, space.high).astype(np.float32)
     while not recorder.over:

@@ -16,7 +16,8 @@ from emu_embodied.metrics import wilson_interval
 from emu_embodied.policies.cem import CEMConfig
 from emu_embodied.policies.planner import PlannerConfig
 from emu_embodied.policies.planners import make_planner
-from emu_embodied.protocols import WorldModel
+from emu_embodied.protocols import SubgoalProposer, WorldModel
+from emu_embodied.rollouts.following import Follower, Following
 from emu_embodied.rollouts.goals import FRAME_GOALS, GOALS, MAX_STEPS, build_cost, can_plan
 from emu_embodied.rollouts.journal import append, open_journal
 from emu_embodied.rollouts.oracle import OracleWorldModel
@@ -25,6 +26,7 @@ from emu_embodied.rollouts.planned_episode import EpisodeRun, run_episode, run_p
 from emu_embodied.types import PIXELS
 
 AGENTS = ("model", "oracle", "random", "expert")
+LANGUAGE = "language"
 
 
 @dataclass(frozen=True)
@@ -34,15 +36,17 @@ class PlanningSettings:
     Attributes:
         env_id, env_options: keywords of `gymnasium.make`.
         agent: "model", "oracle" (the same planner in the true simulator), "random" or "expert".
-        goal: one of `goals.GOALS`.
+        goal: one of `goals.GOALS`, or "language": subgoals that someone proposes.
         planner: the planner, by its config, which has its budget and habits.
         max_steps: model steps of an episode.
         model: names the world model in the journal; empty for other agents.
         effort, uncertainty: weights of the actions' and of the tokens' uncertainty in the cost; see `goals.build_cost`.
 
+        following: who proposes the subgoals of goal "language", and how they are followed; None for other goals.
+
     Raises:
-        ConfigError: an unknown agent or goal, one without the gradient that the planner needs, max_steps below 1, or a weight
-            that is not a number of at least 0.
+        ConfigError: an unknown agent or goal, subgoals without their goal or with an agent that does not plan, a goal without
+            the gradient that the planner needs, max_steps below 1, or a weight that is not a number of at least 0.
     """
 
     env_id: str
@@ -54,17 +58,25 @@ class PlanningSettings:
     model: str = ""
     effort: float = 0.0
     uncertainty: float = 0.0
+    following: Following | None = None
 
     def __post_init__(self) -> None:
         if self.agent not in AGENTS:
             raise ConfigError("agent", self.agent, f"choose one of {AGENTS}")
-        if self.goal not in GOALS:
-            raise ConfigError("goal", self.goal, f"choose one of {GOALS}")
+        if self.goal not in (*GOALS, LANGUAGE):
+            raise ConfigError("goal", self.goal, f"choose one of {(*GOALS, LANGUAGE)}")
+        if (self.goal == LANGUAGE) != (self.following is not None):
+            given = self.following and self.following.proposer
+            raise ConfigError(
+                "subgoals", given, "goal=language follows subgoals, and no other goal does: give both or none"
+            )
+        if self.goal == LANGUAGE and self.agent not in ("model", "oracle"):
+            raise ConfigError("agent", self.agent, "it does not plan: goal=language needs agent=model or agent=oracle")
         if self.planner.name == "gradient" and self.agent == "oracle":
             raise ConfigError(
                 "planner", "gradient", "the simulator has no gradient: use agent=model, or another planner"
             )
-        if self.planner.name == "gradient" and self.goal in FRAME_GOALS:
+        if self.planner.name == "gradient" and self.goal in (*FRAME_GOALS, LANGUAGE):
             raise ConfigError("goal", self.goal, "it has no gradient: choose positions or reward, or another planner")
         if type(self.max_steps) is not int or self.max_steps < 1:
             raise ConfigError("max_steps", self.max_steps, "give a whole number of at least 1")
@@ -79,14 +91,20 @@ class Player:
     Args:
         settings: what to play.
         make_model: loads the world model; called for agent "model" only.
+        make_proposer: loads the learnt proposer of subgoals; called for goal "language" only, and not for its controls.
 
     Raises:
-        ConfigError: an unknown env, or agent "model" without a model.
+        ConfigError: an unknown env, or agent "model" without a model, or subgoals without their proposer.
         InputError: env options out of range, an env without a task, or a model that sees frames of
             another size than the env shows.
     """
 
-    def __init__(self, settings: PlanningSettings, make_model: Callable[[], WorldModel] | None) -> None:
+    def __init__(
+        self,
+        settings: PlanningSettings,
+        make_model: Callable[[], WorldModel] | None,
+        make_proposer: Callable[[], SubgoalProposer] | None = None,
+    ) -> None:
         import emu_embodied.envs  # noqa: F401  registers them
 
         self.settings = settings
@@ -105,6 +123,7 @@ class Player:
                 raise InputError(
                     "image_size", size, f"the model sees frames of {self.model.image_size} px: choose that"
                 )
+        self.follower = Follower(settings.following, self.env, make_proposer) if settings.following else None
 
     def play(self, seed: int) -> EpisodeRun:
         """Plays the episode of one seed."""
@@ -116,7 +135,8 @@ class Player:
             model.seed(seed)
         cost = functools.partial(build_cost, s.goal, effort=s.effort, uncertainty=s.uncertainty)
         planner = make_planner(s.planner, seed)
-        return run_episode(self.env, model, planner, cost, seed, s.planner.execute, s.max_steps)
+        guide = functools.partial(self.follower.begin, seed=seed) if self.follower else None
+        return run_episode(self.env, model, planner, cost, seed, s.planner.execute, s.max_steps, guide)
 
 
 def evaluate_planning(
@@ -127,6 +147,7 @@ def evaluate_planning(
     journal: Path | None = None,
     on_episode: Callable[[EpisodeRun], None] | None = None,
     player: Player | None = None,
+    make_proposer: Callable[[], SubgoalProposer] | None = None,
 ) -> list[dict[str, Any]]:
     """Plays one episode per seed.
 
@@ -138,6 +159,7 @@ def evaluate_planning(
         journal: a JSON-lines file that gets each episode's row as it is finished; rows that it holds are not played again.
         on_episode: called in this process with each episode that was played, in the order they finish.
         player: one of the same settings that is there already; it plays where one process is enough.
+        make_proposer: loads the learnt proposer of subgoals in each process; picklable where workers > 1.
 
     Returns:
         The episodes' rows (`EpisodeRun.row`), in the order of the seeds.
@@ -150,7 +172,7 @@ def evaluate_planning(
         raise ConfigError("workers", workers, "give a whole number of at least 1")
     rows = open_journal(journal, asdict(settings)) if journal else {}
     missing = [seed for seed in seeds if seed not in rows]
-    make = functools.partial(Player, settings, make_model)
+    make = functools.partial(Player, settings, make_model, make_proposer)
     workers = min(workers, len(missing))
     runs = play_in_parallel(make, missing, workers) if workers > 1 else _in_turn(player or make, missing)
     for run in runs:

@@ -151,7 +151,8 @@ class Record:
         actions: (T, A) float32.
         distances: T + 1 numbers, real cm left to go; None where it is not known.
         real, imagined: (T + 1, H, W, 3) uint8; imagined is empty for agents without a model.
-        subgoals: (G, H, W, 3) uint8, images that the episode went through in turn; most runs have none.
+        subgoals: (G, H, W, 3) uint8, images that the episode went through in turn; most runs have none. Their captions and the
+            steps from which on they were pursued are in the facts' "subgoals".
         thoughts: the plans; None for agents without a model.
     """
 
@@ -171,8 +172,8 @@ def save_record(path: Path, run: EpisodeRun) -> None:
         CheckpointError: a disk that does not take it.
     """
     frames = {"real": run.frames, "imagined": run.imagined}
-    if (subgoals := getattr(run, "subgoals", None)) is not None:
-        frames["subgoals"] = subgoals
+    if run.subgoals:
+        frames["subgoals"] = np.stack([subgoal.frame for subgoal, _ in run.subgoals])
     tensors = {"frames": _tensors(frames)}
     facts = run.row() | {"plan_costs": _finite(run.plan_costs)}
     document = {"facts": facts, "actions": run.actions.tolist(), "distances": _finite(run.distances), "thoughts": None}

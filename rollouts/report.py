@@ -90,8 +90,15 @@ def _episode(record: Record) -> dict[str, Any]:
         "actions": record.actions.round(3).tolist(),
         "plots": _plots(record),
         "fans": _fans(record.thoughts) if record.thoughts else None,
-        "subgoals": [picture(image) for image in record.subgoals],
+        "subgoals": _subgoals(record),
     }
+
+
+def _subgoals(record: Record) -> list[dict[str, Any]]:
+    """Each subgoal's picture and what is written below it, as far as that is known."""
+    told = [f"from t={told['at']}: {told['caption']}" for told in record.facts.get("subgoals", [])]
+    captions = told if len(told) == len(record.subgoals) else [f"subgoal {i + 1}" for i in range(len(record.subgoals))]
+    return [{"image": picture(frame), "caption": text} for frame, text in zip(record.subgoals, captions, strict=True)]
 
 
 def _plots(record: Record) -> list[dict[str, Any]]:

@@ -2,7 +2,8 @@
 
 The model is asked what would happen; the simulator decides what did. `agent=oracle` gives the same planner the true
 simulator to imagine in, `agent=random` and `agent=expert` are the controls. An evaluation that was stopped goes on with
-`resume=FOLDER` and the same settings. `emu-embodied report` makes a page of the folder.
+`resume=FOLDER` and the same settings. `emu-embodied report` makes a page of the folder. `goal=language` follows the
+subgoals that `subgoals=` draws from the instruction and what is seen.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from rich.console import Console
 from emu_embodied.commands._runs import run_folder
 from emu_embodied.errors import ConfigError
 
+LEARNT = "nano-language"
 PACKAGES = ("emu-embodied", "torch", "mujoco", "gymnasium", "numpy")
 
 
@@ -26,22 +28,24 @@ def run(config: DictConfig) -> None:
     """Plays the episodes, prints a line for each, and writes what came out to a new folder.
 
     Raises:
-        ConfigError: an unknown agent or goal, or a number below its least.
+        ConfigError: an unknown agent, goal or proposer of subgoals, or a number below its least.
         InputError: a budget that does not fit together, or a model of another frame size than the env.
         CheckpointError: the checkpoint is missing or damaged.
     """
     from emu_embodied.rollouts import planning
     from emu_embodied.storage import write_json
 
-    settings, make_model = _settings(config), _model_maker(config)
-    player = planning.Player(settings, make_model)  # whatever is wrong shows here, before anything is written
+    settings, make_model, make_proposer = _settings(config), _model_maker(config), _proposer_maker(config)
+    player = planning.Player(
+        settings, make_model, make_proposer
+    )  # whatever is wrong shows here, before anything is written
     seeds = list(range(config.seed, config.seed + config.episodes))
     folder = run_folder(config.out, config.resume, "episodes.jsonl")
     console = Console(soft_wrap=True, highlight=False)
     show = functools.partial(_show, console, folder, seeds[: config.videos])
     try:
         rows = planning.evaluate_planning(
-            settings, seeds, make_model, config.workers, folder / "episodes.jsonl", show, player
+            settings, seeds, make_model, config.workers, folder / "episodes.jsonl", show, player, make_proposer
         )
     except KeyboardInterrupt:
         console.print(f"plan: the finished episodes are in {folder}; go on with resume={folder}", markup=False)
@@ -81,7 +85,24 @@ def _settings(config: DictConfig):
         weights_label(config.checkpoint, config.passes, config.engine) if config.agent == "model" else "",
         config.effort,
         config.uncertainty,
+        _following(config),
     )
+
+
+def _following(config: DictConfig):
+    """Who proposes the subgoals, and how they are followed; None where no goal needs any."""
+    from emu_embodied.loading import weights_label
+    from emu_embodied.policies.hierarchical import SubgoalConfig
+    from emu_embodied.rollouts.following import CONTROLS, Following
+
+    if config.goal != "language":
+        if config.subgoals is not None:
+            raise ConfigError("subgoals", config.subgoals, "goal=language follows them: give both or none")
+        return None
+    name = _proposer_name(config)
+    label = name if name in CONTROLS else weights_label(name, config.passes, config.engine)
+    recordings = str(config.recordings or "")
+    return Following(label, recordings, config.tries, config.imagine, SubgoalConfig(patience=config.patience))
 
 
 def _engine_name(player) -> str:
@@ -96,6 +117,28 @@ def _model_maker(config: DictConfig):
     return functools.partial(load, config.checkpoint, passes=config.passes, engine=config.engine)
 
 
+def _proposer_name(config: DictConfig) -> str:
+    if config.subgoals is None:
+        return LEARNT
+    return "true" if config.subgoals is True else str(config.subgoals)  # YAML reads the word as a truth value
+
+
+def _proposer_maker(config: DictConfig):
+    """What loads the learnt proposer of subgoals, in this process or in a worker's; None where a control needs none."""
+    from emu_embodied.rollouts.following import CONTROLS
+
+    name = _proposer_name(config)
+    if config.goal != "language" or name in set(CONTROLS) - {"shuffled"}:
+        return None
+    return functools.partial(_load_proposer, LEARNT if name == "shuffled" else name, config.engine, config.passes)
+
+
+def _load_proposer(name: str, engine: str, passes: int):
+    from emu_embodied.loading import load_proposer
+
+    return load_proposer(name, engine=engine, passes=passes)
+
+
 def _show(console: Console, folder: Path, pictured: list[int], run) -> None:
     """Prints an episode's line, and makes its picture, video and record if it is among the first."""
     from emu_embodied.rollouts.pictures import strip, video
@@ -106,7 +149,8 @@ def _show(console: Console, folder: Path, pictured: list[int], run) -> None:
     cost = f"  {len(run.plan_seconds)} plans of {seconds:.2f} s" if run.plan_seconds else ""
     console.print(f'seed {run.seed}: "{run.instruction}" {ending}{cost}', style="green" if run.success else "red")
     if run.seed in pictured:
-        strip(run.frames, run.imagined, folder / f"episode-{run.seed}.png", run.instruction)
+        subgoals = [(f"from t={at}: {subgoal.caption}", subgoal.frame) for subgoal, at in run.subgoals]
+        strip(run.frames, run.imagined, folder / f"episode-{run.seed}.png", run.instruction, subgoals=subgoals)
         video(run.frames, run.imagined, folder / f"episode-{run.seed}.mp4", run.instruction)
         save_record(folder / f"episode-{run.seed}", run)
 

@@ -224,7 +224,11 @@
     at("outcome").textContent = episode.note;
     at("outcome").className = episode.success === null ? "badge" : `badge ${episode.success ? "good" : "bad"}`;
     at("subgoals").hidden = !(episode.subgoals || []).length;
-    at("subgoals").querySelector(".strip").replaceChildren(...(episode.subgoals || []).map((uri, i) => Object.assign(new Image(), { src: uri, alt: `subgoal ${i + 1}` })));
+    at("subgoals").querySelector(".strip").replaceChildren(...(episode.subgoals || []).map(({ image, caption }) => {
+      const figure = document.createElement("figure");
+      figure.append(Object.assign(new Image(), { src: image, alt: caption }), Object.assign(document.createElement("figcaption"), { textContent: caption }));
+      return figure;
+    }));
     buildPlots(episode, lastOf(episode));
     go(t);
   }

@@ -1,0 +1,102 @@
+"""Who proposes the subgoals of an episode, and how they are followed. Knows the controls by name, no checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import gymnasium
+
+from emu_embodied.data.frame_cache import load_frame_cache
+from emu_embodied.envs.tasks import OBJECTS
+from emu_embodied.errors import ConfigError
+from emu_embodied.policies.cem import CEM, CEMConfig
+from emu_embodied.policies.hierarchical import SubgoalConfig, SubgoalManager
+from emu_embodied.protocols import SubgoalProposer, WorldModel
+from emu_embodied.rollouts.subgoal_controls import CopyCurrent, Instead, Retrieved, TrueSubgoals, another_instruction
+from emu_embodied.rollouts.subgoal_filter import FilteredProposer, Sight
+
+CONTROLS = ("true", "copy", "retrieved", "random", "shuffled")
+TRIAL = CEMConfig(candidates=24, iterations=1, elites=4, horizon=8, execute=4)  # in a filter's imagination
+
+
+@dataclass(frozen=True)
+class Following:
+    """Who proposes subgoals, and how they are followed.
+
+    Attributes:
+        proposer: names the learnt one in a journal, or one of the controls: "true" (the scripted expert's own way), "copy"
+            (what is seen now), "retrieved" (the end of the most similar recorded episode), "random" (that of any recorded
+            episode), "shuffled" (the learnt one, or without one the truth, told something else than is asked for).
+        recordings: the frame cache's folder that "retrieved" and "random" take frames from.
+        tries: most drawings of a chain of subgoals, of which the first is taken that nothing speaks against; 1 takes what comes.
+        imagine: whether those are tried out in imagination too.
+        habits: of who follows them.
+
+    Raises:
+        ConfigError: a control without its recordings, or less than one try.
+    """
+
+    proposer: str
+    recordings: str = ""
+    tries: int = 1
+    imagine: bool = False
+    habits: SubgoalConfig = field(default_factory=SubgoalConfig)
+
+    def __post_init__(self) -> None:
+        if self.proposer in ("retrieved", "random") and not self.recordings:
+            rule = f"subgoals={self.proposer} takes frames from a frame cache: give its folder, DATASET.frames"
+            raise ConfigError("recordings", self.recordings or None, rule)
+        if type(self.tries) is not int or self.tries < 1:
+            raise ConfigError("tries", self.tries, "give a whole number of at least 1")
+
+
+class Follower:
+    """Makes for each episode the one who follows its subgoals.
+
+    Args:
+        following: what to make.
+        env: the real environment.
+        make_proposer: loads the learnt proposer; called where one is needed.
+
+    Raises:
+        ConfigError: a learnt proposer without what loads it.
+        InputError, DatasetError: an env or recordings that the control does not know.
+    """
+
+    def __init__(
+        self, following: Following, env: gymnasium.Env, make_proposer: Callable[[], SubgoalProposer] | None = None
+    ) -> None:
+        self.following, self.env, self.learnt = following, env, None
+        name = following.proposer
+        if name not in CONTROLS and make_proposer is None:
+            raise ConfigError("subgoals", name, f"give make_proposer, which loads one, or choose one of {CONTROLS}")
+        if make_proposer and name not in CONTROLS[:4]:
+            self.learnt = make_proposer()
+        self._fixed = self._control(name)
+
+    def proposer(self, seed: int) -> SubgoalProposer:
+        """Who proposes in the episode of a seed, after the env's reset; unfiltered."""
+        if self.following.proposer != "shuffled":
+            return self._fixed
+        return Instead(self._fixed, another_instruction(self.env, seed))
+
+    def begin(self, env: gymnasium.Env, model: WorldModel, seed: int) -> SubgoalManager:
+        """Who follows the subgoals of the episode of a seed, after the env's reset, in places that the model believes."""
+        f, proposer, habits = self.following, self.proposer(seed), self.following.habits
+        if not set(model.objects) <= set(OBJECTS):  # its things are no cubes, which one can walk around as around discs
+            habits = replace(habits, radius=None)
+        if f.tries > 1:
+            sight = Sight.of(model.world) if hasattr(model, "world") else Sight.of_tabletop()
+            trial = (model, CEM(TRIAL, seed)) if f.imagine else ()
+            proposer = FilteredProposer(proposer, sight, f.tries, *trial, config=habits)
+        return SubgoalManager(proposer, model.objects, habits, seed)
+
+    def _control(self, name: str) -> SubgoalProposer:
+        if name in ("retrieved", "random"):
+            cache = load_frame_cache(Path(self.following.recordings))
+            return Retrieved(self.env, cache, nearest=name == "retrieved")
+        if name == "copy":
+            return CopyCurrent(self.env)
+        return self.learnt or TrueSubgoals(self.env)
