@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from emu_embodied.emu35.checkpoint import is_adapted, load_adapted
 from emu_embodied.errors import CheckpointError, InputError
 from emu_embodied.protocols import StepEngine
 from emu_embodied.step import FrameStep
+from emu_embodied.storage import read_json
+from emu_embodied.subgoals import SubgoalDecoding, TokenSubgoals
 from emu_embodied.token_model import TokenModel
 from emu_embodied.world_model import TokenWorldModel
 
@@ -75,6 +77,36 @@ def load(
     model.to(place)
     job = (tokenizer.to(place), text, model, world)
     return TokenWorldModel(*job, decoding=how, engine=_engine(engine, model, precision), seed=seed)
+
+
+def load_proposer(
+    name_or_path: str | Path = "nano-language",
+    *,
+    device: str | torch.device | None = None,
+    engine: str = "eager",
+    samples: int = 1,
+    caption_temperature: float = 0.0,
+    **decoding: Any,
+) -> TokenSubgoals:
+    """Loads what draws key frames from words; see `subgoals.TokenSubgoals`.
+
+    Args:
+        name_or_path: a shipped name ("nano-language") or the folder of a checkpoint of `train stage=language`.
+        device, engine: as in `load`.
+        samples: chains drawn side by side, of which the likeliest is proposed.
+        caption_temperature: of the captions' tokens; 0 takes the likeliest.
+        decoding: of the key frames, as in `load`: `passes=4`, `temperature=0.7`, `guidance=2`, `decoding="autoregressive"`, ...
+
+    Raises:
+        CheckpointError, EngineError: as `load`.
+        InputError: as `load`; or a checkpoint that did not learn it.
+    """
+    path = checkpoint_path(name_or_path)
+    world_model = load(path, device=device, engine=engine, **{**decoding, "guidance": 1.0})
+    facts = read_json(path / "config.json")["training"]
+    frames = replace(world_model.decoding, guidance=decoding.get("guidance", 1.0))
+    caption = DecodingConfig("autoregressive", temperature=caption_temperature)
+    return TokenSubgoals(world_model, facts.get("words", ()), SubgoalDecoding(frames, caption, samples))
 
 
 def _engine(name: str, model: TokenModel, precision: str) -> StepEngine:

@@ -6,11 +6,14 @@ Whatever a trajectory did to a cube becomes an instruction afterwards (hindsight
 | group | from | to | caption |
 |---|---|---|---|
 | behind | the frames before b in which only the robot moved | b | "move behind the red cube" |
-| push | frames of the push, more than `stride` before e | `stride` frames on | "push the red cube to the left" |
-| goal | frames of the push, at most `stride` before e | e | "the red cube is at the left edge" |
+| push | frames of the push, more than `stride` before e | `stride` frames on | "push the red cube to the left at 20 31" |
+| goal | frames of the push, at most `stride` before e | e | "the red cube is at the left edge at 17 31" |
 | done | frames in which the goal is true | the same | "done" |
-| edit | frames before e | e | "the red cube is at the left edge" |
-| next | any frame, without an instruction | `stride` frames on | what moved there |
+| edit | frames before e | e | "the red cube is at the left edge at 17 31" |
+| next | any frame, without an instruction | `stride` frames on | what moved there, and where it is |
+
+All but "done" end with "pusher 24 31". A place is said in whole px of a 64 px frame, x right and y down: where several places would
+do, words decide for one before a frame is drawn, whose tokens then agree with each other.
 """
 
 from __future__ import annotations
@@ -81,6 +84,23 @@ def captions_of(task: Task) -> dict[str, str]:
     }
 
 
+def with_places(caption: str, positions_O2: np.ndarray) -> str:
+    """A caption with the places of the cube that it names first, if it moves, and of the pusher."""
+    if caption == DONE:
+        return caption
+    words = caption.split()
+    cube = next((word for word in words if word in COLOURS), None)
+    if cube and words[:2] != ["move", "behind"]:
+        caption += " at {} {}".format(*in_px(positions_O2[OBJECTS.index(cube)]))
+    return caption + " pusher {} {}".format(*in_px(positions_O2[0]))
+
+
+def in_px(place_2: np.ndarray) -> tuple[int, int]:
+    """A place in cm in whole px of a 64 px frame, x right and y down."""
+    x, y = np.clip(np.round(32 + np.array([2, -2]) * place_2), 0, 63).astype(int)
+    return int(x), int(y)
+
+
 def relabel(cache: FrameCache, config: HindsightConfig | None = None) -> SubgoalRows:
     """What happened in a cache of the table-top, as instructions and key frames.
 
@@ -97,6 +117,7 @@ def relabel(cache: FrameCache, config: HindsightConfig | None = None) -> Subgoal
     for first, last in zip(cache.episode_starts[:-1], cache.episode_starts[1:], strict=True):
         states_TO4 = cache.states[first:last].reshape(-1, len(OBJECTS), 4).astype(np.float64)
         for start, target, task, group, caption in _episode(states_TO4, tasks, config):
+            caption = with_places(caption, states_TO4[target, :, :2])
             goal = len(tasks) if task is None else number[task.kind, task.cube, task.where, task.other]
             word = captions.setdefault(caption, len(captions))
             rows.append((first + start, first + target, goal, word, GROUPS.index(group)))

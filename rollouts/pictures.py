@@ -60,6 +60,7 @@ def strip(
     canvas = np.full((top + above + len(rows) * height, left + across, 3), PAPER, np.uint8)
     _write(canvas, title, 4, LINE - 6, canvas.shape[1] - 8)
     if shown:
+        _write(canvas, "subgoals", 4, top - LINE + above - height // 2)
         _row_of_subgoals(canvas, shown, (left, LINE if title else 0), (width, height), scale)
     top += above
     for i, t in enumerate(steps):
@@ -72,6 +73,27 @@ def strip(
     return _save_png(canvas, Path(path))
 
 
+def storyboard(
+    rows: Sequence[Sequence[tuple[str, np.ndarray]]], path: str | Path, title: str = "", scale: int = 3
+) -> Path:
+    """Writes a PNG with a row of frames for each story, each frame under its caption.
+
+    Args:
+        rows: (caption, frame (H, W, 3) uint8) of each; at least one, all of one size.
+        path: the file; its folder exists. A file there is replaced whole.
+        title: the line above, for instance the instruction.
+        scale: enlargement, nearest neighbour.
+    """
+    side = rows[0][0][1].shape
+    height, width = scale * side[0] + LINES * LINE + GAP, scale * side[1] + GAP
+    top = LINE if title else 0
+    canvas = np.full((top + len(rows) * height, max(map(len, rows)) * width, 3), PAPER, np.uint8)
+    _write(canvas, title, 4, LINE - 6, canvas.shape[1] - 8)
+    for i, row in enumerate(rows):
+        _row_of_subgoals(canvas, row, (0, top + i * height), (width, height - LINES * LINE), scale)
+    return _save_png(canvas, Path(path))
+
+
 def _row_of_subgoals(
     canvas: np.ndarray,
     subgoals: Sequence[tuple[str, np.ndarray]],
@@ -79,14 +101,12 @@ def _row_of_subgoals(
     size: tuple[int, int],
     scale: int,
 ) -> None:
-    (left, top), (width, height) = corner, size
-    _write(canvas, "subgoals", 4, top + LINES * LINE + height // 2)
+    (left, top), (width, _) = corner, size
     for i, (caption, frame) in enumerate(subgoals):
-        x = left + i * width
+        x, y, shown = left + i * width, top + LINES * LINE, _enlarge(frame, scale)
         for j, line in enumerate(textwrap.wrap(caption, max(8, width // 9))[:LINES]):
             _write(canvas, line, x + 2, top + (j + 1) * LINE - 6, width - 4)
-        y = top + LINES * LINE
-        canvas[y : y + height - GAP, x : x + width - GAP] = _enlarge(frame, scale)
+        canvas[y : y + shown.shape[0], x : x + shown.shape[1]] = shown
 
 
 def video(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from emu_embodied.errors import DatasetError
+from emu_embodied.errors import DatasetError, InputError
 
 THREADS = 2
 AT_ONCE = 128  # video frames that are held decoded in their own size
@@ -38,6 +38,26 @@ def letterbox(picture: np.ndarray, into: np.ndarray) -> None:
     top, left = (into.shape[0] - h) // 2, (into.shape[1] - w) // 2
     into[:] = 0
     into[top : top + h, left : left + w] = small
+
+
+def read_picture(path: str | Path, size: int) -> np.ndarray:
+    """A picture file as (size, size, 3) uint8 RGB: grey ones get three channels, transparency is dropped, others letterboxed.
+
+    Raises:
+        InputError: no such file, or no picture in it.
+    """
+    import cv2
+
+    try:
+        data = np.frombuffer(Path(path).read_bytes(), np.uint8)
+        found = cv2.imdecode(data, cv2.IMREAD_COLOR) if len(data) else None
+    except (OSError, cv2.error) as error:
+        raise InputError("image", str(path), getattr(error, "strerror", None) or "no picture can be read") from None
+    if found is None:
+        raise InputError("image", str(path), "no picture that can be read: give a PNG or JPEG file")
+    frame = np.empty((size, size, 3), np.uint8)
+    letterbox(cv2.cvtColor(found, cv2.COLOR_BGR2RGB), frame)
+    return frame
 
 
 def decode_pictures(pictures: Sequence[bytes | None], into: np.ndarray, shape: tuple[int, ...]) -> dict[int, str]:

@@ -50,7 +50,7 @@ class SubgoalConfig:
     """
 
     batch: int = 32
-    share: float = 0.8
+    share: float = 0.85
     text: float = 1.0
     visual: float = 1.0
     causal: float = 0.5
@@ -59,9 +59,9 @@ class SubgoalConfig:
     fully_hidden: float = 0.5
     changed: float = 6.0
     untold: float = 0.1
-    instruction_length: int = 18
-    caption_length: int = 14
-    text_size: int = 512
+    instruction_length: int = 14
+    caption_length: int = 20
+    text_size: int = 640
     groups: Mapping[str, float] | None = None
     curriculum: float = 0.0
 
@@ -302,7 +302,7 @@ def teach_subgoals(
         "episodes": cache.episodes,
         "frames": len(cache),
         "rows": len(rows),
-        "captions": rows.captions,
+        "words": sorted({word for said in rows.texts() for word in said.split() if word.isalpha()}),
         "language": asdict(config),
         "trajectory": asdict(trajectory),
         "loop": asdict(loop),
