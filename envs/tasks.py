@@ -118,7 +118,7 @@ class Task:
         elif self.kind == "middle":
             left = (cube**2).sum(-1) ** 0.5 - CENTRE_CM
         elif self.kind == "corner":
-            dx, dy = _corner(self.where)
+            dx, dy = corner_signs(self.where)
             across, up = (CORNER_CM - cube[..., 0] * dx).clip(0), (CORNER_CM - cube[..., 1] * dy).clip(0)
             left = (across**2 + up**2) ** 0.5
         elif self.kind == "beside":
@@ -139,7 +139,7 @@ class Task:
             direction = np.array(DIRECTIONS[self.where], np.float64)
             return cube + direction * max(0.0, EDGE_CM + 1.5 - cube @ direction)
         if self.kind == "corner":
-            signs = np.array(_corner(self.where), np.float64)
+            signs = np.array(corner_signs(self.where), np.float64)
             return signs * np.maximum(cube * signs, CORNER_CM + 1.0)
         if self.kind == "beside":
             direction, other = np.array(DIRECTIONS[self.where], np.float64), positions[OBJECTS.index(self.other)]
@@ -194,7 +194,7 @@ def spoken_tasks(colours: tuple[str, ...]) -> list[Task]:
     return tasks
 
 
-def _corner(where: str) -> tuple[int, int]:
+def corner_signs(where: str) -> tuple[int, int]:
     """Signs of x and y in a corner."""
     up, across = where.split()
     return DIRECTIONS[across][0], DIRECTIONS[up][1]

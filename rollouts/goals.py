@@ -8,7 +8,17 @@ import gymnasium
 import numpy as np
 import torch
 
-from emu_embodied.envs.tasks import DIRECTIONS, EDGE_CM, NEXT_TO_CM, OBJECTS, Task
+from emu_embodied.envs.tasks import (
+    ABREAST_CM,
+    BESIDE_CM,
+    CORNER_CM,
+    DIRECTIONS,
+    EDGE_CM,
+    NEXT_TO_CM,
+    OBJECTS,
+    Task,
+    corner_signs,
+)
 from emu_embodied.errors import ConfigError, InputError
 from emu_embodied.policies.costs import (
     ActionEffort,
@@ -72,6 +82,14 @@ class TaskGoal:
         if self.task.kind == "edge":
             direction = positions.new_tensor(DIRECTIONS[self.task.where])
             return cube + direction * (EDGE_CM + 1.5 - cube @ direction).clamp(min=0)[..., None]
+        if self.task.kind == "corner":
+            signs = positions.new_tensor(corner_signs(self.task.where))
+            return signs * (cube * signs).clamp(min=CORNER_CM + 1.0)
+        if self.task.kind == "beside":
+            direction, other = positions.new_tensor(DIRECTIONS[self.task.where]), positions[..., self.other, :]
+            aside, away = positions.new_tensor([direction[1], -direction[0]]), cube - other
+            along = (away @ direction).clamp(BESIDE_CM[0] + 1.5, BESIDE_CM[1] - 1.5)[..., None] * direction
+            return other + along + (away @ aside).clamp(1.5 - ABREAST_CM, ABREAST_CM - 1.5)[..., None] * aside
         next_to = self.task.kind == "next_to"
         goal = positions[..., self.other, :] if next_to else torch.zeros_like(cube)
         away = cube - goal

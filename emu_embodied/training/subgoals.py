@@ -50,7 +50,7 @@ class SubgoalConfig:
     """
 
     batch: int = 32
-    share: float = 0.85
+    share: float = 0.9
     text: float = 1.0
     visual: float = 1.0
     causal: float = 0.5
@@ -121,7 +121,10 @@ class SubgoalSampler:
         sentences = [*(text for texts in rows.goals for text in texts), ""]
         self.sentences = text.batch(sentences, c.instruction_length, c.vocabulary.pad)
         counts = np.array([len(texts) for texts in rows.goals])
-        self.first, self.many = np.where(counts > 0, np.cumsum(counts) - counts, len(sentences) - 1), np.maximum(counts, 1)
+        self.first, self.many = (
+            np.where(counts > 0, np.cumsum(counts) - counts, len(sentences) - 1),
+            np.maximum(counts, 1),
+        )
         self.captions = closed_captions(text, rows.captions, model)
         columns = [[names.index(f"{name}.{part}") for part in ("x", "y", "present")] for name in c.objects]
         places = torch.from_numpy(np.stack([cache.states[:, three] for three in columns], 1)) if columns else None

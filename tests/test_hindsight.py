@@ -1,0 +1,133 @@
+"""What can be said of the table-top, and what hindsight makes of play: sentences, goals, key frames, what is held out."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from emu_embodied.data.frame_cache import FrameCache
+from emu_embodied.envs.tasks import COLOURS, EDITS, OBJECTS, PHRASES, TEMPLATES, parse_task, spoken_tasks
+from emu_embodied.errors import DatasetError
+from emu_embodied.rollouts.goals import TaskGoal
+from emu_embodied.rollouts.hindsight import DONE, GROUPS, HELD_OUT, HindsightConfig, in_px, is_held_out, relabel
+
+NAMES = [f"{name}.{part}" for name in OBJECTS for part in ("x", "y", "yaw", "present")]
+places = st.lists(st.floats(-10, 10), min_size=12, max_size=12).map(lambda x: np.array(x).reshape(6, 2))
+
+
+def cache(paths: list[np.ndarray], there=("pusher", "red", "blue")) -> FrameCache:
+    """Episodes of positions (T, 6, 2); the pixels are of no account."""
+    states = []
+    for path in paths:
+        state = np.zeros((len(path), 6, 4), np.float32)
+        for name in there:
+            state[:, OBJECTS.index(name), :2] = path[:, OBJECTS.index(name)]
+            state[:, OBJECTS.index(name), 3] = 1
+        states.append(state.reshape(len(path), -1))
+    frames = sum(map(len, paths))
+    starts = np.cumsum([0, *map(len, paths)])
+    return FrameCache(
+        np.zeros((frames, 1, 1, 3), np.uint8),
+        np.zeros((frames, 2), np.float32),
+        np.concatenate(states),
+        np.zeros((frames, 2), np.float32),
+        np.zeros(frames, np.float32),
+        np.zeros(frames, bool),
+        starts,
+        ("push the red cube to the left",) * len(paths),
+        {"state": NAMES, "agent_pos": ["x", "y"], "action": ["x", "y"]},
+        4.0,
+    )
+
+
+def pushed_left(steps: int = 4, size: float = 2.0) -> np.ndarray:
+    """The pusher walks behind the red cube for three steps, then pushes it to the left; the blue one stands above."""
+    path = np.zeros((4 + steps + 2, 6, 2))
+    red, pusher, blue = (OBJECTS.index(name) for name in ("red", "pusher", "blue"))
+    path[:, blue] = (6, 9)
+    for t in range(len(path)):
+        pushed = size * np.clip(t - 3, 0, steps)
+        path[t, red] = (-pushed, 1)
+        path[t, pusher] = (4 - pushed, 1) if t >= 3 else (4 + 2 * (3 - t), 1)
+    return path
+
+
+def test_there_are_forty_sentences_and_each_means_what_it_says():
+    templates = [text for kinds in (PHRASES, EDITS) for texts in kinds.values() for text in texts]
+    assert len(templates) == len(set(templates)) == 40
+    assert all(set(TEMPLATES[kind]) <= set(PHRASES[kind]) for kind in TEMPLATES)
+    for task in spoken_tasks(COLOURS):
+        for text in (*task.phrases(), *task.edits()):
+            assert replace(parse_task(text), text="") == task
+
+
+@settings(max_examples=60, deadline=None)
+@given(places, st.sampled_from(spoken_tasks(COLOURS)))
+def test_at_its_target_a_task_is_done(positions, task):
+    target = task.target(positions)
+    there = positions.copy()
+    there[OBJECTS.index(task.cube)] = target
+    assert task.distance(there) == pytest.approx(0, abs=1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(places, st.sampled_from(spoken_tasks(COLOURS)))
+def test_the_planners_target_is_the_tasks(positions, task):
+    many = TaskGoal(task, OBJECTS).target(torch.from_numpy(positions).float())
+    np.testing.assert_allclose(many.numpy(), task.target(positions), atol=1e-4)
+
+
+def test_a_push_becomes_an_instruction_and_its_key_frames():
+    rows = relabel(cache([pushed_left()]), HindsightConfig(stride=5, held_out=()))
+    of = {
+        group: [
+            (rows.start[i], rows.target[i], rows.captions[rows.caption[i]]) for i in np.flatnonzero(rows.group == g)
+        ]
+        for g, group in enumerate(GROUPS)
+    }
+    asked = {text for i in np.flatnonzero(rows.group == GROUPS.index("goal")) for text in rows.goals[rows.goal[i]]}
+    assert "push the red cube to the left" in asked
+    assert (0, 3, "move behind the red cube pusher 40 30") in of["behind"]
+    x, y = in_px(pushed_left()[6, OBJECTS.index("red")])  # x = -6 at frame 6: the first that counts
+    assert any(
+        entry[:2] == (3, 6) and entry[2].startswith(f"the red cube is at the left edge at {x} {y}")
+        for entry in of["goal"]
+    )
+    assert all(start == target and caption == DONE for start, target, caption in of["done"])
+    assert all(text == "" or "make" in text or "show" in text for i in of["edit"] for text in [""]) and of["edit"]
+    edits = rows.goals[rows.goal[np.flatnonzero(rows.group == GROUPS.index("edit"))[0]]]
+    assert all(text.startswith(("make", "show")) for text in edits)
+    assert all(rows.goals[rows.goal[i]] == () for i in np.flatnonzero(rows.group == GROUPS.index("next")))
+
+
+def test_a_long_push_has_key_frames_on_the_way():
+    rows = relabel(cache([pushed_left(steps=8, size=1.0)]), HindsightConfig(stride=3, held_out=()))
+    pushes = np.flatnonzero(rows.group == GROUPS.index("push"))
+    assert len(pushes) and (rows.target - rows.start)[pushes].tolist() == [3] * len(pushes)
+
+
+def test_pushes_that_move_others_too_are_not_told():
+    path = pushed_left()
+    path[4:, OBJECTS.index("blue"), 0] += 3.0
+    rows = relabel(cache([path]), HindsightConfig(held_out=()))
+    behind = rows.group == GROUPS.index("behind")
+    assert not (behind & (rows.target == 3) & (rows.start < 3)).any()
+
+
+def test_what_is_held_out_is_never_said():
+    rows = relabel(cache([pushed_left() * np.array([-1, 1])]))  # to the right
+    assert ("red", "right") in HELD_OUT
+    for texts in rows.goals:
+        for text in texts:
+            assert not is_held_out(parse_task(text)), text
+    assert len(HELD_OUT) / (len(COLOURS) * 4) == pytest.approx(0.2, abs=0.02)
+
+
+def test_worlds_without_the_table_tops_states_are_refused():
+    with pytest.raises(DatasetError, match="state names"):
+        relabel(replace(cache([pushed_left()]), names={"state": ["x"], "agent_pos": [], "action": []}))
+    with pytest.raises(DatasetError, match="no goal came true"):
+        relabel(cache([np.zeros((3, 6, 2))]))
