@@ -1,7 +1,7 @@
 """Key frames from words: captions token by token, frames by DiDA or token by token. Knows no world, and no template.
 
-Given an instruction and a frame, the model writes what happens next and draws the key frame at its end, then goes on from there,
-until it writes that it is done: Emu3.5's visual guidance (arXiv 2510.26583) with `instruction | frame | caption | key frame` as
+Given an instruction and a frame, the model writes what happens next and draws the key frame at its end, then goes on from
+there, until it writes that it is done: Emu3.5's visual guidance (arXiv 2510.26583) with `instruction | frame | caption | key frame` as
 its sequence. Every step sees only the last frame, so that a chain may be as long as one likes.
 """
 
@@ -109,7 +109,7 @@ class TokenSubgoals:
     def chains(
         self, observation: Observation, count: int = 4, seed: int = 0, on_caption: Callable[[str], None] | None = None
     ) -> list[list[Subgoal]]:
-        """All `config.samples` chains that `propose` chooses among; `on_caption` hears the first one's captions as they grow."""
+        """All `config.samples` chains that `propose` chooses among; `on_caption` hears the first one's growing captions."""
         told = self.check(observation)
         return self._chains(observation.pixels, told, count, seed, True, on_caption)
 
@@ -181,7 +181,7 @@ class TokenSubgoals:
         return chains
 
     def _captions(self, ids_BI, codes_BN, seed: int, hear) -> tuple[list[list[int]], list[float]]:
-        """Ids of each row's next caption, without its end, and their mean log-probabilities; text ids or the end, nothing else."""
+        """Ids of each row's next caption, without its end, and their mean log-probabilities; nothing but text and the end."""
         c, v, how = self.model.config, self.model.config.vocabulary, self.config.caption
         nothing = codes_BN.new_full((len(codes_BN), c.caption_length), v.pad)
         prompt_BP = self.model.prompt(ids_BI, codes_BN, nothing)[:, : -c.caption_length]

@@ -30,7 +30,7 @@ class Following:
             (what is seen now), "retrieved" (the end of the most similar recorded episode), "random" (that of any recorded
             episode), "shuffled" (the learnt one, or without one the truth, told something else than is asked for).
         recordings: the frame cache's folder that "retrieved" and "random" take frames from.
-        tries: most drawings of a chain of subgoals, of which the first is taken that nothing speaks against; 1 takes what comes.
+        tries: most drawings of a chain of subgoals; the first that nothing speaks against is taken, with 1 whatever comes.
         imagine: whether those are tried out in imagination too.
         habits: of who follows them.
 

@@ -1,7 +1,7 @@
 """Hindsight: recorded play, relabelled by what did happen, as instructions and key frames. Knows true states, no model.
 
 Whatever a trajectory did to a cube becomes an instruction afterwards (hindsight experience replay, Andrychowicz et al., NeurIPS
-2017; language from play, Lynch and Sermanet, RSS 2021). A goal that came true at frame e, by a push that began at frame b, gives
+2017; language from play, Lynch and Sermanet, RSS 2021). A goal that came true at frame e, by a push that began at b, gives
 
 | group | from | to | caption |
 |---|---|---|---|
@@ -12,8 +12,8 @@ Whatever a trajectory did to a cube becomes an instruction afterwards (hindsight
 | edit | frames before e | e | "the red cube is at the left edge at 17 31" |
 | next | any frame, without an instruction | `stride` frames on | what moved there, and where it is |
 
-All but "done" end with "pusher 24 31". A place is said in whole px of a 64 px frame, x right and y down: where several places would
-do, words decide for one before a frame is drawn, whose tokens then agree with each other.
+All but "done" end with "pusher 24 31". A place is said in whole px of a 64 px frame, x right and y down: where several places
+would do, words decide for one before a frame is drawn, whose tokens then agree with each other.
 """
 
 from __future__ import annotations

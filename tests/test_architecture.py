@@ -43,6 +43,7 @@ ALLOWED = {
     "grammar": {"vocabulary", "errors"},
     "streams": {"transformer", "errors"},
     "generation": {"decoding", "errors", "grammar", "streams", "transformer", "vocabulary"},
+    "subgoals": {"decoding", "errors", "protocols", "streams", "types", "world_model"},
     "policies": {"types", "protocols", "errors"},
     "envs": {"types", "protocols", "errors"},
     "policies.lerobot_plugin": {"types", "protocols", "errors", "policies", "envs", "rollouts", "data"},

@@ -1,6 +1,6 @@
 """Draws what a table will look like on the way to what a sentence asks for, and at the end, from a frame and the sentence.
 
-Captions appear as they are written; strip.png shows the frames under them, and subgoals.json says what the model thinks of each.
+Captions appear as they are written; strip.png shows the frames under them, subgoals.json what the model thinks of each.
 """
 
 from __future__ import annotations
