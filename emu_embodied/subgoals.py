@@ -1,8 +1,8 @@
 """Key frames from words: captions token by token, frames by DiDA or token by token. Knows no world, and no template.
 
 Given an instruction and a frame, the model writes what happens next and draws the key frame at its end, then goes on from
-there, until it writes that it is done: Emu3.5's visual guidance (arXiv 2510.26583) with `instruction | frame | caption | key frame` as
-its sequence. Every step sees only the last frame, so that a chain may be as long as one likes.
+there, until it writes that it is done: Emu3.5's visual guidance (arXiv 2510.26583), with the sequence
+`instruction | frame | caption | key frame`. Every step sees only the last frame, so that a chain may be as long as one likes.
 """
 
 from __future__ import annotations
