@@ -1,12 +1,13 @@
 """Planning by protocol A: from a recorded scene to its trajectory's scene 25 control steps on, seen in one frame.
 
     python -m benchmarks.protocol_a --env tabletop|pusht [--budgets 1024 2048 4096 8192] [--goals expert|random|background]
-        [--planner cem] [--cost positions] [--episodes 50] [--folder FOLDER] [--out FILE]
+        [--planner cem] [--cost positions] [--cloning FOLDER] [--episodes 50] [--folder FOLDER] [--out FILE]
 
 What is an episode, and what is drawn with the seed 42, is in `rollouts/protocol.py`; what is success, in `rollouts/scenes.py`.
-Beside the model stand random actions, the recorded actions once more ("expert"), and the same planner in the true simulator
-("oracle"). Behaviour cloning is left out. With `--folder`, an interrupted run goes on where it stopped, and runs of some
-`--agents` each add up: `--report` writes what the folder holds, however many episodes of each.
+Beside the model stand random actions, the recorded actions once more ("expert"), the same planner in the true simulator
+("oracle"), and with `--cloning` the policy that `emu-embodied train stage=cloning` made. With `--folder`, an interrupted run
+goes on where it stopped, and runs of some `--agents` each add up: `--report` writes what the folder holds, however many
+episodes of each.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ import torch
 
 from benchmarks.timing import machine, versions
 from emu_embodied.checkpoint import fingerprint
-from emu_embodied.errors import EmuEmbodiedError
+from emu_embodied.cloning import ClonedPolicy, load_policy
+from emu_embodied.errors import ConfigError, EmuEmbodiedError
 from emu_embodied.loading import checkpoint_path, load, weights_label
 from emu_embodied.rollouts.journal import open_journal
 from emu_embodied.rollouts.protocol import (
@@ -47,7 +49,12 @@ PUSHED_CM = 1.25  # PushT's 20 px: nearer goals ask for no push
 def play(options: argparse.Namespace, agent: str, budget: int | None, checkpoint: str) -> list[dict[str, Any]]:
     """The episodes of one agent at one budget of predicted frames a plan."""
     planner = budget_planner(options.planner, budget or 4096)
-    label = weights_label(checkpoint, 1) if agent == "model" else ""
+    label, load_agent = "", functools.partial(load, checkpoint, device="cpu")
+    if agent == "model":
+        label = weights_label(checkpoint, 1)
+    elif agent == "cloning":
+        policy = cloned(options)
+        label, load_agent = fingerprint(options.cloning), lambda: policy
     settings = ProtocolSettings(options.env, agent, options.goals, options.cost, planner, model=label)
     name = "-".join(
         [options.env, options.goals, agent, *([options.cost, options.planner, str(budget)] if budget else [])]
@@ -61,7 +68,19 @@ def play(options: argparse.Namespace, agent: str, budget: int | None, checkpoint
     def tell(row: dict[str, Any]) -> None:
         print(f"{name}: {row['seed']} {'yes' if row['success'] else 'no'}", file=sys.stderr, flush=True)
 
-    return play_protocol(settings, options.episodes, functools.partial(load, checkpoint, device="cpu"), journal, tell)
+    return play_protocol(settings, options.episodes, load_agent, journal, tell)
+
+
+def cloned(options: argparse.Namespace) -> ClonedPolicy:
+    """The policy of `--cloning`.
+
+    Raises:
+        ConfigError: none is named.
+        CheckpointError: it is missing, damaged, or of another format.
+    """
+    if options.cloning is None:
+        raise ConfigError("cloning", None, "name the folder OUT/policy of  emu-embodied train stage=cloning")
+    return load_policy(options.cloning)
 
 
 def account(options: argparse.Namespace, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -77,12 +96,13 @@ def account(options: argparse.Namespace, rows: list[dict[str, Any]]) -> dict[str
 
 def measure(options: argparse.Namespace, checkpoint: str) -> dict[str, Any]:
     """All agents asked for, at their budgets, and the model's success over the oracle's."""
-    jobs = [(agent, None) for agent in ("random", "expert")]
+    agents = options.agents or [agent for agent in AGENTS if agent != "cloning" or options.cloning]
+    jobs = [(agent, None) for agent in ("random", "expert", "cloning")]
     jobs += [("oracle", budget) for budget in options.oracle] + [("model", budget) for budget in options.budgets]
     found: dict[str, Any] = {}
     rows: dict[tuple[str, int | None], list[dict[str, Any]]] = {}
     for agent, budget in jobs:
-        if agent not in options.agents:
+        if agent not in agents:
             continue
         rows[agent, budget] = play(options, agent, budget, checkpoint)
         if not rows[agent, budget]:
@@ -110,7 +130,8 @@ def main() -> None:
     parser.add_argument("--oracle", type=int, nargs="+", default=[4096], help="the oracle's frames a plan")
     parser.add_argument("--planner", default="cem")
     parser.add_argument("--cost", choices=COSTS, default="positions")
-    parser.add_argument("--agents", nargs="+", choices=AGENTS, default=list(AGENTS))
+    parser.add_argument("--agents", nargs="+", choices=AGENTS, help="by default all that there are")
+    parser.add_argument("--cloning", type=Path, help="folder of the cloned policy")
     parser.add_argument("--checkpoint", help="by default the env's nano")
     parser.add_argument("--episodes", type=int, default=50)
     parser.add_argument("--folder", type=Path, help="keep each episode here as it finishes, and go on from there")
@@ -136,6 +157,7 @@ def main() -> None:
         "tolerances": {name: getattr(rule, name) for name in ("reach", "least", "turn") if hasattr(rule, name)},
         **found,
         "checkpoint": {"name": Path(checkpoint).name, "sha256": fingerprint(checkpoint_path(checkpoint))},
+        **({"cloned": {"sha256": fingerprint(options.cloning)}} if "cloning" in found else {}),
         "machine": machine(torch.device("cpu")),
         "versions": versions() | {name: metadata.version(name) for name in ("mujoco", "gymnasium")},
     }

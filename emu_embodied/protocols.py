@@ -114,6 +114,15 @@ class SubgoalProposer(Protocol):
         ...
 
 
+@runtime_checkable
+class GoalPolicy(Protocol):
+    """Acts towards what a goal frame shows, without imagining anything."""
+
+    def act(self, pixels: np.ndarray, goal: np.ndarray) -> np.ndarray:
+        """The action (A,) in [-1, 1] at a frame, towards a goal frame, both (H, W, 3) uint8."""
+        ...
+
+
 class StepEngine(Protocol):
     """Executes the model's pure steps; decoding loops are blind to which engine does it. See `emu_embodied.step`.
 

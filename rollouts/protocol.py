@@ -20,7 +20,7 @@ from emu_embodied.errors import ConfigError, InputError
 from emu_embodied.metrics import bootstrap_interval, wilson_interval
 from emu_embodied.policies.planner import PlannerConfig
 from emu_embodied.policies.planners import PLANNERS, make_planner, planner_config
-from emu_embodied.protocols import WorldModel
+from emu_embodied.protocols import GoalPolicy, WorldModel
 from emu_embodied.rollouts.behaviours import behaviour_of
 from emu_embodied.rollouts.goals import scene_cost
 from emu_embodied.rollouts.journal import append, open_journal
@@ -32,7 +32,7 @@ AHEAD = HORIZON = 5  # model steps from start to goal, and of a plan
 LIMIT = 10  # model steps of an episode
 RECORDED = 40  # model steps of a recorded episode
 FIRST, POOL = 16_000_000, 10_000  # seeds of the recorded episodes; no training saw them
-AGENTS = ("model", "oracle", "random", "expert")
+AGENTS = ("model", "oracle", "cloning", "random", "expert")
 GOALS = {"expert": "expert", "random": "random", "background": "expert"}  # -> whose episodes are recorded
 COSTS = ("positions", "tokens", "image", "features")
 LEAST = 16  # candidates of a round
@@ -64,15 +64,15 @@ class ProtocolSettings:
 
     Attributes:
         env: "tabletop" or "pusht".
-        agent: "model", "oracle" (the same planner in the true simulator), "random" (uniform actions) or "expert" (the
-            recorded actions once more).
+        agent: "model", "oracle" (the same planner in the true simulator), "cloning" (a policy that sees the present frame and
+            the goal's, and plans nothing), "random" (uniform actions) or "expert" (the recorded actions once more).
         goals: "expert" or "random", whose trajectories the rows are of, or "background", expert rows on a table of another
             colour.
         cost: what is compared with the goal: "positions", where the model sees things in the goal's frame; "tokens",
             "features" or "image", see `goals.scene_cost`.
         planner: the planner, by its config; see `budget_planner`.
         seed: of the draw of rows.
-        model: names the world model in the journal; empty for other agents.
+        model: names the world model or the cloned policy in the journal; empty for other agents.
 
     Raises:
         ConfigError: an unknown env, agent, cost or goals, or goals that the env has not.
@@ -126,17 +126,19 @@ class Stage:
 
     Args:
         settings: what to play.
-        make_model: loads the world model; called for agent "model" only, with the first episode.
+        make_model: loads the world model or the cloned policy; called for these agents only, with the first episode.
 
     Raises:
-        ConfigError: agent "model" without a model.
+        ConfigError: agent "model" or "cloning" without one.
     """
 
-    def __init__(self, settings: ProtocolSettings, make_model: Callable[[], WorldModel] | None = None) -> None:
+    def __init__(
+        self, settings: ProtocolSettings, make_model: Callable[[], WorldModel | GoalPolicy] | None = None
+    ) -> None:
         import emu_embodied.envs  # noqa: F401  registers them
 
-        if settings.agent == "model" and make_model is None:
-            raise ConfigError("agent", "model", "give make_model too, which loads one")
+        if settings.agent in ("model", "cloning") and make_model is None:
+            raise ConfigError("agent", settings.agent, "give make_model too, which loads one")
         self.settings, self.rule, self.model = settings, RULES[settings.env], None
         self._make_model = make_model
         shift = {"shift": "background"} if settings.goals == "background" else {}
@@ -174,10 +176,10 @@ class Stage:
         scene, s = self.set(row), self.settings
         now = self.rule.look(self.world)
         misses, moved, plans = [], self.rule.moved(now, scene.wanted), []
-        if s.agent in ("random", "expert"):
-            acting = self._control(scene, row)
-        else:
+        if s.agent in ("model", "oracle"):
             acting = self._planned(scene, row, plans)
+        else:
+            acting = self._control(scene, row)
         for action in acting:
             self.seen, *_ = self.env.step(np.asarray(action, np.float32))
             misses.append(self.rule.miss(self.rule.look(self.world), scene.wanted))
@@ -198,6 +200,12 @@ class Stage:
         space, rng = self.env.action_space, np.random.default_rng([row.seed, 5])
         if self.settings.agent == "expert":
             yield from scene.actions
+        elif self.settings.agent == "cloning":
+            policy = self.model = self.model or self._make_model()
+            seen = scene.start.pixels
+            for _ in range(LIMIT):
+                yield policy.act(seen, scene.goal.pixels)
+                seen = self.seen[PIXELS]
         else:
             for _ in range(LIMIT):
                 yield rng.uniform(space.low, space.high)
@@ -254,7 +262,7 @@ def seen_places(model: WorldModel, seen: Observation) -> np.ndarray:
 def play_protocol(
     settings: ProtocolSettings,
     episodes: int = 50,
-    make_model: Callable[[], WorldModel] | None = None,
+    make_model: Callable[[], WorldModel | GoalPolicy] | None = None,
     journal: Path | None = None,
     on_episode: Callable[[dict[str, Any]], None] | None = None,
 ) -> list[dict[str, Any]]:
@@ -263,7 +271,7 @@ def play_protocol(
     Args:
         settings: what to play.
         episodes: how many.
-        make_model: loads the world model.
+        make_model: loads the world model or the cloned policy.
         journal: a JSON-lines file that gets each episode as it is finished; those that it holds are not played again.
         on_episode: called with each episode that was played.
 

@@ -33,8 +33,9 @@ def run(config: DictConfig) -> None:
     from emu_embodied.training.recipe import adapt_checkpoint, train_checkpoint
     from emu_embodied.training.released import fine_tune
 
-    if config.stage not in ("all", "dida", "language", "probes"):
-        raise ConfigError("stage", config.stage, "choose all, dida or language to train a checkpoint on, or probes")
+    if config.stage not in ("all", "dida", "language", "probes", "cloning"):
+        rule = "choose all, dida or language to train a checkpoint on, probes or cloning"
+        raise ConfigError("stage", config.stage, rule)
     released = "adoption" in config.recipe
     if (config.stage in ("dida", "language") or released) != (config["from"] is not None):
         remedy = "name the checkpoint with stage=dida or language, the released folder with preset=emu3.5, and only then"
@@ -47,8 +48,11 @@ def run(config: DictConfig) -> None:
         raise ConfigError("quantisation", config.quantisation, "choose int8 or nf4, with preset=emu3.5, or null")
     if config.shift is not None and not isinstance(config.shift, bool):
         raise ConfigError("shift", config.shift, "choose true, false or null")
-    if config.stage in ("probes", "language"):
-        {"probes": _train_probes, "language": _teach_subgoals}[config.stage](config)
+    if config.stage == "language":
+        _teach_subgoals(config)
+        return
+    if config.stage in ("probes", "cloning"):
+        _train_beside(config)
         return
     source = checkpoint_path(config["from"]) if config.stage == "dida" else None
     device = _device(config.device)
@@ -83,23 +87,31 @@ def run(config: DictConfig) -> None:
     print(f"train: finished after {minutes:.1f} min; try it with  emu-embodied {trial}")
 
 
-def _train_probes(config: DictConfig) -> None:
-    """What `evaluate probes=` judges with: trained on real frames of the env's data, or of the data given."""
+def _train_beside(config: DictConfig) -> None:
+    """What stands beside a world model, trained on real frames of the env's data, or of the data given: the probes that
+    `evaluate probes=` judges with, or a cloned policy to compare planning with."""
+    from emu_embodied.training.cloning import train_cloning
     from emu_embodied.training.loop import LoopConfig
     from emu_embodied.training.probes import train_probes
 
-    began, c = time.monotonic(), config.probes
+    began, c = time.monotonic(), config[config.stage]
     if config.threads:
         import torch
 
         torch.set_num_threads(config.threads)
     loop = LoopConfig(c.steps, c.learning_rate, warmup=min(100, c.steps), log_every=max(1, min(100, c.steps)))
     cache = _frames(config, config.env.options.get("image_size", 64))
-    world = _world(config, cache)
     job = {"batch": c.batch, "held_out": c.held_out, "report": lambda line: print(line, flush=True)}
-    path = train_probes(cache, tuple(world.objects), world.position_scale, loop, Path(config.out), **job)
-    minutes = (time.monotonic() - began) / 60
-    print(f"train: finished after {minutes:.1f} min; judge dreams with  emu-embodied evaluate probes={path}")
+    if config.stage == "cloning":
+        path = train_cloning(cache, loop, Path(config.out), ahead=c.ahead, **job)
+        trial = (
+            f"compare planning with it:  python -m benchmarks.protocol_a --agents cloning --cloning {path} --env ..."
+        )
+    else:
+        world = _world(config, cache)
+        path = train_probes(cache, tuple(world.objects), world.position_scale, loop, Path(config.out), **job)
+        trial = f"judge dreams with  emu-embodied evaluate probes={path}"
+    print(f"train: finished after {(time.monotonic() - began) / 60:.1f} min; {trial}")
 
 
 def _teach_subgoals(config: DictConfig) -> None:
