@@ -113,6 +113,9 @@ class Bench:
     env: gymnasium.Env = field(default_factory=lambda: gymnasium.make(ENV_ID, max_episode_steps=-1))
     _loaded: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self.env.reset(seed=0)  # a simulator has a state after its first reset
+
     @property
     def model(self) -> WorldModel:
         """The world model."""
@@ -120,8 +123,6 @@ class Bench:
 
     def follower(self, following: Following) -> Follower:
         """Who makes the one that follows, for each episode; the learnt proposer is loaded once."""
-        if "started" not in self._loaded:  # the controls need a scene to look at
-            self._load("started", lambda: self.env.reset(seed=0))
         make = (lambda: self._load("proposer", self.make_proposer)) if self.make_proposer else None
         return self._load(repr(following), lambda: Follower(following, self.env, make))
 

@@ -107,14 +107,14 @@ def plausible(start: Observation, subgoal: Subgoal, objects: Sequence[str], sigh
 
 
 class Given:
-    """A proposer of what is given, once; then it believes that all is done."""
+    """A proposer of what is given; whenever it is asked again it leaves out the first, and at the end all is done."""
 
     def __init__(self, subgoals: Sequence[Subgoal], objects: Sequence[str]) -> None:
         self.subgoals, self.objects = list(subgoals), tuple(objects)
 
     def propose(self, observation: Observation, count: int = 4, seed: int = 0) -> list[Subgoal]:
         """See `protocols.SubgoalProposer`."""
-        given, self.subgoals = self.subgoals, []
+        given, self.subgoals = self.subgoals, self.subgoals[1:]
         return given
 
 
@@ -134,7 +134,7 @@ def carry_out(
         history: of one world.
         subgoals, objects: what is wanted, and the proposer's object names.
         planner: `reset` here; `config.execute` of its steps are between two looks.
-        config: habits; a subgoal that is not reached in time ends it.
+        config: habits; a subgoal that is not reached in time is left out.
         steps: most model steps.
 
     Returns:
