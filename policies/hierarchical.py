@@ -26,12 +26,14 @@ class SubgoalConfig:
 
     Attributes:
         count: most subgoals that are asked for at once.
-        patience: model steps on one subgoal after which others are asked for.
+        patience: model steps on one subgoal after which others are asked for; at once where the robot was to walk to something
+            that has been moved.
         near: a subgoal is reached where each object that it moves is so near to its place.
         home: the same for the last subgoal, which is to be met more exactly.
         robot_near: a subgoal that moves the robot alone is reached where the robot is so near to its place.
         moved: an object counts as moved by a subgoal from so far on.
         keep: weight of the ways of objects that a subgoal does not move, beside 1 for those that it does.
+        still: the same where the robot alone is to move: it should not bump into anything.
         behind: weight of the robot's walk behind what it is to push.
         around: weight of the robot's walk around the thing that it is to stand at, where it alone is to move; beside 1 for
             its way as the crow flies.
@@ -50,6 +52,7 @@ class SubgoalConfig:
     robot_near: float = 2.5
     moved: float = 1.0
     keep: float = 0.5
+    still: float = 2.0
     behind: float = 0.15
     around: float = 1.0
     beside: float = 0.15
@@ -60,7 +63,7 @@ class SubgoalConfig:
         for name in ("count", "patience"):
             if type(getattr(self, name)) is not int or getattr(self, name) < 1:
                 raise InputError(name, getattr(self, name), "give a whole number of at least 1")
-        for name in ("near", "home", "robot_near", "moved", "keep", "behind", "around", "beside"):
+        for name in ("near", "home", "robot_near", "moved", "keep", "still", "behind", "around", "beside"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise InputError(name, getattr(self, name), "give a number of at least 0")
 
@@ -148,7 +151,7 @@ class SubgoalManager:
             reached = [i for i in range(self._index, len(self._subgoals)) if self._reached(i, places)]
             if reached:
                 self._pursue(reached[-1] + 1, step)
-            late = step - self._since >= self.config.patience
+            late = step - self._since >= self.config.patience or self._spoilt(places)
         if not self._subgoals or self._index == len(self._subgoals) or late:
             self._ask(observation, places, step)
             if not self._subgoals:
@@ -190,10 +193,18 @@ class SubgoalManager:
         there[self.robot] = False
         return bool(ways[self.robot] <= c.robot_near and (ways[there] <= c.near).all())
 
+    def _spoilt(self, places: np.ndarray) -> bool:
+        """Whether the robot is to walk to something that is no longer where it was."""
+        if self._index == len(self._subgoals) or self._moves(self._index):
+            return False
+        wanted = self._wanted[self._index + 1]
+        there = (places[:, 2] > 0.5) & (wanted[:, 2] > 0.5) & (np.arange(self.size) != self.robot)
+        return bool((np.linalg.norm(places[:, :2] - wanted[:, :2], axis=-1)[there] > self.config.near).any())
+
     def _cost(self, places: np.ndarray) -> Cost:
         """What is left to the pursued subgoal; see `SubgoalConfig` for its weights."""
         c, wanted, moves = self.config, self._wanted[self._index + 1], self._moves(self._index)
-        weights = np.where(wanted[:, 2] > 0.5, c.keep, 0.0)
+        weights = np.where(wanted[:, 2] > 0.5, c.keep if moves else c.still, 0.0)
         weights[moves] = 1.0
         walks = not moves or c.radius is None
         weights[self.robot] = (c.beside if moves else 1.0) * walks * (wanted[self.robot, 2] > 0.5)

@@ -29,8 +29,8 @@ class Following:
         proposer: names the learnt one in a journal, or one of the controls: "true" (the scripted expert's own way), "copy"
             (what is seen now), "retrieved" (the end of the most similar recorded episode), "random" (that of any recorded
             episode), "shuffled" (the learnt one, or without one the truth, told something else than is asked for).
-        recordings: the frame cache's folder that "retrieved" and "random" take frames from.
-        tries: most drawings of a chain of subgoals; the first that nothing speaks against is taken, with 1 whatever comes.
+        recordings: the frame cache, a folder, that "retrieved" and "random" take frames from.
+        tries: most drawings of a chain of subgoals, of which the first without a fault is taken; 1 takes what comes.
         imagine: whether those are tried out in imagination too.
         habits: of who follows them.
 
@@ -76,22 +76,28 @@ class Follower:
             self.learnt = make_proposer()
         self._fixed = self._control(name)
 
-    def proposer(self, seed: int) -> SubgoalProposer:
-        """Who proposes in the episode of a seed, after the env's reset; unfiltered."""
-        if self.following.proposer != "shuffled":
-            return self._fixed
-        return Instead(self._fixed, another_instruction(self.env, seed))
+    def proposer(self, seed: int, model: WorldModel | None = None) -> SubgoalProposer:
+        """Who proposes in the episode of a seed, after the env's reset.
+
+        Args:
+            seed: of the episode.
+            model: in whose imagination subgoals are tried out, where that is asked for.
+        """
+        f, proposer = self.following, self._fixed
+        if f.proposer == "shuffled":
+            proposer = Instead(proposer, another_instruction(self.env, seed))
+        if f.tries == 1:
+            return proposer
+        sight = Sight.of(model.world) if hasattr(model, "world") else Sight.of_tabletop()
+        trial = (model, CEM(TRIAL, seed)) if f.imagine and model is not None else ()
+        return FilteredProposer(proposer, sight, f.tries, *trial, config=f.habits)
 
     def begin(self, env: gymnasium.Env, model: WorldModel, seed: int) -> SubgoalManager:
         """Who follows the subgoals of the episode of a seed, after the env's reset, in places that the model believes."""
-        f, proposer, habits = self.following, self.proposer(seed), self.following.habits
+        habits = self.following.habits
         if not set(model.objects) <= set(OBJECTS):  # its things are no cubes, which one can walk around as around discs
             habits = replace(habits, radius=None)
-        if f.tries > 1:
-            sight = Sight.of(model.world) if hasattr(model, "world") else Sight.of_tabletop()
-            trial = (model, CEM(TRIAL, seed)) if f.imagine else ()
-            proposer = FilteredProposer(proposer, sight, f.tries, *trial, config=habits)
-        return SubgoalManager(proposer, model.objects, habits, seed)
+        return SubgoalManager(self.proposer(seed, model), model.objects, habits, seed)
 
     def _control(self, name: str) -> SubgoalProposer:
         if name in ("retrieved", "random"):

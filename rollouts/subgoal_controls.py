@@ -18,6 +18,7 @@ from emu_embodied.types import Observation, Subgoal
 
 STRIDE = 5  # model steps of pushing from key frame to key frame
 STILL_CM = 0.2  # a thing that goes less far in a step stands still
+TRIES = (0.0, 0.2, 0.4, 0.6)  # of the expert, with so much noise in its actions
 ABSENT_CM = 16.0  # what an object counts that is in one of two scenes only
 
 
@@ -25,7 +26,8 @@ class TrueSubgoals:
     """Key frames of the scripted expert's own way, played in the simulator from its present state, which is then put back.
 
     They are the last frame before the thing moves for good; while more than `STRIDE` steps of pushing are left, the frame so
-    many steps on; and the first in which the simulator's predicate holds. Where the expert does not get there, none is `last`.
+    many steps on; and the first in which the predicate holds. Where the expert gets stuck it tries again with noise; where
+    that does not help, none is `last`.
 
     Args:
         env: the table-top or PushT, after its reset. PushT it puts back but for its contact solver's memory.
@@ -45,8 +47,11 @@ class TrueSubgoals:
             InputError: an instruction that means nothing on the table-top, or is about a cube that is not there.
         """
         with Aside(self.world, np.random.default_rng(0)), _Told(self.world, observation.instruction) as thing:
-            states, path = self._play(self.objects.index(thing))
-            done, end = self.world.judge()[1], len(states) - 1
+            for noise in TRIES:
+                states, path, done = self._play(self.objects.index(thing), noise)
+                if done:
+                    break
+            end = len(states) - 1
             if done and not end:
                 return []
             begin, steps = key_steps(path)
@@ -59,15 +64,17 @@ class TrueSubgoals:
                 subgoals.append(Subgoal(caption, *see_truth(self.world), 0.0, done and t == end))
             return subgoals
 
-    def _play(self, thing: int) -> tuple[list[np.ndarray], np.ndarray]:
-        """The expert's states up to success, T of them, and the path (T, 2) of a thing."""
-        act = expert_policy(self.env)
-        states, path = [self.world.get_state()], [places_of(self.world)[thing, :2]]
+    def _play(self, thing: int, noise: float) -> tuple[list[np.ndarray], np.ndarray, bool]:
+        """The expert's states up to success, T of them, the path (T, 2) of a thing, and whether it succeeded."""
+        start, act, rng = self.world.get_state(), expert_policy(self.env), np.random.default_rng(0)
+        states, path = [start], [places_of(self.world)[thing, :2]]
         while len(states) <= MAX_STEPS and not self.world.judge()[1]:
-            self.world.act(act())
+            self.world.act(np.clip(act() + rng.normal(0, noise, 2), -1, 1))
             states.append(self.world.get_state())
             path.append(places_of(self.world)[thing, :2])
-        return states, np.stack(path)
+        done = self.world.judge()[1]
+        self.world.set_state(start)
+        return states, np.stack(path), done
 
 
 def key_steps(path: np.ndarray) -> tuple[int, list[int]]:

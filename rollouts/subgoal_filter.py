@@ -16,7 +16,8 @@ import numpy as np
 from emu_embodied.envs.tabletop import RGB, TABLE_CM
 from emu_embodied.errors import ConfigError
 from emu_embodied.policies.hierarchical import SubgoalConfig, SubgoalManager, see_places
-from emu_embodied.protocols import Planner, SubgoalProposer, WorldModel
+from emu_embodied.policies.planner import SearchPlanner
+from emu_embodied.protocols import SubgoalProposer, WorldModel
 from emu_embodied.rollouts.eyes import EYES
 from emu_embodied.types import History, Observation, Subgoal
 
@@ -106,14 +107,14 @@ def plausible(start: Observation, subgoal: Subgoal, objects: Sequence[str], sigh
 
 
 class Given:
-    """A proposer of what is given, once; then it believes that all is done."""
+    """A proposer of what is given; whenever it is asked again it leaves out the first, and at the end all is done."""
 
     def __init__(self, subgoals: Sequence[Subgoal], objects: Sequence[str]) -> None:
         self.subgoals, self.objects = list(subgoals), tuple(objects)
 
     def propose(self, observation: Observation, count: int = 4, seed: int = 0) -> list[Subgoal]:
         """See `protocols.SubgoalProposer`."""
-        given, self.subgoals = self.subgoals, []
+        given, self.subgoals = self.subgoals, self.subgoals[1:]
         return given
 
 
@@ -122,10 +123,9 @@ def carry_out(
     history: History,
     subgoals: Sequence[Subgoal],
     objects: Sequence[str],
-    planner: Planner,
+    planner: SearchPlanner,
     config: SubgoalConfig | None = None,
     steps: int = 40,
-    execute: int = 4,
 ) -> np.ndarray:
     """Follows subgoals in turn in a model's own imagination, where what is planned is what happens.
 
@@ -133,26 +133,33 @@ def carry_out(
         model: where it happens: a world model, or the oracle, whose imagination is the true simulator.
         history: of one world.
         subgoals, objects: what is wanted, and the proposer's object names.
-        planner: `reset` here.
-        config: habits; a subgoal that is not reached in time ends it.
+        planner: `reset` here; `config.execute` of its steps are between two looks.
+        config: habits; a subgoal that is not reached in time is left out.
         steps: most model steps.
-        execute: steps between looks.
 
     Returns:
-        Places (O, 3) of the model's objects at the end, or where the last subgoal was reached.
+        Places (L, O, 3) of the model's objects at each look, the first before anything was done.
     """
     planner.reset()
+    execute = planner.config.execute
     manager = SubgoalManager(Given(subgoals, objects), model.objects, config)
     nothing = Observation(np.zeros((1, 1, 3), np.uint8), np.zeros(model.agent_dim, np.float32))
-    places = see_places(model, history)
+    path = [see_places(model, history)]
     for step in range(0, steps, execute):
-        cost = manager.look(nothing, places, step)
+        cost = manager.look(nothing, path[-1], step)
         if cost is None:
             break
         for action in planner.plan(model, history, cost).actions[:execute]:
             history, _ = model.step(history, action[None])
-        places = see_places(model, history)
-    return places
+        path.append(see_places(model, history))
+    return np.stack(path)
+
+
+def closest(path: np.ndarray, names: Sequence[str], wanted: Mapping[str, np.ndarray]) -> float:
+    """The least, over a path (L, O, 3) of named things, of how far the worst of some is from its wanted place (3,)."""
+    rows = [list(names).index(name) for name in wanted]
+    places = np.stack([wanted[name] for name in wanted])
+    return float(np.linalg.norm(path[:, rows, :2] - places[:, :2], axis=-1).max(-1).min())
 
 
 class FilteredProposer:
@@ -180,7 +187,7 @@ class FilteredProposer:
         sight: Sight,
         tries: int = 4,
         model: WorldModel | None = None,
-        planner: Planner | None = None,
+        planner: SearchPlanner | None = None,
         config: SubgoalConfig | None = None,
     ) -> None:
         if type(tries) is not int or tries < 1:
@@ -210,7 +217,7 @@ class FilteredProposer:
         return best[1]
 
     def _miss(self, observation: Observation, chain: list[Subgoal]) -> float:
-        """How far in world units the worst of the things that a chain moves is from its place, when imagination ends."""
+        """How near in world units imagination brings the things that a chain moves to where its end has them."""
         history = self.model.encode([observation])
         before = dict(zip(self.model.objects, see_places(self.model, history), strict=True))
         wanted = dict(zip(self.objects, chain[-1].places, strict=True))
@@ -219,6 +226,5 @@ class FilteredProposer:
         moved = [name for name in things if np.linalg.norm(wanted[name][:2] - before[name][:2]) > MOVED_CM]
         if not moved:
             return 0.0
-        ends = carry_out(self.model, history, chain, self.objects, self.planner, self.config)
-        end = dict(zip(self.model.objects, ends, strict=True))
-        return float(max(np.linalg.norm(wanted[name][:2] - end[name][:2]) for name in moved))
+        path = carry_out(self.model, history, chain, self.objects, self.planner, self.config)
+        return closest(path, self.model.objects, {name: wanted[name] for name in moved})
