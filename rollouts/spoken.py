@@ -13,7 +13,7 @@ from emu_embodied.rollouts.hindsight import is_held_out
 def spoken_starts(env: gymnasium.Env, count: int, held_out: bool, first: int = 0) -> dict[int, str]:
     """Seeds of the env's reset, from `first` on, each with an instruction that a scripted expert can carry out there.
 
-    Each kind of goal is equally likely, and at least 2 cm are left to go. A seed whose scene has no such instruction is skipped.
+    Each kind of goal is equally likely, at least 2 cm are left to go. A seed whose scene has no such instruction is skipped.
 
     Args:
         env: the table-top; it is reset.
