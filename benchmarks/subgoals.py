@@ -6,8 +6,9 @@
 
 All play the same scenes, seeds from 12,000,000, and plan with the same budget in the same world model. What is counted is in
 `rollouts/subgoal_evaluation.py`. "learnt" is the checkpoint's proposer, "filtered" the same with drawings rejected, "none" the
-planner without subgoals, by the model's own reward; without `--checkpoint` both learnt ones are left out, and "shuffled" tells
-the truth something else. With `--folder`, an interrupted run goes on where it stopped; `--report` plays nothing.
+planner without subgoals, in the checkpoint's own dreams and by its own reward. Without `--checkpoint` both learnt ones are left
+out, and "shuffled" tells the truth something else. With `--folder`, an interrupted run goes on where it stopped; `--report`
+plays nothing.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ def loop_settings(options: argparse.Namespace, name: str, split: str) -> LoopSet
     planner = CEMConfig(
         candidates=options.candidates, iterations=options.iterations, elites=6, horizon=8, execute=options.execute
     )
-    label = "" if agent == "random" else weights_label(options.model, 1)
+    judge = options.checkpoint or options.model
+    label = "" if agent == "random" else weights_label(judge if agent == "reward" else options.model, 1)
     followed = following(options, name) if agent == "follow" else None
     return LoopSettings(agent, followed, split, planner, model=label)
 
@@ -175,7 +177,8 @@ def main() -> None:
     torch.set_num_threads(1)
     learnt = functools.partial(load_learnt, options.checkpoint, options.passes) if options.checkpoint else None
     try:
-        found = measure(options, Bench(functools.partial(load, options.model, device="cpu"), learnt))
+        teller = functools.partial(load, options.checkpoint, device="cpu") if options.checkpoint else None
+        found = measure(options, Bench(functools.partial(load, options.model, device="cpu"), learnt, teller))
     except EmuEmbodiedError as error:
         raise SystemExit(f"subgoals: {error}") from None
     result = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gymnasium
@@ -142,7 +142,8 @@ def run_episode(
         execute: steps of each plan that are carried out.
         max_steps: model steps after which the episode has failed.
         guide: (env, model) -> who follows subgoals; called once, after the reset. It looks before each plan and says what to
-            minimise, in the place of `cost_builder`; where it believes that all is done, the robot stays where it is.
+            minimise, in the place of `cost_builder`; where it believes that all is done, the robot stays where it is. The model
+            itself is then told no instruction, which may be of words that it does not know.
         options: of the env's reset.
 
     Raises:
@@ -155,7 +156,8 @@ def run_episode(
     manager = guide(env, model) if guide else None
     cost = None if manager else cost_builder(env, model) if cost_builder else build_cost("positions", env, model)
     cost = WatchedCost(cost, env, model)
-    history = model.encode([recorder.observation])
+    told = recorder.instruction if manager is None else ""  # who follows subgoals needs no words for the way
+    history = model.encode([replace(recorder.observation, instruction=told)])
     imagined, plans = [*model.decode(history.codes_BCN[0, -1:])], []
     while not recorder.over:
         if manager:

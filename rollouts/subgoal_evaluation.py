@@ -105,11 +105,14 @@ class Bench:
     Attributes:
         make_model: loads the world model; called when first needed.
         make_proposer: loads the learnt proposer; None where there is none.
+        make_teller: loads the world model whose own reward agent "reward" goes by, one that knows the instructions' words; None
+            is the one above.
         env: the table-top.
     """
 
     make_model: Callable[[], WorldModel]
     make_proposer: Callable[[], SubgoalProposer] | None = None
+    make_teller: Callable[[], WorldModel] | None = None
     env: gymnasium.Env = field(default_factory=lambda: gymnasium.make(ENV_ID, max_episode_steps=-1))
     _loaded: dict[str, Any] = field(default_factory=dict)
 
@@ -120,6 +123,11 @@ class Bench:
     def model(self) -> WorldModel:
         """The world model."""
         return self._load("model", self.make_model)
+
+    @property
+    def teller(self) -> WorldModel:
+        """The world model that rewards."""
+        return self._load("teller", self.make_teller) if self.make_teller else self.model
 
     def follower(self, following: Following) -> Follower:
         """Who makes the one that follows, for each episode; the learnt proposer is loaded once."""
@@ -168,7 +176,7 @@ def play_loop(
 def _episode(bench: Bench, s: LoopSettings, seed: int, options: dict[str, Any] | None) -> EpisodeRun:
     if s.agent == "random":
         return run_policy(bench.env, "random", seed, s.max_steps, options)
-    model, planner = bench.model, CEM(s.planner, seed)
+    model, planner = bench.teller if s.agent == "reward" else bench.model, CEM(s.planner, seed)
     if hasattr(model, "seed"):
         model.seed(seed)
     follower = bench.follower(s.following) if s.following else None
