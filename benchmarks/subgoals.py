@@ -46,6 +46,7 @@ def following(options: argparse.Namespace, name: str) -> Following:
     """Who a proposer of this benchmark is."""
     if name in ("learnt", "filtered"):
         label = weights_label(options.checkpoint, options.passes)
+        label += f" temperature={options.temperature} guidance={options.guidance} samples={options.samples}"
         return Following(label, tries=TRIES if name == "filtered" else 1, imagine=name == "filtered")
     recordings = str(options.recordings or "") if name in ("retrieved", "random") else ""
     return Following(name, recordings)
@@ -140,18 +141,22 @@ def measure(options: argparse.Namespace, bench: Bench) -> dict[str, Any]:
     return found
 
 
-def load_learnt(name: str, passes: int):
-    """The learnt proposer."""
+def load_learnt(options: argparse.Namespace):
+    """The learnt proposer; "filtered" needs a temperature, or each of its drawings is the same."""
     from emu_embodied.loading import load_proposer
 
-    return load_proposer(name, passes=passes)
+    how = {"temperature": options.temperature, "caption_temperature": options.temperature, "guidance": options.guidance}
+    return load_proposer(options.checkpoint, passes=options.passes, samples=options.samples, **how)
 
 
 def main() -> None:
     """Measures, and writes JSON where asked to."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.subgoals", description=__doc__.partition("\n")[0])
     parser.add_argument("--checkpoint", help="of the learnt proposer, a name or a folder")
-    parser.add_argument("--passes", type=int, default=1, help="the learnt proposer's, a frame")
+    parser.add_argument("--passes", type=int, default=8, help="the learnt proposer's, a frame")
+    parser.add_argument("--temperature", type=float, default=0.0, help="of its frames and captions")
+    parser.add_argument("--guidance", type=float, default=1.0, help="of its frames")
+    parser.add_argument("--samples", type=int, default=1, help="chains it draws side by side, to propose the likeliest")
     parser.add_argument("--model", default="nano-tabletop", help="the world model to plan in")
     parser.add_argument("--recordings", type=Path, help="frame cache that the recorded controls take frames from")
     parser.add_argument("--proposers", nargs="+", choices=PROPOSERS, default=list(PROPOSERS))
@@ -175,7 +180,7 @@ def main() -> None:
     if options.folder:
         options.folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    learnt = functools.partial(load_learnt, options.checkpoint, options.passes) if options.checkpoint else None
+    learnt = functools.partial(load_learnt, options) if options.checkpoint else None
     try:
         teller = functools.partial(load, options.checkpoint, device="cpu") if options.checkpoint else None
         found = measure(options, Bench(functools.partial(load, options.model, device="cpu"), learnt, teller))

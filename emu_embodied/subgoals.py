@@ -40,7 +40,7 @@ class SubgoalDecoding:
         InputError: less than one sample.
     """
 
-    frames: DecodingConfig = DecodingConfig(passes=4)
+    frames: DecodingConfig = DecodingConfig(passes=8)
     caption: DecodingConfig = DecodingConfig()
     samples: int = 1
 

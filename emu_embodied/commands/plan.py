@@ -21,6 +21,7 @@ from emu_embodied.commands._runs import run_folder
 from emu_embodied.errors import ConfigError
 
 LEARNT = "nano-language"
+WARMTH = 0.5  # temperature of subgoals that may be drawn again
 PACKAGES = ("emu-embodied", "torch", "mujoco", "gymnasium", "numpy")
 
 
@@ -70,7 +71,7 @@ def _settings(config: DictConfig):
     from emu_embodied.policies.planners import PLANNERS, planner_config
     from emu_embodied.rollouts.planning import PlanningSettings
 
-    for name, least in (("episodes", 1), ("steps", 1), ("workers", 1), ("seed", 0), ("videos", 0), ("passes", 1)):
+    for name, least in (("episodes", 1), ("steps", 1), ("workers", 1), ("seed", 0), ("videos", 0), ("passes", 1), ("subgoal_passes", 1)):
         if config[name] < least:
             raise ConfigError(name, config[name], f"give a whole number of at least {least}")
     options = [option.name for option in fields(PLANNERS[config.planner].Config) if option.init]
@@ -100,7 +101,7 @@ def _following(config: DictConfig):
             raise ConfigError("subgoals", config.subgoals, "goal=language follows them: give both or none")
         return None
     name = _proposer_name(config)
-    label = name if name in CONTROLS else weights_label(name, config.passes, config.engine)
+    label = name if name in CONTROLS else weights_label(name, config.subgoal_passes, config.engine)
     recordings = str(config.recordings or "")
     return Following(label, recordings, config.tries, config.imagine, SubgoalConfig(patience=config.patience))
 
@@ -130,13 +131,15 @@ def _proposer_maker(config: DictConfig):
     name = _proposer_name(config)
     if config.goal != "language" or name in set(CONTROLS) - {"shuffled"}:
         return None
-    return functools.partial(_load_proposer, LEARNT if name == "shuffled" else name, config.engine, config.passes)
+    name, warmth = LEARNT if name == "shuffled" else name, WARMTH if config.tries > 1 else 0.0
+    return functools.partial(_load_proposer, name, config.engine, config.subgoal_passes, warmth)
 
 
-def _load_proposer(name: str, engine: str, passes: int):
+def _load_proposer(name: str, engine: str, passes: int, warmth: float):
     from emu_embodied.loading import load_proposer
 
-    return load_proposer(name, engine=engine, passes=passes)
+    drawn = {"temperature": warmth, "caption_temperature": warmth}
+    return load_proposer(name, engine=engine, passes=passes, **drawn)
 
 
 def _show(console: Console, folder: Path, pictured: list[int], run) -> None:
