@@ -71,7 +71,8 @@ def _settings(config: DictConfig):
     from emu_embodied.policies.planners import PLANNERS, planner_config
     from emu_embodied.rollouts.planning import PlanningSettings
 
-    for name, least in (("episodes", 1), ("steps", 1), ("workers", 1), ("seed", 0), ("videos", 0), ("passes", 1), ("subgoal_passes", 1)):
+    positive = ("episodes", "steps", "workers", "passes", "subgoal_passes")
+    for name, least in (*((name, 1) for name in positive), ("seed", 0), ("videos", 0)):
         if config[name] < least:
             raise ConfigError(name, config[name], f"give a whole number of at least {least}")
     options = [option.name for option in fields(PLANNERS[config.planner].Config) if option.init]
