@@ -95,7 +95,8 @@ def load_proposer(
         device, engine: as in `load`.
         samples: chains drawn side by side, of which the likeliest is proposed.
         caption_temperature: of the captions' tokens; 0 takes the likeliest.
-        decoding: of the key frames, as in `load`, but 8 passes by default: `passes=4`, `temperature=0.7`, `guidance=2`, `decoding="autoregressive"`, ...
+        decoding: of the key frames, as in `load`, but 8 passes by default: `temperature=0.7`, `guidance=2`,
+            `decoding="autoregressive"`, ...
 
     Raises:
         CheckpointError, EngineError: as `load`.
