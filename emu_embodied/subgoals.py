@@ -165,6 +165,13 @@ class TokenSubgoals:
         for _ in range(count + heed):
             hear = on_caption if 0 in live else None
             captions, sure = self._captions(ids_BI.expand(len(live), -1), codes_BN, seed, hear)
+            before = [chains[i][-1].caption if chains[i] else "" for i in live]
+            stuck = [i for i, caption in enumerate(captions) if repeats(self.text.decode(caption), before[i])]
+            if stuck:  # nothing would come of it: what else is there to say?
+                barred = [captions[i][0] for i in stuck]
+                anew = self._captions(ids_BI.expand(len(stuck), -1), codes_BN[stuck], seed, None, barred)
+                for i, caption, sureness in zip(stuck, *anew, strict=True):
+                    captions[i], sure[i] = caption, sureness
             going = [i for i, caption in enumerate(captions) if not (heed and self.text.decode(caption) == DONE)]
             for i in set(range(len(live))) - set(going):
                 if chains[live[i]]:
@@ -180,8 +187,11 @@ class TokenSubgoals:
                 chains[live[row]].append(Subgoal(self.text.decode(said[row]), *drawn))
         return chains
 
-    def _captions(self, ids_BI, codes_BN, seed: int, hear) -> tuple[list[list[int]], list[float]]:
-        """Ids of each row's next caption, without its end, and their mean log-probabilities; nothing but text and the end."""
+    def _captions(self, ids_BI, codes_BN, seed: int, hear, barred=()) -> tuple[list[list[int]], list[float]]:
+        """Ids of each row's next caption, without its end, and their mean log-probabilities; nothing but text and the end.
+
+        `barred` are ids that the rows' captions may not begin with.
+        """
         c, v, how = self.model.config, self.model.config.vocabulary, self.config.caption
         nothing = codes_BN.new_full((len(codes_BN), c.caption_length), v.pad)
         prompt_BP = self.model.prompt(ids_BI, codes_BN, nothing)[:, : -c.caption_length]
@@ -193,7 +203,10 @@ class TokenSubgoals:
             logits_RV = self.model.transformer.lm_head(torch.stack([states[row] for row in rows])).float()
             allowed = torch.zeros(logits_RV.shape[1], dtype=torch.bool, device=logits_RV.device)
             allowed[: v.text_size], allowed[v.end] = len(captions[rows[0]]) < c.caption_length - 1, True
-            scores_RV = log_probs(logits_RV.masked_fill(~allowed, -torch.inf), how)
+            logits_RV = logits_RV.masked_fill(~allowed, -torch.inf)
+            if barred and not captions[rows[0]]:
+                logits_RV[rows, barred] = -torch.inf
+            scores_RV = log_probs(logits_RV, how)
             tokens_R, sure_R = draw(scores_RV, how, generator)
             written = dict(zip(rows, tokens_R.tolist(), strict=True))
             for row, sure in zip(rows, sure_R.tolist(), strict=True):
@@ -241,3 +254,13 @@ class TokenSubgoals:
 def likelihood(chain: Sequence[Subgoal]) -> float:
     """By which chains are compared: the mean log-probability of their tokens; of one without key frames 0."""
     return sum(subgoal.log_prob for subgoal in chain) / max(len(chain), 1)
+
+
+def repeats(caption: str, before: str) -> bool:
+    """Whether a caption says what the one before it said: the same words, and numbers that are at most 2 apart."""
+    now, then = caption.split(), before.split()
+    pairs = zip(now, then, strict=False)
+    return len(now) == len(then) > 0 and all(
+        abs(int(one) - int(other)) <= 2 if one.isdecimal() and other.isdecimal() else one == other
+        for one, other in pairs
+    )

@@ -19,7 +19,7 @@ from emu_embodied.decoding.config import DecodingConfig
 from emu_embodied.errors import CheckpointError, ConfigError, InputError
 from emu_embodied.loading import load, load_proposer
 from emu_embodied.rollouts.hindsight import HindsightConfig, relabel
-from emu_embodied.subgoals import DONE, SubgoalDecoding, TokenSubgoals
+from emu_embodied.subgoals import DONE, SubgoalDecoding, TokenSubgoals, repeats
 from emu_embodied.tokenizers.text import TextTokenizer
 from emu_embodied.training.loop import LoopConfig
 from emu_embodied.training.objectives import TrajectoryConfig
@@ -261,3 +261,24 @@ def test_a_proposer_needs_a_checkpoint_that_learnt_it(taught):
         load_proposer(taught / "plain")
     with pytest.raises(CheckpointError, match="choose one of"):
         load_proposer("nano-nothing")
+
+
+@pytest.mark.parametrize(
+    ("caption", "before", "same"),
+    [
+        ("move behind the red cube pusher 10 32", "move behind the red cube pusher 12 30", True),
+        ("move behind the red cube pusher 10 32", "move behind the red cube pusher 13 32", False),
+        ("move behind the red cube", "move behind the blue cube", False),
+        ("push the red cube", "push the red cube on", False),
+        ("", "", False),
+    ],
+)
+def test_captions_that_say_nothing_new_are_known(caption, before, same):
+    assert repeats(caption, before) is same
+
+
+def test_a_chain_does_not_say_the_same_twice_in_a_row():
+    draws = proposer()
+    draws.model.transformer.lm_head.weight.data[draws.model.config.vocabulary.end] *= -5  # long captions
+    chain = draws.go_on(start(""), 6)
+    assert len(chain) > 1 and not any(repeats(b.caption, a.caption) for a, b in zip(chain, chain[1:], strict=False))
