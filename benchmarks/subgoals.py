@@ -153,7 +153,7 @@ def main() -> None:
     """Measures, and writes JSON where asked to."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.subgoals", description=__doc__.partition("\n")[0])
     parser.add_argument("--checkpoint", help="of the learnt proposer, a name or a folder")
-    parser.add_argument("--passes", type=int, default=8, help="the learnt proposer's, a frame")
+    parser.add_argument("--passes", type=int, default=1, help="the learnt proposer's, a frame")
     parser.add_argument("--temperature", type=float, default=0.0, help="of its frames and captions")
     parser.add_argument("--guidance", type=float, default=1.0, help="of its frames")
     parser.add_argument("--samples", type=int, default=1, help="chains it draws side by side, to propose the likeliest")

@@ -95,15 +95,13 @@ def load_proposer(
         device, engine: as in `load`.
         samples: chains drawn side by side, of which the likeliest is proposed.
         caption_temperature: of the captions' tokens; 0 takes the likeliest.
-        decoding: of the key frames, as in `load`, but 8 passes by default: `temperature=0.7`, `guidance=2`,
-            `decoding="autoregressive"`, ...
+        decoding: of the key frames, as in `load`: `passes=4`, `guidance=2`, `decoding="autoregressive"`, ...
 
     Raises:
         CheckpointError, EngineError: as `load`.
         InputError: as `load`; or a checkpoint that did not learn it.
     """
     path = checkpoint_path(name_or_path)
-    decoding = {"passes": SubgoalDecoding().frames.passes, **decoding}
     world_model = load(path, device=device, engine=engine, **{**decoding, "guidance": 1.0})
     facts = read_json(path / "config.json")["training"]
     frames = replace(world_model.decoding, guidance=decoding.get("guidance", 1.0))

@@ -40,7 +40,7 @@ class SubgoalDecoding:
         InputError: less than one sample.
     """
 
-    frames: DecodingConfig = DecodingConfig(passes=8)
+    frames: DecodingConfig = DecodingConfig()
     caption: DecodingConfig = DecodingConfig()
     samples: int = 1
 
