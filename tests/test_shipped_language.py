@@ -1,0 +1,92 @@
+"""The shipped `nano-language` draws what a sentence asks for, and the commands that use it work by its name."""
+
+import json
+
+import gymnasium
+import numpy as np
+import pytest
+
+import emu_embodied.envs  # noqa: F401  registers them
+from emu_embodied.commands import main
+from emu_embodied.errors import InputError
+from emu_embodied.loading import checkpoint_path, load, load_proposer
+from emu_embodied.rollouts.following import Following
+from emu_embodied.rollouts.spoken import spoken_starts
+from emu_embodied.rollouts.subgoal_evaluation import Bench, ImageSettings, judge_images
+from emu_embodied.types import AGENT_POS, PIXELS, Observation
+
+NAME = "nano-language"
+
+
+@pytest.fixture(scope="module")
+def proposer():
+    return load_proposer(NAME, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def scene():
+    """A red cube in the middle and a blue one above it."""
+    env = gymnasium.make("emu_embodied/TabletopPush-v0")
+    cubes = {"red": (0, -2, 0), "blue": (2, 8, 0.3)}
+    seen, _ = env.reset(
+        seed=0, options={"cubes": cubes, "pusher": (9, -9), "instruction": "push the red cube to the left"}
+    )
+    env.close()
+    return Observation(seen[PIXELS], seen[AGENT_POS], "push the red cube to the left")
+
+
+def test_it_is_small():
+    assert sum(path.stat().st_size for path in checkpoint_path(NAME).iterdir()) <= 20e6
+
+
+def test_it_draws_what_is_asked_for(proposer):
+    bench = Bench(lambda: None, lambda: proposer)
+    starts = spoken_starts(bench.env, 16, False, 13_000_000)
+    rows = judge_images(bench, ImageSettings(Following(NAME), planner=None), list(starts), starts.__getitem__)
+    assert np.mean([row["fulfilled"] for row in rows]) >= 0.4
+    assert np.mean([row["identity_kept"] for row in rows]) >= 0.4
+
+
+def test_its_words_end_its_pictures_follow_and_it_sees_the_scene(proposer, scene):
+    chain = proposer.propose(scene)
+    assert chain and chain[-1].places[proposer.objects.index("red"), 0] < -4
+    assert "left" in chain[-1].caption
+    seen = dict(zip(proposer.objects, proposer.look(scene.pixels), strict=True))
+    assert np.linalg.norm(seen["red"][:2] - (0, -2)) < 1.5 and np.linalg.norm(seen["blue"][:2] - (2, 8)) < 1.5
+    assert seen["green"][2] < 0.5
+
+
+@pytest.mark.parametrize(
+    ("told", "why"),
+    [
+        ("push the green cube to the left", "sees no green"),
+        ("push the red cube onto the sofa", "never heard"),
+        ("", "say what"),
+    ],
+)
+def test_what_it_cannot_follow_it_refuses(proposer, scene, told, why):
+    with pytest.raises(InputError, match=why):
+        proposer.propose(Observation(scene.pixels, scene.agent_pos, told))
+
+
+def test_the_commands_find_it_by_name(tmp_path, capsys):
+    assert main(["subgoal", "env.options.spoken=true", "seed=1", f"out={tmp_path / 'drawn'}"]) == 0
+    assert "key frames in" in capsys.readouterr().out
+    words = [
+        "plan",
+        "goal=language",
+        "env.options.spoken=true",
+        "steps=4",
+        "candidates=16",
+        "elites=4",
+        "iterations=1",
+        "horizon=4",
+    ]
+    assert main([*words, "execute=4", f"out={tmp_path / 'planned'}"]) == 0
+    (folder,) = (tmp_path / "planned").iterdir()
+    row = json.loads((folder / "result.json").read_text())["episodes"][0]
+    assert row["subgoals"][0]["caption"] and (folder / "episode-0.png").is_file()
+
+
+def test_it_is_a_world_model_too():
+    assert load(NAME, device="cpu").action_dim == 2
