@@ -37,7 +37,7 @@ from emu_embodied.rollouts.subgoal_evaluation import Bench, ImageSettings, LoopS
 from emu_embodied.storage import write_json
 
 PROPOSERS = ("learnt", "filtered", "true", "none", "copy", "retrieved", "shuffled", "random")
-TRIES = 4  # drawings of "filtered"
+TRIES, WARMTH = 4, 0.5  # drawings of "filtered", and their temperature
 # Instructions: the env's own draw; all that can be said but what was held out of training; what was held out.
 SPLITS = ("own", "seen", "held_out")
 
@@ -46,7 +46,7 @@ def following(options: argparse.Namespace, name: str) -> Following:
     """Who a proposer of this benchmark is."""
     if name in ("learnt", "filtered"):
         label = weights_label(options.checkpoint, options.passes)
-        label += f" temperature={options.temperature} guidance={options.guidance} samples={options.samples}"
+        label += f" temperature={temperature(options, name)} guidance={options.guidance} samples={options.samples}"
         return Following(label, tries=TRIES if name == "filtered" else 1, imagine=name == "filtered")
     recordings = str(options.recordings or "") if name in ("retrieved", "random") else ""
     return Following(name, recordings)
@@ -70,7 +70,7 @@ def image_settings(options: argparse.Namespace, name: str, split: str) -> ImageS
     return ImageSettings(following(options, name), split, model=label)
 
 
-def run(options: argparse.Namespace, bench: Bench, part: str, name: str, split: str) -> list[dict[str, Any]]:
+def run(options: argparse.Namespace, part: str, name: str, split: str) -> list[dict[str, Any]]:
     """The rows of one proposer, played or read from its journal."""
     make = loop_settings if part == "loop" else image_settings
     settings = make(options, name, split)
@@ -79,6 +79,7 @@ def run(options: argparse.Namespace, bench: Bench, part: str, name: str, split: 
         there = journal is not None and journal.is_file()
         return list(open_journal(journal, asdict(settings)).values()) if there else []
     count = options.episodes if part == "loop" else options.images
+    bench = make_bench(options, name)
     seeds, said = range(options.seed, options.seed + count), evaluation.own_draw
     if split != "own":
         starts = spoken_starts(bench.env, count, split == "held_out", options.seed)
@@ -95,7 +96,9 @@ def account(part: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
         stops = [row for row in rows if row.get("stopped_at") is not None]
         return {
             **rate(rows),
-            "by_kind": {kind: rate([r for r in rows if r["kind"] == kind]) for kind in sorted({r["kind"] for r in rows})},
+            "by_kind": {
+                kind: rate([r for r in rows if r["kind"] == kind]) for kind in sorted({r["kind"] for r in rows})
+            },
             "stopped_unfinished": sum(not row["success"] for row in stops),
             "steps_mean": sum(row["steps"] for row in rows) / max(1, len(rows)),
             "plan_seconds_mean": sum(plans) / len(plans) if plans else None,
@@ -108,7 +111,7 @@ def account(part: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def measure(options: argparse.Namespace, bench: Bench) -> dict[str, Any]:
+def measure(options: argparse.Namespace) -> dict[str, Any]:
     """All proposers asked for, on all splits: in closed loop, and their images by themselves."""
     found: dict[str, Any] = {}
     for part, split in ((part, split) for part in options.parts for split in options.splits):
@@ -118,7 +121,7 @@ def measure(options: argparse.Namespace, bench: Bench) -> dict[str, Any]:
             if part == "images" and (name == "none" or (name == "random" and not options.recordings)):
                 continue
             began = time.perf_counter()
-            rows[name] = run(options, bench, part, name, split)
+            rows[name] = run(options, part, name, split)
             if not rows[name]:
                 continue
             place[name] = account(part, rows[name])
@@ -141,12 +144,27 @@ def measure(options: argparse.Namespace, bench: Bench) -> dict[str, Any]:
     return found
 
 
-def load_learnt(options: argparse.Namespace):
-    """The learnt proposer; "filtered" needs a temperature, or each of its drawings is the same."""
+def temperature(options: argparse.Namespace, name: str) -> float:
+    """Of a learnt proposer's frames and captions: "filtered" needs one, or each of its drawings is the same."""
+    return max(options.temperature, WARMTH) if name == "filtered" else options.temperature
+
+
+def load_learnt(options: argparse.Namespace, name: str):
+    """The learnt proposer, by its name here."""
     from emu_embodied.loading import load_proposer
 
-    how = {"temperature": options.temperature, "caption_temperature": options.temperature, "guidance": options.guidance}
+    warmth = temperature(options, name)
+    how = {"temperature": warmth, "caption_temperature": warmth, "guidance": options.guidance}
     return load_proposer(options.checkpoint, passes=options.passes, samples=options.samples, **how)
+
+
+def make_bench(options: argparse.Namespace, name: str) -> Bench:
+    """What a proposer is played with."""
+    make_model = functools.partial(load, options.model, device="cpu")
+    if not options.checkpoint:
+        return Bench(make_model)
+    teller = functools.partial(load, options.checkpoint, device="cpu")
+    return Bench(make_model, functools.partial(load_learnt, options, name), teller)
 
 
 def main() -> None:
@@ -164,7 +182,9 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=("images", "loop"), default=["images", "loop"])
     parser.add_argument("--episodes", type=int, default=100, help="of each split, in closed loop")
     parser.add_argument("--images", type=int, default=250, help="of each split")
-    parser.add_argument("--reach", type=int, default=100, help="images of which it is looked whether they can be reached")
+    parser.add_argument(
+        "--reach", type=int, default=100, help="images of which it is looked whether they can be reached"
+    )
     parser.add_argument("--candidates", type=int, default=evaluation.BUDGET.candidates)
     parser.add_argument("--iterations", type=int, default=evaluation.BUDGET.iterations)
     parser.add_argument("--execute", type=int, default=evaluation.BUDGET.execute)
@@ -180,10 +200,8 @@ def main() -> None:
     if options.folder:
         options.folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    learnt = functools.partial(load_learnt, options) if options.checkpoint else None
     try:
-        teller = functools.partial(load, options.checkpoint, device="cpu") if options.checkpoint else None
-        found = measure(options, Bench(functools.partial(load, options.model, device="cpu"), learnt, teller))
+        found = measure(options)
     except EmuEmbodiedError as error:
         raise SystemExit(f"subgoals: {error}") from None
     result = {
