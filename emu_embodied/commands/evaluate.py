@@ -190,6 +190,12 @@ def _card(config: DictConfig, figures: list, rows: list, model, fps: float) -> s
         if name in ("tokenizer", "model")
     }
     name = Path(str(config.checkpoint)).name
+    draws = (
+        f"\nIt also draws key frames from words (`emu-embodied subgoal checkpoint={name}`); how well, the README says.\n"
+        if model.model.config.draws_subgoals
+        else ""
+    )
+    dreams = f"\nLong dreams, k steps each:\n\n{metrics.as_markdown(rows)}" if rows else ""
     return f"""# {name}
 
 An action-conditioned world model of `{model.world.env_id}` for emu-embodied: {model.tokens_per_frame} tokens a frame of
@@ -199,14 +205,11 @@ parameters, frame tokenizer of {sizes["tokenizer"]:.2f}M. How it was trained is 
 
 Objects it knows: {", ".join(model.objects)}. It has seen scripted play of that env as it is by default: other backgrounds,
 colours, cameras and tasks are outside what it was trained for.
-
+{draws}
 Measured on {config.episodes} held-out episodes (seeds from {config.seed}) with {config.passes} pass(es) a frame; sizes in px of
 a 64 px frame, one step is {1 / fps:g} s:
 
-{as_markdown(figures)}
-Long dreams, k steps each:
-
-{metrics.as_markdown(rows)}
+{as_markdown(figures)}{dreams}
 """
 
 
