@@ -85,7 +85,6 @@ def load_proposer(
     device: str | torch.device | None = None,
     engine: str = "eager",
     samples: int = 1,
-    redraws: int = 0,
     caption_temperature: float = 0.0,
     **decoding: Any,
 ) -> TokenSubgoals:
@@ -95,7 +94,6 @@ def load_proposer(
         name_or_path: a shipped name ("nano-language") or the folder of a checkpoint of `train stage=language`.
         device, engine: as in `load`.
         samples: chains drawn side by side, of which the likeliest is proposed.
-        redraws: most further drawings of a key frame with a fault that the model itself sees.
         caption_temperature: of the captions' tokens; 0 takes the likeliest.
         decoding: of the key frames, as in `load`: `passes=4`, `guidance=2`, `decoding="autoregressive"`, ...
 
@@ -108,7 +106,7 @@ def load_proposer(
     facts = read_json(path / "config.json")["training"]
     frames = replace(world_model.decoding, guidance=decoding.get("guidance", 1.0))
     caption = DecodingConfig("autoregressive", temperature=caption_temperature)
-    return TokenSubgoals(world_model, facts.get("words", ()), SubgoalDecoding(frames, caption, samples, redraws))
+    return TokenSubgoals(world_model, facts.get("words", ()), SubgoalDecoding(frames, caption, samples))
 
 
 def _engine(name: str, model: TokenModel, precision: str) -> StepEngine:

@@ -25,7 +25,6 @@ from emu_embodied.world_model import TokenWorldModel
 DONE = "done"  # the caption that ends a chain
 LONGEST = 400  # characters of an instruction
 MOST = 32  # key frames of a chain
-STRAY = 1.0  # world units by which a thing may seem to move that does not
 
 
 @dataclass(frozen=True)
@@ -36,9 +35,6 @@ class SubgoalDecoding:
         frames: decoding of the key frames; its guidance is away from the frame without words.
         caption: temperature, top_k and top_p of the captions' tokens.
         samples: chains that are drawn side by side; the likeliest is proposed.
-        redraws: most further drawings of a key frame, caption and all, in which a thing is lost, invented or moved that the
-            caption does not name first, by the model's own belief; the drawing with the fewest such faults is kept.
-        warmth: temperature of those.
 
     Raises:
         InputError: less than one sample.
@@ -47,12 +43,8 @@ class SubgoalDecoding:
     frames: DecodingConfig = DecodingConfig()
     caption: DecodingConfig = DecodingConfig()
     samples: int = 1
-    redraws: int = 0
-    warmth: float = 0.7
 
     def __post_init__(self) -> None:
-        if type(self.redraws) is not int or not 0 <= self.redraws <= 64:
-            raise InputError("redraws", self.redraws, "give a whole number from 0 to 64")
         if type(self.samples) is not int or not 1 <= self.samples <= 256:
             raise InputError("samples", self.samples, "give a whole number from 1 to 256")
 
@@ -95,10 +87,7 @@ class TokenSubgoals:
             words_L = (place < c.instruction_length) | (place >= c.text_length - c.caption_length)
             engine = _UntoldEngine(engine, frames.guidance, words_L, c.vocabulary.pad)
         parts = (world_model.tokenizer, world_model.text, world_model.model, world_model.world)
-        plain = replace(frames, guidance=1.0)
-        self.world_model = TokenWorldModel(*parts, decoding=plain, engine=engine)
-        warm = replace(plain, temperature=self.config.warmth, passes=max(plain.passes, 4))
-        self._warm = TokenWorldModel(*parts, decoding=warm, engine=engine)
+        self.world_model = TokenWorldModel(*parts, decoding=replace(frames, guidance=1.0), engine=engine)
 
     def propose(self, observation: Observation, count: int = 4, seed: int = 0) -> list[Subgoal]:
         """Key frames on the way from what is seen to what the instruction asks for.
@@ -173,8 +162,6 @@ class TokenSubgoals:
         chains: list[list[Subgoal]] = [[] for _ in range(samples)]
         live, codes_BN, ids_BI = list(range(samples)), self._codes(pixels, samples), self._ids([told])
         self.world_model.seed(seed)
-        self._warm.seed(seed)
-        seen = np.repeat(self.look(pixels)[None], samples, 0) if self.config.redraws else None
         for _ in range(count + heed):
             hear = on_caption if 0 in live else None
             captions, sure = self._captions(ids_BI.expand(len(live), -1), codes_BN, seed, hear)
@@ -193,55 +180,19 @@ class TokenSubgoals:
                 break
             live, said = [live[i] for i in going], [captions[i] for i in going]
             words = ids_BI.expand(len(live), -1)
-            before_BN = codes_BN[going]
-            codes_BN, places, frame_sure = self._draw(words, before_BN, self._closed(said))
-            if seen is not None:
-                seen = seen[going]
-                drawn = [said, [sure[i] for i in going], codes_BN, places, frame_sure]
-                said, kept_sure, codes_BN, places, frame_sure = self._redraw(words, before_BN, seen, drawn, seed)
-                sure = dict(zip(going, kept_sure, strict=True))
-                seen = places
+            codes_BN, places, frame_sure = self._draw(words, codes_BN[going], self._closed(said))
             for row, frame in enumerate(self.world_model.decode(codes_BN)):
                 log_prob = (sure[going[row]] + frame_sure[row]) / 2
                 drawn = (frame, places[row], float(log_prob), False, codes_BN[row])
                 chains[live[row]].append(Subgoal(self.text.decode(said[row]), *drawn))
         return chains
 
-    def _redraw(self, words, before_BN, seen, drawn: list, seed: int) -> list:
-        """Draws rows with faults again, warmly; what `drawn` holds, with the drawing of each row that has the fewest."""
-        said, sure, codes_BN, places, frame_sure = drawn
-        said, codes_BN, places, frame_sure = list(said), codes_BN.clone(), places.copy(), frame_sure.clone()
-        wrong = [self._faults(*row) for row in zip(seen, places, said, strict=True)]
-        warm = replace(self.config.caption, temperature=self.config.warmth)
-        for attempt in range(self.config.redraws):
-            rows = [i for i, faults in enumerate(wrong) if faults]
-            if not rows:
-                break
-            captions, caption_sure = self._captions(
-                words[rows], before_BN[rows], seed + 7919 * (attempt + 1), None, how=warm
-            )
-            anew, there, anew_sure = self._draw(words[rows], before_BN[rows], self._closed(captions), self._warm)
-            for j, i in enumerate(rows):
-                faults = self._faults(seen[i], there[j], captions[j])
-                if self.text.decode(captions[j]) != DONE and faults < wrong[i]:
-                    wrong[i], said[i], sure[i] = faults, captions[j], caption_sure[j]
-                    codes_BN[i], places[i], frame_sure[i] = anew[j], there[j], anew_sure[j]
-        return [said, sure, codes_BN, places, frame_sure]
-
-    def _faults(self, before_O3: np.ndarray, after_O3: np.ndarray, caption: list[int]) -> int:
-        """Things that a key frame loses or invents, or moves although the caption does not name them first."""
-        moves = next((word for word in self.text.decode(caption).split() if word in self.objects[1:]), None)
-        was, now = before_O3[:, 2] > 0.5, after_O3[:, 2] > 0.5
-        strays = was & now & (np.linalg.norm(after_O3[:, :2] - before_O3[:, :2], axis=-1) > STRAY)
-        strays &= np.array([name not in (moves, self.objects[0]) for name in self.objects])
-        return int((was != now).sum() + strays.sum())
-
-    def _captions(self, ids_BI, codes_BN, seed: int, hear, barred=(), how=None) -> tuple[list[list[int]], list[float]]:
+    def _captions(self, ids_BI, codes_BN, seed: int, hear, barred=()) -> tuple[list[list[int]], list[float]]:
         """Ids of each row's next caption, without its end, and their mean log-probabilities; nothing but text and the end.
 
         `barred` are ids that the rows' captions may not begin with.
         """
-        c, v, how = self.model.config, self.model.config.vocabulary, how or self.config.caption
+        c, v, how = self.model.config, self.model.config.vocabulary, self.config.caption
         nothing = codes_BN.new_full((len(codes_BN), c.caption_length), v.pad)
         prompt_BP = self.model.prompt(ids_BI, codes_BN, nothing)[:, : -c.caption_length]
         streams, rows = Streams(self.model.transformer, len(codes_BN), c.text_length), list(range(len(codes_BN)))
@@ -270,14 +221,12 @@ class TokenSubgoals:
         return captions, [total / (len(ids) + 1) for total, ids in zip(sums, captions, strict=True)]
 
     @torch.inference_mode()
-    def _draw(
-        self, ids_BI, codes_BN, caption_BS, model: TokenWorldModel | None = None
-    ) -> tuple[torch.Tensor, np.ndarray, torch.Tensor]:
+    def _draw(self, ids_BI, codes_BN, caption_BS) -> tuple[torch.Tensor, np.ndarray, torch.Tensor]:
         """Key frames (B, N), where things are in them (B, O, 3), and the tokens' mean log-probabilities (B,) one by one."""
         still = codes_BN.new_zeros(len(codes_BN), 1, 1, self.model.config.action_dim, dtype=torch.float32)
         text_BL = self.model.prompt(ids_BI, codes_BN, caption_BS)
         history = History(codes_BN[:, None], still[:, 0, :0], text_BL)
-        rollout = (model or self.world_model).rollout(history, still)
+        rollout = self.world_model.rollout(history, still)
         drawn_BN = rollout.codes_BSTN[:, 0, 0]
         places = torch.cat([rollout.positions_BSTOD[:, 0, 0], rollout.presence_BSTO[:, 0, 0, :, None]], -1)
         engine = self.world_model.engine
