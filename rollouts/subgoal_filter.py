@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -218,7 +218,7 @@ class FilteredProposer:
 
     def _miss(self, observation: Observation, chain: list[Subgoal]) -> float:
         """How near in world units imagination brings the things that a chain moves to where its end has them."""
-        history = self.model.encode([observation])
+        history = self.model.encode([replace(observation, instruction="")])  # whose words it may not know
         before = dict(zip(self.model.objects, see_places(self.model, history), strict=True))
         wanted = dict(zip(self.objects, chain[-1].places, strict=True))
         named = named_things(observation.instruction, self.sight.names, self.sight.landmarks)

@@ -88,5 +88,10 @@ def test_the_commands_find_it_by_name(tmp_path, capsys):
     assert row["subgoals"][0]["caption"] and (folder / "episode-0.png").is_file()
 
 
+def test_chains_are_filtered_in_the_imagination_of_a_model_that_does_not_know_the_words(tmp_path):
+    words = ["plan", "goal=language", "env.options.spoken=true", "seed=12000064", "steps=1", "tries=2", "imagine=true"]
+    assert main([*words, "candidates=16", "elites=4", "iterations=1", "horizon=2", "execute=1", f"out={tmp_path}"]) == 0
+
+
 def test_it_is_a_world_model_too():
     assert load(NAME, device="cpu").action_dim == 2
