@@ -84,7 +84,8 @@ def check_settings(settings: dict[str, Any], root: Path, folder: Path) -> None:
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:
-    options = {f"env_options.{name}": value for name, value in settings.get("env_options", {}).items()}
+    # An option that is off counts as not given: it may not have been there yet when the dataset was begun.
+    options = {f"env_options.{name}": value for name, value in settings.get("env_options", {}).items() if value}
     return {name: value for name, value in settings.items() if name != "env_options"} | options
 
 
