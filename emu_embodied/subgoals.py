@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from emu_embodied.data.subgoals import DONE
 from emu_embodied.decoding.config import DecodingConfig
 from emu_embodied.decoding.guidance import GuidedCache, GuidedEngine
 from emu_embodied.decoding.sampling import draw, log_probs
@@ -22,7 +23,6 @@ from emu_embodied.streams import Streams
 from emu_embodied.types import History, Observation, Subgoal
 from emu_embodied.world_model import TokenWorldModel
 
-DONE = "done"  # the caption that ends a chain
 LONGEST = 400  # characters of an instruction
 MOST = 32  # key frames of a chain
 

@@ -20,6 +20,8 @@ NEXT_TO_CM = 6.5  # "next to": centres within 6.5 cm; cubes are 4.5 cm wide
 CORNER_CM = 5.0  # "in the top left corner": beyond 5 cm on both axes
 BESIDE_CM = (4.0, 9.0)  # "left of": the centre lies so far to the left of the other's,
 ABREAST_CM = 3.0  # and at most so far above or below it
+GRID_CM = np.stack(np.meshgrid(*2 * [np.arange(-8.25, 9.0, 1.5)]), -1).reshape(-1, 2)  # places a cube can be pushed to
+NEAR_CM = 0.7 * np.array([(0, 0), (1, 0), (-1, 0), (0, 1), (0, -1)])
 
 TEMPLATES = {
     "edge": (
@@ -150,6 +152,13 @@ class Task:
         radius = NEXT_TO_CM - 1.0 if self.kind == "next_to" else 0.0
         away = cube - goal
         return goal + away / max(np.linalg.norm(away), 1e-6) * min(radius, np.linalg.norm(away))
+
+    def targets(self, positions: np.ndarray) -> np.ndarray:
+        """Places (K, 2) in cm where the cube would be in its goal, all around it too; `target` comes first."""
+        around = positions + np.zeros((len(NEAR_CM), len(GRID_CM), *positions.shape))
+        around[..., OBJECTS.index(self.cube), :] = GRID_CM + NEAR_CM[:, None]
+        inside = (self.distance(around) <= 0).all(0)
+        return np.vstack([self.target(positions), GRID_CM[inside]])
 
     def phrases(self) -> tuple[str, ...]:
         """The sentences that ask for it."""

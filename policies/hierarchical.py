@@ -45,7 +45,7 @@ class SubgoalConfig:
         InputError: a value out of range.
     """
 
-    count: int = 4
+    count: int = 6
     patience: int = 12
     near: float = 1.8
     home: float = 0.8

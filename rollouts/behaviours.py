@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from emu_embodied.envs.tasks import OBJECTS, spoken_tasks
+from emu_embodied.envs.tasks import OBJECTS, Task, spoken_tasks
 from emu_embodied.envs.tee import BOXES_CM, PUSHER_CM, REACH_CM, STEP_CM
 from emu_embodied.errors import DatasetError
 from emu_embodied.policies.arms import ForkPusher, HandOver, Straying, move_to, push_on_table, reach_with_two_links
+from emu_embodied.policies.careful import CarefulExpert
 from emu_embodied.policies.pusht import TeeCollector, TeeConfig
-from emu_embodied.policies.scripted import Collector, Expert
+from emu_embodied.policies.scripted import Collector
 
 FETCH_CM = 5.0  # the gripper's largest displacement per axis and control step
 Act = Callable[[np.ndarray], np.ndarray]  # a state (E,) as in info["environment_state"] -> an action (A,)
@@ -45,12 +46,12 @@ def _tabletop(world: Any, style: str, rng: np.random.Generator) -> Act:
     return act
 
 
-def _instructed(world: Any, rng: np.random.Generator, patience: int = 20) -> Act:
-    """The expert, with little noise, from one goal to the next; of those that it does not reach it lets go after a while."""
-    expert, task, left = Expert(), world.task_spec, patience
+def _instructed(world: Any, rng: np.random.Generator, patience: int = 30) -> Act:
+    """The careful expert, with little noise, from one goal to the next; of those not reached it lets go after a while."""
+    expert, task, left = CarefulExpert(), world.task_spec, patience
 
     def act(state: np.ndarray) -> np.ndarray:
-        nonlocal task, left
+        nonlocal task, left, expert
         rows = state.reshape(len(OBJECTS), 4).astype(np.float64)
         positions, left = rows[:, :2], left - 1
         if left < 0 or task.distance(positions) <= 0:
@@ -59,12 +60,19 @@ def _instructed(world: Any, rng: np.random.Generator, patience: int = 20) -> Act
             kinds = sorted({goal.kind for goal in goals})
             kind = kinds[rng.integers(len(kinds))]
             goals = [goal for goal in goals if goal.kind == kind]
-            task, left = goals[rng.integers(len(goals))], patience
-        cube = positions[OBJECTS.index(task.cube)]
-        action = expert.act(positions[0], cube, task.target(positions)) + rng.normal(0, 0.08, 2)
+            task, left, expert = goals[rng.integers(len(goals))], patience, CarefulExpert()
+        cube, others = cube_and_others(rows, task)
+        action = expert.act(positions[0], cube, task.targets(positions), others) + rng.normal(0, 0.08, 2)
         return np.clip(action, -1, 1).astype(np.float32)
 
     return act
+
+
+def cube_and_others(rows: np.ndarray, task: Task) -> tuple[np.ndarray, np.ndarray]:
+    """Where a task's cube is, (2,), and the other cubes on the table, (K, 2), from the table-top's state (O, 4)."""
+    cube = OBJECTS.index(task.cube)
+    others = [o for o in range(1, len(OBJECTS)) if rows[o, 3] > 0 and o != cube]
+    return rows[cube, :2], rows[others, :2]
 
 
 def _pusht(world: Any, style: str, rng: np.random.Generator) -> Act:

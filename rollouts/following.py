@@ -18,6 +18,7 @@ from emu_embodied.rollouts.subgoal_controls import CopyCurrent, Instead, Retriev
 from emu_embodied.rollouts.subgoal_filter import FilteredProposer, Sight
 
 CONTROLS = ("true", "copy", "retrieved", "random", "shuffled")
+TEE = {"moved": 0.4, "near": 1.0, "home": 0.3}  # habits on PushT, whose mark is to be met more exactly
 TRIAL = CEMConfig(candidates=24, iterations=1, elites=4, horizon=8, execute=4)  # in a filter's imagination
 
 
@@ -96,7 +97,7 @@ class Follower:
         """Who follows the subgoals of the episode of a seed, after the env's reset, in places that the model believes."""
         habits = self.following.habits
         if not set(model.objects) <= set(OBJECTS):  # its things are no cubes, which one can walk around as around discs
-            habits = replace(habits, radius=None)
+            habits = replace(habits, radius=None, **TEE)
         return SubgoalManager(self.proposer(seed, model), model.objects, habits, seed)
 
     def _control(self, name: str) -> SubgoalProposer:

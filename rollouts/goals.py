@@ -20,6 +20,7 @@ from emu_embodied.envs.tasks import (
     corner_signs,
 )
 from emu_embodied.errors import ConfigError, InputError
+from emu_embodied.policies.careful import CarefulExpert
 from emu_embodied.policies.costs import (
     ActionEffort,
     BehindObject,
@@ -34,7 +35,7 @@ from emu_embodied.policies.costs import (
 )
 from emu_embodied.policies.scripted import Expert
 from emu_embodied.protocols import Cost, WorldModel
-from emu_embodied.rollouts.behaviours import behaviour_of
+from emu_embodied.rollouts.behaviours import behaviour_of, cube_and_others
 from emu_embodied.types import Observation
 
 GOALS = ("positions", "reward", "image", "tokens", "features")
@@ -274,16 +275,23 @@ def expert_goal(env: gymnasium.Env, steps: int = MAX_STEPS) -> np.ndarray:
     return frame
 
 
-def expert_policy(env: gymnasium.Env) -> Callable[[], np.ndarray]:
-    """The scripted expert, which reads the simulator's truth: each call returns the next action (2,)."""
-    expert, world = Expert(), env.unwrapped
+def expert_policy(env: gymnasium.Env, careful: bool = False) -> Callable[[], np.ndarray]:
+    """The scripted expert, which reads the simulator's truth: each call returns the next action (2,).
+
+    Args:
+        env: the table-top or PushT, after its reset.
+        careful: on the table-top, leave the other cubes where they are.
+    """
+    expert, world = CarefulExpert() if careful else Expert(), env.unwrapped
     if hasattr(world, "aims"):
         pusht = behaviour_of(env.spec.id).begin(world, "expert", np.random.default_rng(0))
         return lambda: pusht(world.environment_state())
 
     def act() -> np.ndarray:
-        positions = world.positions().astype(np.float64)
-        task = world.task_spec
-        return expert.act(positions[0], positions[OBJECTS.index(task.cube)], task.target(positions))
+        rows, task = world.environment_state().reshape(len(OBJECTS), 4).astype(np.float64), world.task_spec
+        cube, others = cube_and_others(rows, task)
+        if careful:
+            return expert.act(rows[0, :2], cube, task.targets(rows[:, :2]), others)
+        return expert.act(rows[0, :2], cube, task.target(rows[:, :2]))
 
     return act

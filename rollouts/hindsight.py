@@ -7,6 +7,7 @@ Whatever a trajectory did to a cube becomes an instruction afterwards (hindsight
 |---|---|---|---|
 | behind | the frames before b in which only the robot moved | b | "move behind the red cube" |
 | push | frames of the push, more than `stride` before e | `stride` frames on | "push the red cube to the left at 20 31" |
+| around | a push before, to where the way is free | `stride` on, or its end | "push the red cube around the blue cube at 20 31" |
 | goal | frames of the push, at most `stride` before e | e | "the red cube is at the left edge at 17 31" |
 | done | frames in which the goal is true | the same | "done" |
 | edit | frames before e | e | "the red cube is at the left edge at 17 31" |
@@ -24,15 +25,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from emu_embodied.data.frame_cache import FrameCache
-from emu_embodied.data.subgoals import SubgoalRows
+from emu_embodied.data.subgoals import DONE, GROUPS, SubgoalRows
 from emu_embodied.envs.tasks import COLOURS, OBJECTS, SIDES, Task, spoken_tasks
 from emu_embodied.errors import DatasetError
+from emu_embodied.policies.careful import gaps
+from emu_embodied.rollouts import tee_hindsight
 
-GROUPS = ("behind", "push", "goal", "done", "edit", "next")
-DONE = "done"
 HELD_OUT = (("red", "right"), ("green", "left"), ("blue", "top"))  # of 16 pairs of colour and direction
 STILL_CM = 0.25  # a cube that moves less was not pushed
 QUIET_CM = 0.5  # and others may have moved at most so far
+PASS_CM = 5.4  # a cube nearer than that to a cube's straight way is in the way
 
 
 @dataclass(frozen=True)
@@ -102,11 +104,13 @@ def in_px(place_2: np.ndarray) -> tuple[int, int]:
 
 
 def relabel(cache: FrameCache, config: HindsightConfig | None = None) -> SubgoalRows:
-    """What happened in a cache of the table-top, as instructions and key frames.
+    """What happened in a cache of the table-top, or of PushT (`tee_hindsight`), as instructions and key frames.
 
     Raises:
-        DatasetError: states that are not the table-top's, or in which no goal came true.
+        DatasetError: states of another world, or in which no goal came true.
     """
+    if tuple(cache.names["state"]) == tee_hindsight.STATES and config is None:
+        return tee_hindsight.relabel_tee(cache)
     config = config or HindsightConfig()
     wanted = [f"{name}.{part}" for name in OBJECTS for part in ("x", "y", "yaw", "present")]
     if list(cache.names["state"]) != wanted:
@@ -143,42 +147,79 @@ def _episode(states_TO4: np.ndarray, tasks: list[Task], config: HindsightConfig)
         if {task.cube, task.other} - {""} <= there:
             left_T = task.distance(positions_TO2)
             for e in np.flatnonzero((left_T[1:] <= 0) & (left_T[:-1] > 0)) + 1:
-                yield from _event(positions_TO2, moved_TO[:, OBJECTS.index(task.cube)], left_T, task, e, config)
+                yield from _event(positions_TO2, moved_TO[:, OBJECTS.index(task.cube)], left_T, task, e, there, config)
     for start in range(0, len(states_TO4) - config.stride, 3):
         if caption := _what_moved(positions_TO2[start], positions_TO2[start + config.stride], there):
             yield start, start + config.stride, None, "next", caption
 
 
-def _event(positions_TO2, moved_T, left_T, task: Task, e: int, config: HindsightConfig) -> Found:
+def _event(positions_TO2, moved_T, left_T, task: Task, e: int, there: set[str], config: HindsightConfig) -> Found:
     """The rows of one goal that came true at frame e."""
     b = e
     while b and moved_T[b - 1]:
         b -= 1
     cube = OBJECTS.index(task.cube)
-    push, way = (end - positions_TO2[b, cube] for end in (positions_TO2[e, cube], task.target(positions_TO2[b])))
-    along = push @ way / max(np.linalg.norm(push) * np.linalg.norm(way), 1e-9)
-    if left_T[b] < config.least_cm or along < config.straight:
+    others = [o for o, name in enumerate(OBJECTS) if o and o != cube and name in there]
+    in_way = _in_the_way(positions_TO2[b], task, others)
+    push, ways = (
+        positions_TO2[e, cube] - positions_TO2[b, cube],
+        task.targets(positions_TO2[b]) - positions_TO2[b, cube],
+    )
+    ways = ways if in_way else ways[:1]
+    along = ways @ push / np.maximum(np.linalg.norm(push) * np.linalg.norm(ways, axis=-1), 1e-9)
+    if left_T[b] < config.least_cm or along.max() < config.straight:
         return
-    others = [o for o in range(1, len(OBJECTS)) if o != cube]
-    strayed_T = np.linalg.norm(positions_TO2[:, others] - positions_TO2[e, others], axis=-1).max(-1)
+    strayed_T = np.linalg.norm(positions_TO2[:, others] - positions_TO2[e, others], axis=-1).max(-1, initial=0)
     said = captions_of(task)
-    for start in range(max(0, b - config.before), e):
-        if strayed_T[start : e + 1].max() > QUIET_CM:
-            continue
-        if start < b:
-            waits = np.linalg.norm(positions_TO2[start:b, cube] - positions_TO2[b, cube], axis=-1).max() < STILL_CM
-            walks = np.linalg.norm(positions_TO2[start, 0] - positions_TO2[b, 0]) > 1.0
-            if not (waits and walks):
+    legs = [(b, e, "push", said["push"])]
+    if leg := _leg_before(moved_T, b, config.before):
+        if blocking := _in_the_way(positions_TO2[leg[0]], task, others):
+            legs.append((*leg, "around", f"push the {task.cube} cube around the {blocking} cube"))
+    for begin, end, group, caption in legs:
+        for start in range(max(0, begin - config.before), end):
+            if strayed_T[start : e + 1].max() > QUIET_CM:
                 continue
-            yield start, b, task, "behind", said["behind"]
-        elif e - start > config.stride:
-            yield start, start + config.stride, task, "push", said["push"]
-        else:
-            yield start, e, task, "goal", said["goal"]
-        yield start, e, task, "edit", said["goal"]
+            if start < begin:
+                waits = (
+                    np.linalg.norm(positions_TO2[start:begin, cube] - positions_TO2[begin, cube], axis=-1).max()
+                    < STILL_CM
+                )
+                walks = np.linalg.norm(positions_TO2[start, 0] - positions_TO2[begin, 0]) > 1.0
+                if not (waits and walks):
+                    continue
+                yield start, begin, task, "behind", said["behind"]
+            elif end - start > config.stride:
+                yield start, start + config.stride, task, group, caption
+            elif end < e:
+                yield start, end, task, group, caption
+            else:
+                yield start, e, task, "goal", said["goal"]
+            yield start, e, task, "edit", said["goal"]
     for frame in range(e, min(e + 3, len(left_T))):
         if left_T[frame] <= 0:
             yield frame, frame, task, "done", said["done"]
+
+
+def _in_the_way(positions_O2: np.ndarray, task: Task, others: list[int]) -> str:
+    """The cube that is in a task's cube's straight way, if there is one."""
+    if not others:
+        return ""
+    cube = positions_O2[OBJECTS.index(task.cube)]
+    near = gaps(cube, task.target(positions_O2)[None], positions_O2[others])[0]
+    return OBJECTS[others[near.argmin()]] if near.min() < PASS_CM else ""
+
+
+def _leg_before(moved_T: np.ndarray, b: int, longest: int) -> tuple[int, int] | None:
+    """The push before the one that begins at b, from frame to frame, if no more than a walk lies between them."""
+    end = b
+    while end and not moved_T[end - 1]:
+        end -= 1
+    if not end or b - end > longest:
+        return None
+    begin = end
+    while begin and moved_T[begin - 1]:
+        begin -= 1
+    return begin, end
 
 
 def _what_moved(before_O2: np.ndarray, after_O2: np.ndarray, there: set[str]) -> str:

@@ -8,6 +8,8 @@ import numpy as np
 from emu_embodied.envs.tasks import OBJECTS, Task, spoken_tasks
 from emu_embodied.rollouts.goals import MAX_STEPS, expert_policy
 from emu_embodied.rollouts.hindsight import is_held_out
+from emu_embodied.rollouts.oracle import Aside
+from emu_embodied.rollouts.subgoal_controls import Told
 
 
 def spoken_starts(env: gymnasium.Env, count: int, held_out: bool, first: int = 0) -> dict[int, str]:
@@ -54,13 +56,11 @@ def _draw(env: gymnasium.Env, held_out: bool, rng: np.random.Generator) -> Task 
 
 def _can(env: gymnasium.Env, task: Task) -> bool:
     """Whether the scripted expert gets there; the env is put back."""
-    world, act = env.unwrapped, expert_policy(env)
-    state, own, world.task_spec = world.get_state(), world.task_spec, task
-    done = False
-    for _ in range(MAX_STEPS):
-        world.act(act())
-        if done := bool(task.distance(world.positions()) <= 0):
-            break
-    world.set_state(state)
-    world.task_spec = own
-    return done
+    world = env.unwrapped
+    with Aside(world, np.random.default_rng(0)), Told(world, task.text or task.phrases()[0]):
+        act = expert_policy(env, careful=True)
+        for _ in range(MAX_STEPS):
+            world.act(act())
+            if world.judge()[1]:
+                return True
+    return False

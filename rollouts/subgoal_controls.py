@@ -18,6 +18,7 @@ from emu_embodied.types import Observation, Subgoal
 
 STRIDE = 5  # model steps of pushing from key frame to key frame
 STILL_CM = 0.2  # a thing that goes less far in a step stands still
+PUSH_CM = 1.0  # and one that does not get so far was only touched
 TRIES = (0.0, 0.2, 0.4, 0.6)  # of the expert, with so much noise in its actions
 ABSENT_CM = 16.0  # what an object counts that is in one of two scenes only
 
@@ -25,9 +26,9 @@ ABSENT_CM = 16.0  # what an object counts that is in one of two scenes only
 class TrueSubgoals:
     """Key frames of the scripted expert's own way, played in the simulator from its present state, which is then put back.
 
-    They are the last frame before the thing moves for good; while more than `STRIDE` steps of pushing are left, the frame so
-    many steps on; and the first in which the predicate holds. Where the expert gets stuck it tries again with noise; where
-    that does not help, none is `last`.
+    They are, for each push of the thing, the last frame before it, while more than `STRIDE` steps of it are left the frame so
+    many steps on, and its end; and the first frame in which the predicate holds. Where the expert gets stuck it tries again
+    with noise; where that does not help, none is `last`.
 
     Args:
         env: the table-top or PushT, after its reset. PushT it puts back but for its contact solver's memory.
@@ -46,7 +47,7 @@ class TrueSubgoals:
         Raises:
             InputError: an instruction that means nothing on the table-top, or is about a cube that is not there.
         """
-        with Aside(self.world, np.random.default_rng(0)), _Told(self.world, observation.instruction) as thing:
+        with Aside(self.world, np.random.default_rng(0)), Told(self.world, observation.instruction) as thing:
             for noise in TRIES:
                 states, path, done = self._play(self.objects.index(thing), noise)
                 if done:
@@ -54,9 +55,9 @@ class TrueSubgoals:
             end = len(states) - 1
             if done and not end:
                 return []
-            begin, steps = key_steps(path)
+            begins, steps = key_steps(path)
             name = f"{thing} cube" if thing in OBJECTS else thing
-            captions = {begin: f"move behind the {name}"} if begin < end else {}
+            captions = dict.fromkeys(begins, f"move behind the {name}")
             subgoals = []
             for t in steps[:count]:
                 self.world.set_state(states[t])
@@ -66,7 +67,7 @@ class TrueSubgoals:
 
     def _play(self, thing: int, noise: float) -> tuple[list[np.ndarray], np.ndarray, bool]:
         """The expert's states up to success, T of them, the path (T, 2) of a thing, and whether it succeeded."""
-        start, act, rng = self.world.get_state(), expert_policy(self.env), np.random.default_rng(0)
+        start, act, rng = self.world.get_state(), expert_policy(self.env, careful=True), np.random.default_rng(0)
         states, path = [start], [places_of(self.world)[thing, :2]]
         while len(states) <= MAX_STEPS and not self.world.judge()[1]:
             self.world.act(np.clip(act() + rng.normal(0, noise, 2), -1, 1))
@@ -77,12 +78,15 @@ class TrueSubgoals:
         return states, np.stack(path), done
 
 
-def key_steps(path: np.ndarray) -> tuple[int, list[int]]:
-    """Where a thing starts to move for good on its path (T, 2), and the steps of the key frames; see `TrueSubgoals`."""
+def key_steps(path: np.ndarray) -> tuple[list[int], list[int]]:
+    """Where pushes of a thing begin on its path (T, 2), and the steps of the key frames; see `TrueSubgoals`."""
     end = len(path) - 1
-    still = np.flatnonzero(np.linalg.norm(np.diff(path, axis=0), axis=-1) <= STILL_CM)
-    begin = int(still[-1]) + 1 if len(still) else 0
-    return begin, [*([begin] if 0 < begin < end else []), *range(begin + STRIDE, end, STRIDE), end]
+    moving = np.concatenate([[False], np.linalg.norm(np.diff(path, axis=0), axis=-1) > STILL_CM, [False]])
+    pushes = np.flatnonzero(moving[1:] != moving[:-1]).reshape(-1, 2)  # from step to step
+    pushes = [(b, e) for b, e in pushes.tolist() if e == end or np.linalg.norm(path[e] - path[b]) > PUSH_CM]
+    begins = [b for b, _ in pushes if b > 0]
+    steps = {step for b, e in pushes for step in (b, *range(b + STRIDE, e, STRIDE), e) if step > 0}
+    return begins, sorted(steps | {end})
 
 
 class CopyCurrent:
@@ -216,7 +220,7 @@ def _meaning(task: Task) -> tuple:
     return task.kind, *(sorted((task.cube, task.other)) if task.other else (task.cube, task.where))
 
 
-class _Told:
+class Told:
     """Gives a simulator an instruction for a while; the thing that it is about."""
 
     def __init__(self, world: Any, instruction: str) -> None:

@@ -9,10 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emu_embodied.data.frame_cache import FrameCache
+from emu_embodied.data.subgoals import DONE, GROUPS
 from emu_embodied.envs.tasks import COLOURS, EDITS, OBJECTS, PHRASES, TEMPLATES, parse_task, spoken_tasks
+from emu_embodied.envs.tee import AIMS_CM, TIP_CM, turn
 from emu_embodied.errors import DatasetError
+from emu_embodied.rollouts import tee_hindsight
 from emu_embodied.rollouts.goals import TaskGoal
-from emu_embodied.rollouts.hindsight import DONE, GROUPS, HELD_OUT, HindsightConfig, in_px, is_held_out, relabel
+from emu_embodied.rollouts.hindsight import HELD_OUT, HindsightConfig, in_px, is_held_out, relabel
 
 NAMES = [f"{name}.{part}" for name in OBJECTS for part in ("x", "y", "yaw", "present")]
 places = st.lists(st.floats(-10, 10), min_size=12, max_size=12).map(lambda x: np.array(x).reshape(6, 2))
@@ -131,3 +134,52 @@ def test_worlds_without_the_table_tops_states_are_refused():
         relabel(replace(cache([pushed_left()]), names={"state": ["x"], "agent_pos": [], "action": []}))
     with pytest.raises(DatasetError, match="no goal came true"):
         relabel(cache([np.zeros((3, 6, 2))]))
+
+
+def tee_cache(poses: list[np.ndarray], pushers: list[np.ndarray]) -> FrameCache:
+    """Episodes of PushT's T (T, 3), x, y in cm and yaw, and pusher (T, 2)."""
+    states = []
+    for pose, pusher in zip(poses, pushers, strict=True):
+        tips = pose[:, :2] + np.stack([turn(yaw) @ TIP_CM for yaw in pose[:, 2]])
+        state = np.zeros((len(pose), 3, 4), np.float32)
+        state[:, :, 3] = 1
+        state[:, 0, :2], state[:, 1, :3], state[:, 2, :2], state[:, 2, 2] = pusher, pose, tips, pose[:, 2]
+        states.append(state.reshape(len(pose), -1))
+    whole = cache([np.zeros((len(pose), 6, 2)) for pose in poses])
+    names = whole.names | {"state": list(tee_hindsight.STATES)}
+    return replace(whole, states=np.concatenate(states), names=names)
+
+
+def onto_the_mark(way: tuple[float, float] = (-8.0, 0.0)) -> FrameCache:
+    """The pusher walks for three steps, then pushes the T in eight by `way` to where it belongs; it stays there for two."""
+    done = np.clip((np.arange(14) - 3) / 8, 0, 1)[:, None]
+    pose = np.concatenate([AIMS_CM[0] - np.array(way) * (1 - done), np.full((14, 1), np.pi / 4)], 1)
+    pusher = pose[:, :2] + (5, 0) + np.clip(3 - np.arange(14), 0, 3)[:, None] * (0, 1.0)
+    return tee_cache([pose], [pusher])
+
+
+def test_pushes_of_the_t_towards_its_mark_become_steps_on_the_way():
+    rows = relabel(onto_the_mark())
+    told = {
+        (rows.groups[g], s, t, rows.captions[c])
+        for g, s, t, c in np.stack([rows.group, rows.start, rows.target, rows.caption], 1)
+    }
+    assert ("behind", 0, 3, "move beside the T pusher {} {}".format(*in_tee_px(AIMS_CM[0] + (13, 0)))) in told
+    assert {(s, t) for group, s, t, _ in told if group == "push"} == {(3, 7), (4, 8), (5, 9), (6, 10)}
+    assert {(s, t) for group, s, t, _ in told if group == "goal"} >= {(7, 11), (10, 11)}
+    assert {(s, t) for group, s, t, _ in told if group == "done"} == {(11, 11), (12, 12), (13, 13)}
+    assert all(caption == "done" for group, *_, caption in told if group == "done")
+    assert {goal for goal, group in zip(rows.goal, rows.group, strict=True) if rows.groups[group] == "edit"} == {1}
+    assert all(len(caption.split()) <= 12 for caption in rows.captions)
+
+
+def in_tee_px(place: np.ndarray) -> np.ndarray:
+    return np.round(32 + 2 * place).astype(int)
+
+
+def test_pushes_away_from_the_mark_are_no_instructions():
+    whole = onto_the_mark()
+    with pytest.raises(DatasetError, match="never got onto its mark"):
+        relabel(replace(whole, states=whole.states[::-1].copy()))
+    with pytest.raises(DatasetError, match="state names"):
+        tee_hindsight.relabel_tee(cache([np.zeros((4, 6, 2))]))

@@ -20,7 +20,7 @@ from rich.console import Console
 from emu_embodied.commands._runs import run_folder
 from emu_embodied.errors import ConfigError
 
-LEARNT = "nano-language"
+LEARNT = {"pusht": "nano-pusht-language"}  # who proposes subgoals in an env, by default
 WARMTH = 0.5  # temperature of subgoals that may be drawn again
 PACKAGES = ("emu-embodied", "torch", "mujoco", "gymnasium", "numpy")
 
@@ -121,8 +121,12 @@ def _model_maker(config: DictConfig):
 
 def _proposer_name(config: DictConfig) -> str:
     if config.subgoals is None:
-        return LEARNT
+        return _learnt(config)
     return "true" if config.subgoals is True else str(config.subgoals)  # YAML reads the word as a truth value
+
+
+def _learnt(config: DictConfig) -> str:
+    return LEARNT.get(config.env.name, "nano-language")
 
 
 def _proposer_maker(config: DictConfig):
@@ -132,7 +136,7 @@ def _proposer_maker(config: DictConfig):
     name = _proposer_name(config)
     if config.goal != "language" or name in set(CONTROLS) - {"shuffled"}:
         return None
-    name, warmth = LEARNT if name == "shuffled" else name, WARMTH if config.tries > 1 else 0.0
+    name, warmth = _learnt(config) if name == "shuffled" else name, WARMTH if config.tries > 1 else 0.0
     return functools.partial(_load_proposer, name, config.engine, config.subgoal_passes, warmth)
 
 

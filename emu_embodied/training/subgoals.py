@@ -258,8 +258,8 @@ def teach_subgoals(
 ) -> Path:
     """Trains a world model on to draw key frames from words, and writes `folder / checkpoint`.
 
-    Its frame tokenizer stays; the text tokenizer is trained anew on what is said here, and all but the text's embeddings starts
-    from the source's weights.
+    Its frame tokenizer stays. The text tokenizer is trained anew on what is said here, and all but the text's embeddings starts
+    from the source's weights; of a source that draws key frames already, all does, its text tokenizer and lengths too.
 
     Args:
         cache: the dataset; its last `held_out` episodes are left for evaluation.
@@ -275,14 +275,15 @@ def teach_subgoals(
         CheckpointError: the source is missing or damaged, or the run folder holds a state of other settings.
         ConfigError, InputError: as `SubgoalSampler`.
     """
-    tokenizer, _, known, world, _ = load_checkpoint(source)
+    tokenizer, text, known, world, _ = load_checkpoint(source)
     check_cache(cache, held_out, tokenizer.config.image_size)
     cache = cache.select(range(cache.episodes - held_out))
-    text = TextTokenizer.train([*rows.texts(), *cache.instructions], config.text_size)
+    if not known.config.draws_subgoals:
+        text = TextTokenizer.train([*rows.texts(), *cache.instructions], config.text_size)
     torch.manual_seed(seed)
-    model = with_prompts(known, text, config).to(device)
+    model = (known if known.config.draws_subgoals else with_prompts(known, text, config)).to(device)
     codes_FN = encode_frames(tokenizer.to(device), cache, report)
-    instructions = text.batch(cache.instructions, config.instruction_length, model.config.vocabulary.pad)
+    instructions = text.batch(cache.instructions, model.config.instruction_length, model.config.vocabulary.pad)
     instructions = F.pad(
         instructions, (0, model.config.text_length - instructions.shape[1]), value=model.config.vocabulary.pad
     )
@@ -305,7 +306,7 @@ def teach_subgoals(
         "episodes": cache.episodes,
         "frames": len(cache),
         "rows": len(rows),
-        "words": sorted({word for said in rows.texts() for word in said.split() if word.isalpha()}),
+        "words": sorted({word for said in rows.texts() for word in said.split() if not word.isdecimal()}),
         "language": asdict(config),
         "trajectory": asdict(trajectory),
         "loop": asdict(loop),
