@@ -31,12 +31,12 @@ from emu_embodied.tokenizers.text import TextTokenizer
 from emu_embodied.training.loop import LoopConfig, train_stage
 from emu_embodied.training.objectives import TrajectoryConfig, TrajectoryObjective
 from emu_embodied.training.recipe import encode_frames
-from emu_embodied.training.subgoals import SubgoalConfig, SubgoalObjective, SubgoalSampler, with_prompts
+from emu_embodied.training.subgoals import LanguageConfig, SubgoalObjective, SubgoalSampler, with_prompts
 from emu_embodied.training.windows import WindowSampler
 from emu_embodied.world_model import TokenWorldModel
 
 GROUPS = {"behind": 1.0, "push": 0.4, "goal": 1.5, "done": 0.4, "edit": 0.6, "next": 0.3}  # as in configs/train.yaml
-BASE = SubgoalConfig(groups=GROUPS)
+BASE = LanguageConfig(groups=GROUPS)
 VARIANTS = {
     "as shipped": {},
     "text weight 0.3": {"text": 0.3},
@@ -65,7 +65,7 @@ class Bench:
         self.codes, self.other_codes = (encode_frames(self.tokenizer, c, _quiet) for c in (self.seen, self.unseen))
         self.truth = Truth(self.unseen, self.world)
 
-    def train(self, config: SubgoalConfig, steps: int):
+    def train(self, config: LanguageConfig, steps: int):
         """A variant's averaged model."""
         torch.manual_seed(SEED)
         model = with_prompts(self.known, self.text, config)
@@ -114,7 +114,7 @@ def _quiet(line: str) -> None:
     """Nothing."""
 
 
-def _config(change: dict[str, Any], rows) -> SubgoalConfig:
+def _config(change: dict[str, Any], rows) -> LanguageConfig:
     if change.get("groups") == "rows":  # each row as often as every other
         counts = np.bincount(rows.group, minlength=len(rows.groups))
         change = {"groups": dict(zip(rows.groups, (counts / counts.sum()).tolist(), strict=True))}

@@ -13,14 +13,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from emu_embodied.data.subgoals import DONE
 from emu_embodied.decoding.config import DecodingConfig
 from emu_embodied.decoding.guidance import GuidedCache, GuidedEngine
 from emu_embodied.decoding.sampling import draw, log_probs
 from emu_embodied.errors import InputError
 from emu_embodied.protocols import StepEngine
 from emu_embodied.streams import Streams
-from emu_embodied.types import History, Observation, Subgoal
+from emu_embodied.types import DONE, History, Observation, Subgoal
 from emu_embodied.world_model import TokenWorldModel
 
 LONGEST = 400  # characters of an instruction

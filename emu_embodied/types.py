@@ -133,6 +133,9 @@ class Rollout:
     entropy_BST: torch.Tensor
 
 
+DONE = "done"  # the caption that ends a chain of subgoals
+
+
 @dataclass(frozen=True)
 class Subgoal:
     """A key frame on the way to what an instruction asks for.

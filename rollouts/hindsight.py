@@ -25,11 +25,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from emu_embodied.data.frame_cache import FrameCache
-from emu_embodied.data.subgoals import DONE, GROUPS, SubgoalRows
+from emu_embodied.data.subgoals import GROUPS, SubgoalRows
 from emu_embodied.envs.tasks import COLOURS, OBJECTS, SIDES, Task, spoken_tasks
 from emu_embodied.errors import DatasetError
 from emu_embodied.policies.careful import gaps
 from emu_embodied.rollouts import tee_hindsight
+from emu_embodied.types import DONE
 
 HELD_OUT = (("red", "right"), ("green", "left"), ("blue", "top"))  # of 16 pairs of colour and direction
 STILL_CM = 0.25  # a cube that moves less was not pushed

@@ -21,9 +21,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from emu_embodied.data.frame_cache import FrameCache
-from emu_embodied.data.subgoals import DONE, GROUPS, SubgoalRows
+from emu_embodied.data.subgoals import GROUPS, SubgoalRows
 from emu_embodied.envs.tee import AIMS_CM, TASK
 from emu_embodied.errors import DatasetError
+from emu_embodied.types import DONE
 
 STATES = tuple(f"{name}.{part}" for name in ("pusher", "T", "tip") for part in ("x", "y", "yaw", "present"))
 PHRASES = (

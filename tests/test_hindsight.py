@@ -9,13 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emu_embodied.data.frame_cache import FrameCache
-from emu_embodied.data.subgoals import DONE, GROUPS
+from emu_embodied.data.subgoals import GROUPS
 from emu_embodied.envs.tasks import COLOURS, EDITS, OBJECTS, PHRASES, TEMPLATES, parse_task, spoken_tasks
 from emu_embodied.envs.tee import AIMS_CM, TIP_CM, turn
 from emu_embodied.errors import DatasetError
 from emu_embodied.rollouts import tee_hindsight
 from emu_embodied.rollouts.goals import TaskGoal
 from emu_embodied.rollouts.hindsight import HELD_OUT, HindsightConfig, in_px, is_held_out, relabel
+from emu_embodied.types import DONE
 
 NAMES = [f"{name}.{part}" for name in OBJECTS for part in ("x", "y", "yaw", "present")]
 places = st.lists(st.floats(-10, 10), min_size=12, max_size=12).map(lambda x: np.array(x).reshape(6, 2))

@@ -23,11 +23,11 @@ from emu_embodied.subgoals import DONE, SubgoalDecoding, TokenSubgoals, repeats
 from emu_embodied.tokenizers.text import TextTokenizer
 from emu_embodied.training.loop import LoopConfig
 from emu_embodied.training.objectives import TrajectoryConfig
-from emu_embodied.training.subgoals import SubgoalConfig, SubgoalSampler, teach_subgoals, with_prompts
+from emu_embodied.training.subgoals import LanguageConfig, SubgoalSampler, teach_subgoals, with_prompts
 from emu_embodied.types import Observation, Subgoal
 from emu_embodied.world_model import TokenWorldModel
 
-SIZES = SubgoalConfig(batch=4, instruction_length=14, caption_length=20, text_size=400)
+SIZES = LanguageConfig(batch=4, instruction_length=14, caption_length=20, text_size=400)
 PIXELS = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
 RED = "push the red cube to the left"
 
@@ -220,7 +220,7 @@ def test_teaching_goes_on_where_it_stopped(taught, tmp_path):
     frames = load_frame_cache(taught / "frames")
     known = relabel(frames.select(range(7)), HindsightConfig(held_out=()))
     loop = LoopConfig(4, warmup=1, save_every=2, log_every=4)
-    config = SubgoalConfig(batch=4, text_size=400)
+    config = LanguageConfig(batch=4, text_size=400)
     job = (frames, known, config, TrajectoryConfig(batch=2))
     place = (taught / "plain", tmp_path / "whole", torch.device("cpu"))
     whole = load_checkpoint(teach_subgoals(*job, loop, *place, held_out=1, report=lambda line: None))[2]
@@ -243,7 +243,7 @@ def test_batches_are_balanced_and_told_what_they_show(taught):
     model = load(taught / "run" / "checkpoint")
     frames = cache([pushed_left()] * 3)
     codes = torch.arange(len(frames))[:, None].expand(-1, 16)
-    config = SubgoalConfig(batch=64, groups={"goal": 1.0})
+    config = LanguageConfig(batch=64, groups={"goal": 1.0})
     sampler = SubgoalSampler(rows(), frames, codes, model.text, model.model, config, 0)
     batch = sampler.batch(0, 0.0)
     goal = np.flatnonzero(rows().group == rows().groups.index("goal"))
@@ -253,7 +253,7 @@ def test_batches_are_balanced_and_told_what_they_show(taught):
     assert all((ids == v.end).sum() == 1 for ids in batch.caption_BS)
     assert "is at" in model.text.decode(batch.caption_BS[0].tolist())
     with pytest.raises(ConfigError, match="groups"):
-        SubgoalSampler(rows(), frames, codes, model.text, model.model, SubgoalConfig(groups={"dance": 1.0}), 0)
+        SubgoalSampler(rows(), frames, codes, model.text, model.model, LanguageConfig(groups={"dance": 1.0}), 0)
 
 
 def test_a_proposer_needs_a_checkpoint_that_learnt_it(taught):

@@ -33,27 +33,14 @@ def run(config: DictConfig) -> None:
     from emu_embodied.training.recipe import adapt_checkpoint, train_checkpoint
     from emu_embodied.training.released import fine_tune
 
-    if config.stage not in ("all", "dida", "language", "probes", "cloning"):
-        rule = "choose all, dida or language to train a checkpoint on, probes or cloning"
-        raise ConfigError("stage", config.stage, rule)
-    released = "adoption" in config.recipe
-    if (config.stage in ("dida", "language") or released) != (config["from"] is not None):
-        remedy = "name the checkpoint with stage=dida or language, the released folder with preset=emu3.5, and only then"
-        raise ConfigError("from", config["from"], remedy)
-    if released and config.stage == "dida":
-        raise ConfigError(
-            "stage", config.stage, "leave it out with preset=emu3.5, whose schedule has DiDA's adaptation"
-        )
-    if config.quantisation not in (None, "int8", "nf4") or (config.quantisation and not released):
-        raise ConfigError("quantisation", config.quantisation, "choose int8 or nf4, with preset=emu3.5, or null")
-    if config.shift is not None and not isinstance(config.shift, bool):
-        raise ConfigError("shift", config.shift, "choose true, false or null")
+    _check(config)
     if config.stage == "language":
         _teach_subgoals(config)
         return
     if config.stage in ("probes", "cloning"):
         _train_beside(config)
         return
+    released = "adoption" in config.recipe
     source = checkpoint_path(config["from"]) if config.stage == "dida" else None
     device = _device(config.device)
     if config.threads:
@@ -85,6 +72,27 @@ def run(config: DictConfig) -> None:
     minutes = (time.monotonic() - began) / 60
     trial = f"evaluate checkpoint={path}" if world.objects else f"imagine checkpoint={path} starts=DATASET"
     print(f"train: finished after {minutes:.1f} min; try it with  emu-embodied {trial}")
+
+
+def _check(config: DictConfig) -> None:
+    """Refuses settings that do not go together."""
+    if config.stage not in ("all", "dida", "language", "probes", "cloning"):
+        rule = "choose all, dida or language to train a checkpoint on, probes or cloning"
+        raise ConfigError("stage", config.stage, rule)
+    released = "adoption" in config.recipe
+    if (config.stage in ("dida", "language") or released) != (config["from"] is not None):
+        remedy = (
+            "name the checkpoint with stage=dida or language, the released folder with preset=emu3.5, and only then"
+        )
+        raise ConfigError("from", config["from"], remedy)
+    if released and config.stage == "dida":
+        raise ConfigError(
+            "stage", config.stage, "leave it out with preset=emu3.5, whose schedule has DiDA's adaptation"
+        )
+    if config.quantisation not in (None, "int8", "nf4") or (config.quantisation and not released):
+        raise ConfigError("quantisation", config.quantisation, "choose int8 or nf4, with preset=emu3.5, or null")
+    if config.shift is not None and not isinstance(config.shift, bool):
+        raise ConfigError("shift", config.shift, "choose true, false or null")
 
 
 def _train_beside(config: DictConfig) -> None:
@@ -122,14 +130,14 @@ def _teach_subgoals(config: DictConfig) -> None:
     from emu_embodied.loading import checkpoint_path
     from emu_embodied.rollouts.hindsight import relabel
     from emu_embodied.training.loop import LoopConfig
-    from emu_embodied.training.subgoals import SubgoalConfig, teach_subgoals
+    from emu_embodied.training.subgoals import LanguageConfig, teach_subgoals
 
     began, device, source = time.monotonic(), _device(config.device), checkpoint_path(config["from"])
     if config.threads:
         torch.set_num_threads(config.threads)
     values = OmegaConf.to_container(config.language)
     loop, recipe = LoopConfig(**values.pop("loop")), make_recipe(config)
-    language = SubgoalConfig(**values)
+    language = LanguageConfig(**values)
     tokenizer, _, _, world, _ = load_checkpoint(source)
     cache = _frames(config, tokenizer.config.image_size)
     kept = max(1, cache.episodes - recipe.held_out)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-DONE = "done"  # the caption that ends a chain
 GROUPS = ("behind", "push", "around", "goal", "done", "edit", "next")  # kinds of rows; what they are is hindsight's
 
 

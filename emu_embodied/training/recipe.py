@@ -156,7 +156,12 @@ def adapt_checkpoint(
         teacher.to(device).requires_grad_(False)
     recipe = replace(recipe, trajectory=replace(recipe.trajectory, autoregressive_until=0.0))
     job = (tokenizer.to(device), text, world, cache, recipe, folder)
-    options = {"evaluate_model": evaluate_model, "report": report, "teacher": teacher, "temperature": temperature or 0.0}
+    options = {
+        "evaluate_model": evaluate_model,
+        "report": report,
+        "teacher": teacher,
+        "temperature": temperature or 0.0,
+    }
     return _finish(train_trajectory(model.to(device), *job, **options), *job)
 
 
@@ -208,25 +213,42 @@ def train_trajectory(
         teacher, temperature: of `TrajectoryObjective`.
     """
     train_cache = cache.select(range(cache.episodes - recipe.held_out))
-    sampler = WindowSampler(
-        train_cache,
-        encode_frames(tokenizer, train_cache, report),
-        text.batch(train_cache.instructions, model.config.text_length, model.config.vocabulary.pad),
-        tuple(world.objects),
-        recipe.seed,
-        recipe.trajectory.contact_share,
-    )
-    steps, places = recipe.trajectory_loop.steps, tokenizer.places()
+    codes_FN, steps = encode_frames(tokenizer, train_cache, report), recipe.trajectory_loop.steps
+    parts = (model, tokenizer, text, world, train_cache, codes_FN)
+    objective = trajectory_objective(*parts, recipe.trajectory, steps, recipe.seed, teacher, temperature)
+    evaluate = (lambda average: evaluate_model(tokenizer, text, average)) if evaluate_model else None
+    return train_stage("trajectory", model, objective, recipe.trajectory_loop, folder, evaluate=evaluate, report=report)
+
+
+def trajectory_objective(
+    model: TokenModel,
+    tokenizer,
+    text,
+    world: World,
+    cache: FrameCache,
+    codes_FN: torch.Tensor,
+    trajectory: TrajectoryConfig,
+    steps: int,
+    seed: int,
+    teacher: TokenModel | None = None,
+    temperature: float = 0.0,
+) -> TrajectoryObjective:
+    """What windows of a cache teach about the dynamics.
+
+    Args:
+        model, tokenizer, text, world: what is trained, what turns the cache into tokens, and what its frames show.
+        cache: the training episodes.
+        codes_FN: visual codes of every frame.
+        trajectory: what the windows hold and what counts in them.
+        steps: length of the stage.
+        seed: of the windows.
+        teacher, temperature: of `TrajectoryObjective`.
+    """
+    instructions = text.batch(cache.instructions, model.config.text_length, model.config.vocabulary.pad)
+    objects, places = tuple(world.objects), tokenizer.places()
+    windows = WindowSampler(cache, codes_FN, instructions, objects, seed, trajectory.contact_share)
     noise = make_noise(model.config.noise, places)
-    return train_stage(
-        "trajectory",
-        model,
-        TrajectoryObjective(sampler, recipe.trajectory, steps, places, noise, teacher, temperature),
-        recipe.trajectory_loop,
-        folder,
-        evaluate=(lambda average: evaluate_model(tokenizer, text, average)) if evaluate_model else None,
-        report=report,
-    )
+    return TrajectoryObjective(windows, trajectory, steps, places, noise, teacher, temperature)
 
 
 def _finish(model: TokenModel, tokenizer, text, world: World, cache: FrameCache, recipe: Recipe, folder: Path) -> Path:

@@ -19,18 +19,17 @@ from emu_embodied.checkpoint import load_checkpoint, save_checkpoint
 from emu_embodied.data.frame_cache import FrameCache
 from emu_embodied.data.subgoals import SubgoalRows
 from emu_embodied.errors import ConfigError
-from emu_embodied.noise import make_noise
 from emu_embodied.token_model import TokenModel
 from emu_embodied.tokenizers.text import TextTokenizer
 from emu_embodied.training.loop import LoopConfig, train_stage
 from emu_embodied.training.objectives import TrajectoryConfig, TrajectoryObjective
-from emu_embodied.training.recipe import check_cache, encode_frames
-from emu_embodied.training.windows import WindowBatch, WindowSampler
+from emu_embodied.training.recipe import check_cache, encode_frames, trajectory_objective
+from emu_embodied.training.windows import WindowBatch
 from emu_embodied.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
-class SubgoalConfig:
+class LanguageConfig:
     """What the batches hold and what counts in them.
 
     Attributes:
@@ -113,7 +112,7 @@ class SubgoalSampler:
         codes_FN: torch.Tensor,
         text: TextTokenizer,
         model: TokenModel,
-        config: SubgoalConfig,
+        config: LanguageConfig,
         seed: int,
     ) -> None:
         self.rows, self.codes, self.config, self.seed = rows, codes_FN, config, seed
@@ -183,7 +182,7 @@ class SubgoalObjective:
     """
 
     def __init__(
-        self, sampler: SubgoalSampler, dynamics: TrajectoryObjective, config: SubgoalConfig, steps: int
+        self, sampler: SubgoalSampler, dynamics: TrajectoryObjective, config: LanguageConfig, steps: int
     ) -> None:
         self.sampler, self.dynamics, self.config, self.steps = sampler, dynamics, config, steps
 
@@ -244,7 +243,7 @@ class SubgoalObjective:
 def teach_subgoals(
     cache: FrameCache,
     rows: SubgoalRows,
-    config: SubgoalConfig,
+    config: LanguageConfig,
     trajectory: TrajectoryConfig,
     loop: LoopConfig,
     source: Path,
@@ -283,15 +282,8 @@ def teach_subgoals(
     torch.manual_seed(seed)
     model = (known if known.config.draws_subgoals else with_prompts(known, text, config)).to(device)
     codes_FN = encode_frames(tokenizer.to(device), cache, report)
-    instructions = text.batch(cache.instructions, model.config.instruction_length, model.config.vocabulary.pad)
-    instructions = F.pad(
-        instructions, (0, model.config.text_length - instructions.shape[1]), value=model.config.vocabulary.pad
-    )
-    windows = WindowSampler(cache, codes_FN, instructions, tuple(world.objects), seed, trajectory.contact_share)
-    places = tokenizer.places()
     trajectory = replace(trajectory, autoregressive_until=0.0)
-    noise = make_noise(model.config.noise, places)
-    dynamics = TrajectoryObjective(windows, trajectory, loop.steps, places, noise)
+    dynamics = trajectory_objective(model, tokenizer, text, world, cache, codes_FN, trajectory, loop.steps, seed)
     sampler = SubgoalSampler(rows, cache, codes_FN, text, model, config, seed)
     model = train_stage(
         "language",
@@ -316,7 +308,7 @@ def teach_subgoals(
 
 
 @torch.no_grad()
-def with_prompts(known: TokenModel, text: TextTokenizer, config: SubgoalConfig) -> TokenModel:
+def with_prompts(known: TokenModel, text: TextTokenizer, config: LanguageConfig) -> TokenModel:
     """A model with room for prompts and with the ids of another text tokenizer; the other weights are those of `known`."""
     old = known.config.vocabulary
     vocabulary = Vocabulary(text.size, old.codebook_size, old.action_bins)
