@@ -47,6 +47,7 @@ class HindsightConfig:
         before: most frames from a start to the push's beginning.
         least_cm: a goal counts that had at least so far to go when the push began.
         straight: least cosine between the push and the way to the goal.
+        relations: times that rows count whose goal is about two cubes: there are more such goals, each with fewer rows.
         held_out: pairs of colour and direction of which nothing is said.
     """
 
@@ -54,6 +55,7 @@ class HindsightConfig:
     before: int = 12
     least_cm: float = 1.0
     straight: float = 0.85
+    relations: int = 2
     held_out: tuple[tuple[str, str], ...] = HELD_OUT
 
 
@@ -125,7 +127,8 @@ def relabel(cache: FrameCache, config: HindsightConfig | None = None) -> Subgoal
             caption = with_places(caption, states_TO4[target, :, :2])
             goal = len(tasks) if task is None else number[task.kind, task.cube, task.where, task.other]
             word = captions.setdefault(caption, len(captions))
-            rows.append((first + start, first + target, goal, word, GROUPS.index(group)))
+            row = (first + start, first + target, goal, word, GROUPS.index(group))
+            rows += [row] * (config.relations if task and task.other else 1)
     if not rows:
         raise DatasetError("frames", cache.episodes, "no goal came true in these episodes: record more, or an expert's")
     table = np.array(rows, np.int64).T
