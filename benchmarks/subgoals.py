@@ -37,7 +37,7 @@ from emu_embodied.rollouts.subgoal_evaluation import Bench, ImageSettings, LoopS
 from emu_embodied.storage import write_json
 
 PROPOSERS = ("learnt", "filtered", "true", "none", "copy", "retrieved", "shuffled", "random")
-TRIES, WARMTH = 4, 0.5  # drawings of "filtered", and their temperature
+TRIES = 4  # drawings of "filtered"
 # Instructions: the env's own draw; all that can be said but what was held out of training; what was held out.
 SPLITS = ("own", "seen", "held_out")
 
@@ -46,7 +46,7 @@ def following(options: argparse.Namespace, name: str) -> Following:
     """Who a proposer of this benchmark is."""
     if name in ("learnt", "filtered"):
         label = weights_label(options.checkpoint, options.passes)
-        label += f" temperature={temperature(options, name)} guidance={options.guidance} samples={options.samples}"
+        label += f" temperature={options.temperature} guidance={options.guidance} samples={options.samples}"
         return Following(label, tries=TRIES if name == "filtered" else 1, imagine=name == "filtered")
     recordings = str(options.recordings or "") if name in ("retrieved", "random") else ""
     return Following(name, recordings)
@@ -79,7 +79,7 @@ def run(options: argparse.Namespace, part: str, name: str, split: str) -> list[d
         there = journal is not None and journal.is_file()
         return list(open_journal(journal, asdict(settings)).values()) if there else []
     count = options.episodes if part == "loop" else options.images
-    bench = make_bench(options, name)
+    bench = make_bench(options)
     seeds, said = range(options.seed, options.seed + count), evaluation.own_draw
     if split != "own":
         starts = spoken_starts(bench.env, count, split == "held_out", options.seed)
@@ -144,27 +144,21 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-def temperature(options: argparse.Namespace, name: str) -> float:
-    """Of a learnt proposer's frames and captions: "filtered" needs one, or each of its drawings is the same."""
-    return max(options.temperature, WARMTH) if name == "filtered" else options.temperature
-
-
-def load_learnt(options: argparse.Namespace, name: str):
-    """The learnt proposer, by its name here."""
+def load_learnt(options: argparse.Namespace):
+    """The learnt proposer."""
     from emu_embodied.loading import load_proposer
 
-    warmth = temperature(options, name)
-    how = {"temperature": warmth, "caption_temperature": warmth, "guidance": options.guidance}
+    how = {"temperature": options.temperature, "caption_temperature": options.temperature, "guidance": options.guidance}
     return load_proposer(options.checkpoint, passes=options.passes, samples=options.samples, **how)
 
 
-def make_bench(options: argparse.Namespace, name: str) -> Bench:
-    """What a proposer is played with."""
+def make_bench(options: argparse.Namespace) -> Bench:
+    """What proposers are played with."""
     make_model = functools.partial(load, options.model, device="cpu")
     if not options.checkpoint:
         return Bench(make_model)
     teller = functools.partial(load, options.checkpoint, device="cpu")
-    return Bench(make_model, functools.partial(load_learnt, options, name), teller)
+    return Bench(make_model, functools.partial(load_learnt, options), teller)
 
 
 def main() -> None:

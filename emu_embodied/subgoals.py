@@ -7,6 +7,7 @@ there, until it writes that it is done: Emu3.5's visual guidance (arXiv 2510.265
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -34,6 +35,7 @@ class SubgoalDecoding:
         frames: decoding of the key frames; its guidance is away from the frame without words.
         caption: temperature, top_k and top_p of the captions' tokens.
         samples: chains that are drawn side by side; the likeliest is proposed.
+        again: temperature of captions and key frames of `TokenSubgoals.again`.
 
     Raises:
         InputError: less than one sample.
@@ -42,6 +44,7 @@ class SubgoalDecoding:
     frames: DecodingConfig = DecodingConfig()
     caption: DecodingConfig = DecodingConfig()
     samples: int = 1
+    again: float = 0.5
 
     def __post_init__(self) -> None:
         if type(self.samples) is not int or not 1 <= self.samples <= 256:
@@ -76,6 +79,7 @@ class TokenSubgoals:
         self, world_model: TokenWorldModel, words: Sequence[str] = (), config: SubgoalDecoding | None = None
     ) -> None:
         self.config, self.words = config or SubgoalDecoding(), frozenset(words)
+        self._plain = world_model
         self.model, self.text, self.objects = world_model.model, world_model.text, world_model.objects
         self.image_size, c = world_model.image_size, world_model.model.config
         if not c.draws_subgoals:
@@ -87,6 +91,13 @@ class TokenSubgoals:
             engine = _UntoldEngine(engine, frames.guidance, words_L, c.vocabulary.pad)
         parts = (world_model.tokenizer, world_model.text, world_model.model, world_model.world)
         self.world_model = TokenWorldModel(*parts, decoding=replace(frames, guidance=1.0), engine=engine)
+
+    @functools.cached_property
+    def again(self) -> TokenSubgoals:
+        """Draws warmly, with the same weights: for those who do not like what was drawn first."""
+        warm = {"temperature": self.config.again}
+        frames, caption = (replace(how, **warm) for how in (self.config.frames, self.config.caption))
+        return TokenSubgoals(self._plain, self.words, replace(self.config, frames=frames, caption=caption))
 
     def propose(self, observation: Observation, count: int = 4, seed: int = 0) -> list[Subgoal]:
         """Key frames on the way from what is seen to what the instruction asks for.

@@ -156,6 +156,11 @@ class Instead:
     def __init__(self, proposer: SubgoalProposer, instruction: str) -> None:
         self.proposer, self.instruction, self.objects = proposer, instruction, proposer.objects
 
+    @property
+    def again(self) -> Instead:
+        """What the proposer would draw after its first."""
+        return Instead(getattr(self.proposer, "again", self.proposer), self.instruction)
+
     def propose(self, observation: Observation, count: int = 4, seed: int = 0) -> list[Subgoal]:
         """See `protocols.SubgoalProposer`."""
         told = Observation(observation.pixels, observation.agent_pos, self.instruction)

@@ -163,12 +163,12 @@ def closest(path: np.ndarray, names: Sequence[str], wanted: Mapping[str, np.ndar
 
 
 class FilteredProposer:
-    """Has subgoals drawn again, with other seeds, until nothing speaks against them; else gives the best that came.
+    """Has subgoals drawn again until nothing speaks against them; else gives the best that came.
 
     The best has the fewest faults, then comes nearest in imagination, then is likeliest.
 
     Args:
-        proposer: who draws.
+        proposer: who draws; where it has `again`, that draws whatever comes after the first.
         sight: reads frames.
         tries: most drawings.
         model, planner: where they are tried out in imagination, by a small budget; None is not at all.
@@ -202,7 +202,8 @@ class FilteredProposer:
         """See `protocols.SubgoalProposer`; that all is done is believed at the first drawing."""
         best: tuple[tuple[float, ...], list[Subgoal]] | None = None
         for attempt in range(self.tries):
-            chain = self.proposer.propose(observation, count, seed + 1_000_003 * attempt)
+            proposer = getattr(self.proposer, "again", self.proposer) if attempt else self.proposer
+            chain = proposer.propose(observation, count, seed + 1_000_003 * attempt)
             if not chain:
                 return []
             wrong = sum(len(faults(observation, subgoal, self.objects, self.sight)) for subgoal in chain)

@@ -373,6 +373,9 @@ def test_the_filter_draws_again_and_takes_what_nothing_speaks_against():
     assert FilteredProposer(asked, sight, 3).propose(seen, seed=5) is good and len(set(asked.seeds)) == 2
     filtered = FilteredProposer(proposer(bad, likelier), sight, 2)
     assert filtered.propose(seen) is likelier and (filtered.drawn, filtered.rejected) == (2, 2)
+    first = proposer(bad)
+    first.again = proposer(good)
+    assert FilteredProposer(first, sight, 3).propose(seen) is good and len(first.seeds) == len(first.again.seeds) == 1
     assert FilteredProposer(proposer([], good), sight, 2).propose(seen) == []
     with pytest.raises(ConfigError, match="tries: 0"):
         FilteredProposer(asked, sight, 0)

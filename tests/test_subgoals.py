@@ -92,6 +92,14 @@ def test_the_same_seed_draws_the_same():
     assert not same(chains[0], chains[2])
 
 
+def test_again_draws_by_chance_with_the_same_weights():
+    draws = proposer()
+    again = draws.again
+    assert again.model is draws.model and again.config.frames.temperature == again.config.caption.temperature == 0.5
+    assert same(draws.propose(start(), 2, 1), draws.propose(start(), 2, 2))
+    assert not same(again.propose(start(), 2, 1), again.propose(start(), 2, 2))
+
+
 def test_the_likeliest_of_several_chains_is_proposed():
     draws = proposer(samples=4, caption_temperature=1.0, frames={"temperature": 1.0})
     likelihoods = [np.mean([s.log_prob for s in chain]) for chain in draws.chains(start(), 2, 5)]

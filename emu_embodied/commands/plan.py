@@ -20,8 +20,6 @@ from rich.console import Console
 from emu_embodied.commands._runs import run_folder
 from emu_embodied.errors import ConfigError
 
-LEARNT = {"pusht": "nano-pusht-language"}  # who proposes subgoals in an env, by default
-WARMTH = 0.5  # temperature of subgoals that may be drawn again
 PACKAGES = ("emu-embodied", "torch", "mujoco", "gymnasium", "numpy")
 
 
@@ -126,7 +124,11 @@ def _proposer_name(config: DictConfig) -> str:
 
 
 def _learnt(config: DictConfig) -> str:
-    return LEARNT.get(config.env.name, "nano-language")
+    """The checkpoint that proposes subgoals in an env."""
+    if not config.env.get("proposer"):
+        rule = f"no shipped checkpoint draws key frames of {config.env.name}: name one that `train stage=language` made"
+        raise ConfigError("subgoals", config.subgoals, rule)
+    return config.env.proposer
 
 
 def _proposer_maker(config: DictConfig):
@@ -136,15 +138,14 @@ def _proposer_maker(config: DictConfig):
     name = _proposer_name(config)
     if config.goal != "language" or name in set(CONTROLS) - {"shuffled"}:
         return None
-    name, warmth = _learnt(config) if name == "shuffled" else name, WARMTH if config.tries > 1 else 0.0
-    return functools.partial(_load_proposer, name, config.engine, config.subgoal_passes, warmth)
+    name = _learnt(config) if name == "shuffled" else name
+    return functools.partial(_load_proposer, name, config.engine, config.subgoal_passes)
 
 
-def _load_proposer(name: str, engine: str, passes: int, warmth: float):
+def _load_proposer(name: str, engine: str, passes: int):
     from emu_embodied.loading import load_proposer
 
-    drawn = {"temperature": warmth, "caption_temperature": warmth}
-    return load_proposer(name, engine=engine, passes=passes, **drawn)
+    return load_proposer(name, engine=engine, passes=passes)
 
 
 def _show(console: Console, folder: Path, pictured: list[int], run) -> None:

@@ -31,6 +31,9 @@ def run(config: DictConfig) -> None:
     from emu_embodied.storage import write_json
     from emu_embodied.subgoals import likelihood
 
+    if config.checkpoint is None:
+        rule = f"no shipped checkpoint draws key frames of {config.env.name}: name one that `train stage=language` made"
+        raise ConfigError("checkpoint", None, rule)
     if config.mode not in MODES:
         raise ConfigError("mode", config.mode, f"choose one of {MODES}")
     if config.instruction is not None and not isinstance(config.instruction, str):
@@ -54,7 +57,7 @@ def run(config: DictConfig) -> None:
         "chains": [[_row(subgoal) for subgoal in chain] for chain in chains],
         "seconds": seconds,
         "decoding": asdict(proposer.config),
-        "config": OmegaConf.to_container(config),
+        "config": OmegaConf.to_container(config, resolve=True),
     }
     write_json(folder / "subgoals.json", facts)
     _tell(chains[0], seconds, picture, config.mode)
