@@ -1,6 +1,6 @@
 """PushT from words: are key frames drawn until the T is on its mark, and how near does a robot that follows them bring it?
 
-    python -m benchmarks.subgoals_pusht --proposer NAME [--model nano-pusht] [--images 100] [--episodes 40] [--steps 60]
+    python -m benchmarks.subgoals_pusht --proposer NAME [--model nano-pusht] [--images 100] [--episodes 25] [--steps 40]
         [--agents learnt true none random] [--folder FOLDER] [--out FILE]
 
 All play the same scenes, seeds from 12,000,000, and plan with the same budget in the same world model: "learnt" and "true"
@@ -41,7 +41,7 @@ ENV_ID = "emu_embodied/PushT-v0"
 AGENTS = ("learnt", "true", "none", "random")
 NEAR_CM = 1.0  # mean of what centroid and tip have still to go
 LONGEST = 32  # key frames of a chain
-PLANNER = CEMConfig(candidates=64, iterations=2, elites=8, horizon=6, execute=3)  # 768 frames a plan
+PLANNER = CEMConfig(candidates=32, iterations=2, elites=6, horizon=6, execute=3)  # 384 frames a plan
 
 
 def draw_chains(proposer, count: int) -> dict[str, Any]:
@@ -120,8 +120,8 @@ def main() -> None:
     parser.add_argument("--proposer", help="a checkpoint of `train stage=language`, a name or a folder")
     parser.add_argument("--model", default="nano-pusht", help="the world model to plan in")
     parser.add_argument("--images", type=int, default=100, help="chains that are drawn")
-    parser.add_argument("--episodes", type=int, default=40, help="in closed loop")
-    parser.add_argument("--steps", type=int, default=60, help="model steps of an episode")
+    parser.add_argument("--episodes", type=int, default=25, help="in closed loop")
+    parser.add_argument("--steps", type=int, default=40, help="model steps of an episode")
     parser.add_argument("--agents", nargs="+", choices=AGENTS, default=list(AGENTS))
     parser.add_argument("--folder", type=Path, help="keep each episode here as it finishes, and go on from there")
     parser.add_argument("--out", type=Path, help="write the JSON here")
