@@ -53,7 +53,7 @@ class TeeHindsightConfig:
         there_cm: the T is on its mark; half a px of a 64 px frame.
     """
 
-    stride: int = 4
+    stride: int = 2
     before: int = 8
     nearer_cm: float = 0.8
     step_cm: float = 0.3
