@@ -247,6 +247,19 @@ def test_teaching_goes_on_where_it_stopped(taught, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), parts.parameters(), strict=True))
 
 
+def test_what_draws_already_is_taught_further_with_the_words_it_has(taught, tmp_path):
+    frames = load_frame_cache(taught / "frames")
+    known = relabel(frames.select(range(7)), HindsightConfig(held_out=()))
+    source, loop = taught / "run" / "checkpoint", LoopConfig(1, learning_rate=1e-9, warmup=1, log_every=1)
+    config, place = LanguageConfig(batch=4, text_size=500, caption_length=30), (source, tmp_path, torch.device("cpu"))
+    further = teach_subgoals(
+        frames, known, config, TrajectoryConfig(batch=2), loop, *place, held_out=1, report=lambda line: None
+    )
+    (_, text, before, _, _), (_, same_text, after, _, _) = load_checkpoint(source), load_checkpoint(further)
+    assert text.to_json() == same_text.to_json() and before.config == after.config
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(before.parameters(), after.parameters(), strict=True))
+
+
 def test_batches_are_balanced_and_told_what_they_show(taught):
     model = load(taught / "run" / "checkpoint")
     frames = cache([pushed_left()] * 3)
