@@ -32,6 +32,7 @@ from emu_embodied.policies.cem import CEMConfig
 from emu_embodied.rollouts import subgoal_evaluation as evaluation
 from emu_embodied.rollouts.following import Following
 from emu_embodied.rollouts.journal import open_journal
+from emu_embodied.rollouts.protocol import ratio
 from emu_embodied.rollouts.spoken import spoken_starts
 from emu_embodied.rollouts.subgoal_evaluation import Bench, ImageSettings, LoopSettings, difference, rate
 from emu_embodied.storage import write_json
@@ -140,6 +141,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             for name, theirs in rows.items()
             if name != first and theirs
         }
+        if part == "loop":
+            place["ratios"] = {
+                f"{first} / {name}": ratio(rows[first], theirs)
+                for name, theirs in rows.items()
+                if name != first and theirs
+            }
         place["rows"] = rows
     return found
 

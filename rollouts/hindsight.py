@@ -7,7 +7,7 @@ Whatever a trajectory did to a cube becomes an instruction afterwards (hindsight
 |---|---|---|---|
 | behind | the frames before b in which only the robot moved | b | "move behind the red cube" |
 | push | frames of the push, more than `stride` before e | `stride` frames on | "push the red cube to the left at 20 31" |
-| around | a push to where the way is free | `stride` on, or its end | "push the red cube around the blue cube at 20 31"|
+| around | a push to where the way is free | `stride` on, or its end | "push the red cube around the blue cube at 20 31" |
 | goal | frames of the push, at most `stride` before e | e | "the red cube is at the left edge at 17 31" |
 | done | frames in which the goal is true | the same | "done" |
 | edit | frames before e | e | "the red cube is at the left edge at 17 31" |
