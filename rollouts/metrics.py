@@ -83,7 +83,12 @@ class Rollouts:
 
 
 def rollout_table(
-    model, truth: Truth, probes=None, horizons: tuple[int, ...] = HORIZONS, lpips: bool = False
+    model,
+    truth: Truth,
+    probes=None,
+    horizons: tuple[int, ...] = HORIZONS,
+    lpips: bool = False,
+    video_distance: Callable[[Rollouts], Row] | None = None,
 ) -> list[Row]:
     """All metrics of a model's dreams of held-out episodes.
 
@@ -93,6 +98,7 @@ def rollout_table(
         probes: `emu_embodied.probes.Probes` of this world, for action agreement and Frechet distances; None leaves them out.
         horizons: steps at which to judge.
         lpips: also LPIPS, whose network's weights must be there, or can be fetched.
+        video_distance: a further row of whole dreams, such as `rollouts.video_distance`'s.
 
     Raises:
         ConfigError: LPIPS's weights are missing.
@@ -100,8 +106,9 @@ def rollout_table(
     if lpips:
         check_lpips()
     rollouts = Rollouts(model, truth, horizons)
+    video = [video_distance(rollouts)] if video_distance else []
     rows = [row for k in rollouts.horizons for row in frame_rows(rollouts, k)]
-    rows += [lpips_row(rollouts, k) for k in rollouts.horizons if lpips] + action_rows(rollouts)
+    rows += [lpips_row(rollouts, k) for k in rollouts.horizons if lpips] + video + action_rows(rollouts)
     if model.objects:
         rows += [state_row(rollouts, k) for k in rollouts.horizons] + [
             missing_row(rollouts, k) for k in rollouts.horizons

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from safetensors.torch import load_file, save_file
 from scipy import linalg, stats
 from test_metrics import WORLD, Replayer, held_out
 from tiny import tiny_world_model
@@ -21,6 +23,7 @@ from emu_embodied.errors import CheckpointError, ConfigError, DatasetError, Inpu
 from emu_embodied.metrics import correlation, frechet_distance, moving_psnr, psnr, rank_correlation, rank_violation
 from emu_embodied.probes import InverseDynamics, ProbeConfig, Probes, load_probes, save_probes
 from emu_embodied.rollouts import metrics, quality
+from emu_embodied.rollouts.video_distance import VideoReader, video_distance_row
 from emu_embodied.training.loop import LoopConfig
 from emu_embodied.training.probes import train_probes
 
@@ -135,6 +138,47 @@ def test_lpips_says_which_weights_are_missing_and_is_measured_where_they_are(mon
     rows = metrics.rollout_table(Follower(truth, 2), truth, horizons=(4,), lpips=True)
     found = next(row for row in rows if row.metric == "LPIPS")
     assert found.round_trip == pytest.approx(0, abs=1e-5) and found.model > 0 and found.n == truth.episodes
+
+
+def tiny_videomae(folder, **changes):
+    torch.manual_seed(0)
+    sizes = {"image_size": 32, "num_frames": 4, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    transformers.VideoMAEModel(
+        transformers.VideoMAEConfig(**sizes, intermediate_size=16, patch_size=16, **changes)
+    ).save_pretrained(folder)
+    return folder
+
+
+def test_the_video_distance_is_of_a_videomaes_features(tmp_path):
+    reader = VideoReader(str(tiny_videomae(tmp_path)))
+    truth = quality.Truth(held_out(), WORLD)
+    rollouts = metrics.Rollouts(Follower(truth, 2), truth, (4,))
+    row = video_distance_row(rollouts, reader)
+    assert row.step == 4 and row.n == truth.episodes
+    assert row.round_trip == pytest.approx(0, abs=1e-4) and row.copy_last > row.model > 0
+    clips = rollouts.real[:, :4]
+    backwards = reader.features(clips[:, ::-1])
+    assert np.abs(backwards - reader.features(clips)).max() > 1e-4, "the order of the frames counts"
+    assert reader.features(clips[:1]) == pytest.approx(reader.features(clips)[:1], abs=1e-5)
+    with pytest.raises(ConfigError, match="clips of 4 frames, dreams have 2"):
+        video_distance_row(metrics.Rollouts(Follower(truth, 2), truth, (2,)), reader)
+
+
+def test_who_asks_for_a_video_distance_is_told_what_is_missing(tmp_path):
+    with pytest.raises(ConfigError, match="model.safetensors"):
+        VideoReader(str(tmp_path / "nowhere"))
+    folder = tiny_videomae(tmp_path / "one")
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: x for name, x in weights.items() if "query" not in name}, folder / "model.safetensors")
+    with pytest.raises(ConfigError, match="weights are missing, encoder.layer.0.attention"):
+        VideoReader(str(folder))
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+    with pytest.raises(ConfigError, match="model.safetensors"):
+        VideoReader(str(folder))
+    (folder / "config.json").write_text(json.dumps({"model_type": "vit"}))
+    with pytest.raises(ConfigError, match="it is a vit"):
+        VideoReader(str(folder))
 
 
 # Probes

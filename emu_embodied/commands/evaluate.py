@@ -93,7 +93,7 @@ def _long_dreams(config: DictConfig, model, truth) -> list:
     """The metrics of long dreams, printed as they are found.
 
     Raises:
-        ConfigError: horizons that are no list of whole numbers.
+        ConfigError: horizons that are no list of whole numbers, or no VideoMAE where one is asked for.
         CheckpointError: probes that are missing, damaged, or of another world.
     """
     from rich.console import Console
@@ -101,6 +101,7 @@ def _long_dreams(config: DictConfig, model, truth) -> list:
 
     from emu_embodied.probes import load_probes
     from emu_embodied.rollouts import metrics
+    from emu_embodied.rollouts.video_distance import VideoReader, video_distance_row
 
     horizons = OmegaConf.to_container(config)["horizons"]
     if not isinstance(horizons, list) or any(type(k) is not int or k < 1 for k in horizons):
@@ -110,7 +111,10 @@ def _long_dreams(config: DictConfig, model, truth) -> list:
         raise ConfigError("probes", str(config.probes), "they were trained for another world: train stage=probes")
     if not horizons:
         return []
-    rows = metrics.rollout_table(model, truth, probes, tuple(sorted(horizons)), bool(config.lpips))
+    video = None
+    if config.fvd is not None:
+        video = functools.partial(video_distance_row, reader=VideoReader(str(config.fvd)))
+    rows = metrics.rollout_table(model, truth, probes, tuple(sorted(horizons)), bool(config.lpips), video)
     table = Table("metric", "k", "model", "95% interval", "copy-last", "round trip", "n", title="long dreams")
     for row in rows:
         table.add_row(*metrics.cells(row))
