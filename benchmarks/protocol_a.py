@@ -7,7 +7,8 @@ What is an episode, and what is drawn with the seed 42, is in `rollouts/protocol
 Beside the model stand random actions, the recorded actions once more ("expert"), the same planner in the true simulator
 ("oracle"), and with `--cloning` the policy that `emu-embodied train stage=cloning` made. With `--folder`, an interrupted run
 goes on where it stopped, and runs of some `--agents` each add up: `--report` writes what the folder holds, however many
-episodes of each.
+episodes of each. What a file that `--out` names already holds, of the same settings and weights, stays in it where it is not
+played anew.
 """
 
 from __future__ import annotations
@@ -94,13 +95,36 @@ def account(options: argparse.Namespace, rows: list[dict[str, Any]]) -> dict[str
     return found | {"episodes": rows}
 
 
-def measure(options: argparse.Namespace, checkpoint: str) -> dict[str, Any]:
-    """All agents asked for, at their budgets, and the model's success over the oracle's."""
+def earlier_result(path: Path | None, facts: dict[str, Any]) -> dict[str, Any]:
+    """A file that is to be added to; empty where there is none.
+
+    Raises:
+        ConfigError: it is of other facts: another env, goals, or weights, or no result at all.
+    """
+    if path is None or not path.is_file():
+        return {}
+    try:
+        earlier = json.loads(path.read_text())
+        other = [name for name, value in facts.items() if name != "checkpoint" and earlier[name] != value]
+        if earlier["checkpoint"]["sha256"] != facts["checkpoint"]["sha256"]:  # its name may be another
+            other.append("checkpoint")
+    except (ValueError, TypeError, KeyError):
+        raise ConfigError("out", str(path), "it is no result of this benchmark: name another file") from None
+    if other:
+        raise ConfigError("out", str(path), f"it is of another {other[0]}: name another file")
+    return earlier
+
+
+def measure(options: argparse.Namespace, checkpoint: str, found: dict[str, Any]) -> dict[str, Any]:
+    """All agents asked for, at their budgets, and the model's success over the oracle's, beside what was found before."""
     agents = options.agents or [agent for agent in AGENTS if agent != "cloning" or options.cloning]
     jobs = [(agent, None) for agent in ("random", "expert", "cloning")]
     jobs += [("oracle", budget) for budget in options.oracle] + [("model", budget) for budget in options.budgets]
-    found: dict[str, Any] = {}
-    rows: dict[tuple[str, int | None], list[dict[str, Any]]] = {}
+    rows = {
+        (agent, int(budget)): entry["episodes"]
+        for agent in ("oracle", "model")
+        for budget, entry in found.get(agent, {}).items()
+    }
     for agent, budget in jobs:
         if agent not in agents:
             continue
@@ -118,6 +142,9 @@ def measure(options: argparse.Namespace, checkpoint: str) -> dict[str, Any]:
         low, high = entry["wilson_95"]
         frames = f", {budget} frames a plan" if budget else ""
         print(f"{agent}{frames}: {entry['rate']:.0%} of {entry['n']} ({low:.0%} to {high:.0%})", flush=True)
+    for agent in ("oracle", "model"):
+        if agent in found:
+            found[agent] = dict(sorted(found[agent].items(), key=lambda item: int(item[0])))
     return found
 
 
@@ -141,23 +168,29 @@ def main() -> None:
     checkpoint = options.checkpoint or f"nano-{options.env}"
     if options.folder:
         options.folder.mkdir(parents=True, exist_ok=True)
+    rule = RULES[options.env]
     try:
-        found = measure(options, checkpoint)
+        facts = {
+            "env": rule.env_id,
+            "goals": options.goals,
+            "cost": options.cost,
+            "planner": options.planner,
+            "seed": 42,
+            "success": rule.__doc__.partition("\n")[0],
+            "tolerances": {name: getattr(rule, name) for name in ("reach", "least", "turn") if hasattr(rule, name)},
+            "checkpoint": {"name": Path(checkpoint).name, "sha256": fingerprint(checkpoint_path(checkpoint))},
+        }
+        earlier = earlier_result(options.out, facts)
+        found = measure(options, checkpoint, {agent: earlier[agent] for agent in AGENTS if agent in earlier})
+        cloned_by = earlier.get("cloned") if options.cloning is None else {"sha256": fingerprint(options.cloning)}
     except EmuEmbodiedError as error:
         raise SystemExit(f"protocol_a: {error}") from None
-    rule, played = RULES[options.env], max((entry["episodes"] for entry in _entries(found)), key=len, default=[])
+    played = max((entry["episodes"] for entry in _entries(found)), key=len, default=[])
     result = {
-        "env": rule.env_id,
-        "goals": options.goals,
-        "cost": options.cost,
-        "planner": options.planner,
-        "seed": 42,
+        **facts,
         "rows": [[row["seed"], row["step"]] for row in played],
-        "success": rule.__doc__.partition("\n")[0],
-        "tolerances": {name: getattr(rule, name) for name in ("reach", "least", "turn") if hasattr(rule, name)},
-        **found,
-        "checkpoint": {"name": Path(checkpoint).name, "sha256": fingerprint(checkpoint_path(checkpoint))},
-        **({"cloned": {"sha256": fingerprint(options.cloning)}} if "cloning" in found else {}),
+        **{agent: found[agent] for agent in AGENTS if agent in found},
+        **({"cloned": cloned_by} if "cloning" in found else {}),
         "machine": machine(torch.device("cpu")),
         "versions": versions() | {name: metadata.version(name) for name in ("mujoco", "gymnasium")},
     }

@@ -171,6 +171,16 @@ def test_the_benchmark_plays_it_once_and_reports(untrained: Path, tmp_path: Path
     protocol_a.main()
     assert json.loads((tmp_path / "out.json").read_text()) == found
     assert capsys.readouterr().err == ""  # nothing was played again
+    monkeypatch.setattr(sys, "argv", [*words[:3], "--agents", "expert", *words[8:10], *words[12:]])
+    protocol_a.main()
+    more = json.loads((tmp_path / "out.json").read_text())
+    assert more.pop("expert")["n"] == 2 and more == found, "what was not played anew is kept"
+    monkeypatch.setattr(sys, "argv", [*words[:3], "--goals", "random", *words[3:]])
+    with pytest.raises(SystemExit, match="out: .*out.json; it is of another goals"):
+        protocol_a.main()
+    (tmp_path / "out.json").write_text("[]")
+    with pytest.raises(SystemExit, match="it is no result of this benchmark"):
+        protocol_a.main()
 
 
 def test_a_missing_policy_is_named(tmp_path: Path, monkeypatch):
