@@ -9,7 +9,10 @@ import pytest
 import emu_embodied
 import emu_embodied.envs
 from emu_embodied.commands import main
+from emu_embodied.commands._config import compose_config
+from emu_embodied.commands._runs import shipped_proposer
 from emu_embodied.data.frame_cache import save_frame_cache
+from emu_embodied.errors import ConfigError
 from emu_embodied.loading import checkpoint_path
 from emu_embodied.rollouts.episodes import record_frames
 from emu_embodied.rollouts.quality import Truth, quick_quality
@@ -54,6 +57,18 @@ def test_the_readme_example_dreams(model):
     assert observations["pixels"].shape == (3, 64, 64, 3)
     worlds.step(np.zeros((3, 2), np.float32))
     worlds.close()
+
+
+def test_each_env_has_its_own_checkpoint_and_who_has_none_is_told(capsys):
+    for verb in ("plan", "evaluate"):
+        assert [compose_config(verb, [f"env={env}"]).checkpoint for env in ("tabletop", "pusht")] == [
+            NAME,
+            "nano-pusht",
+        ]
+    with pytest.raises(ConfigError, match="subgoals: .*no shipped checkpoint draws key frames of reacher"):
+        shipped_proposer(compose_config("plan", ["env=reacher"]).env, "subgoals")
+    assert main(["plan", "env=reacher", "goal=reward", "episodes=1"]) == 2
+    assert "checkpoint: nano-reacher; choose one of" in capsys.readouterr().err
 
 
 def test_plan_writes_what_it_promises(tmp_path, capsys):

@@ -1,9 +1,11 @@
-"""Where a verb writes: a new folder named by the time, or one to go on with. Knows no verb."""
+"""What several verbs ask of their configuration: where to write, and who draws key frames. Knows no verb."""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
+
+from omegaconf import DictConfig
 
 from emu_embodied.errors import ConfigError
 
@@ -36,3 +38,19 @@ def run_folder(out: str, resume: str | None, journal: str) -> Path:
         except OSError as error:
             raise ConfigError("out", out, f"{error.strerror}; choose a folder that can be written") from None
     raise ConfigError("out", out, "a thousand runs began in this second; choose another folder")
+
+
+def shipped_proposer(env: DictConfig, field: str) -> str:
+    """The shipped checkpoint that draws key frames of an env.
+
+    Args:
+        env: a configuration of the group `env`.
+        field: the key that another one can be named by.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if not env.get("proposer"):
+        rule = f"no shipped checkpoint draws key frames of {env.name}: name one that `train stage=language` made"
+        raise ConfigError(field, None, rule)
+    return env.proposer

@@ -17,7 +17,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from emu_embodied.commands._runs import run_folder
+from emu_embodied.commands._runs import run_folder, shipped_proposer
 from emu_embodied.errors import ConfigError
 
 PACKAGES = ("emu-embodied", "torch", "mujoco", "gymnasium", "numpy")
@@ -119,26 +119,20 @@ def _model_maker(config: DictConfig):
 
 def _proposer_name(config: DictConfig) -> str:
     if config.subgoals is None:
-        return _learnt(config)
+        return shipped_proposer(config.env, "subgoals")
     return "true" if config.subgoals is True else str(config.subgoals)  # YAML reads the word as a truth value
-
-
-def _learnt(config: DictConfig) -> str:
-    """The checkpoint that proposes subgoals in an env."""
-    if not config.env.get("proposer"):
-        rule = f"no shipped checkpoint draws key frames of {config.env.name}: name one that `train stage=language` made"
-        raise ConfigError("subgoals", config.subgoals, rule)
-    return config.env.proposer
 
 
 def _proposer_maker(config: DictConfig):
     """What loads the learnt proposer of subgoals, in this process or in a worker's; None where a control needs none."""
     from emu_embodied.rollouts.following import CONTROLS
 
-    name = _proposer_name(config)
-    if config.goal != "language" or name in set(CONTROLS) - {"shuffled"}:
+    if config.goal != "language":
         return None
-    name = _learnt(config) if name == "shuffled" else name
+    name = _proposer_name(config)
+    if name in set(CONTROLS) - {"shuffled"}:
+        return None
+    name = shipped_proposer(config.env, "subgoals") if name == "shuffled" else name
     return functools.partial(_load_proposer, name, config.engine, config.subgoal_passes)
 
 

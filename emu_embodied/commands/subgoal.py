@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from emu_embodied.commands._runs import run_folder
+from emu_embodied.commands._runs import run_folder, shipped_proposer
 from emu_embodied.errors import ConfigError
 
 MODES = ("subgoals", "edit", "continue")
@@ -31,9 +31,6 @@ def run(config: DictConfig) -> None:
     from emu_embodied.storage import write_json
     from emu_embodied.subgoals import likelihood
 
-    if config.checkpoint is None:
-        rule = f"no shipped checkpoint draws key frames of {config.env.name}: name one that `train stage=language` made"
-        raise ConfigError("checkpoint", None, rule)
     if config.mode not in MODES:
         raise ConfigError("mode", config.mode, f"choose one of {MODES}")
     if config.instruction is not None and not isinstance(config.instruction, str):
@@ -41,7 +38,8 @@ def run(config: DictConfig) -> None:
     if type(config.seed) is not int or config.seed < 0:
         raise ConfigError("seed", config.seed, "give a whole number of at least 0")
     names = ("engine", "samples", "passes", "decoding", "temperature", "caption_temperature", "guidance")
-    proposer = load_proposer(config.checkpoint, **{name: config[name] for name in names})
+    checkpoint = config.checkpoint or shipped_proposer(config.env, "checkpoint")
+    proposer = load_proposer(checkpoint, **{name: config[name] for name in names})
     start = _start(config, proposer)
     began = time.monotonic()
     chains = _draw(config, proposer, start)
@@ -57,7 +55,7 @@ def run(config: DictConfig) -> None:
         "chains": [[_row(subgoal) for subgoal in chain] for chain in chains],
         "seconds": seconds,
         "decoding": asdict(proposer.config),
-        "config": OmegaConf.to_container(config, resolve=True),
+        "config": OmegaConf.to_container(config, resolve=True) | {"checkpoint": str(checkpoint)},
     }
     write_json(folder / "subgoals.json", facts)
     _tell(chains[0], seconds, picture, config.mode)
