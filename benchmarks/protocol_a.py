@@ -1,7 +1,7 @@
 """Planning by protocol A: from a recorded scene to its trajectory's scene 25 control steps on, seen in one frame.
 
     python -m benchmarks.protocol_a --env tabletop|pusht [--budgets 1024 2048 4096 8192] [--goals expert|random|background]
-        [--planner cem] [--cost positions] [--cloning FOLDER] [--episodes 50] [--folder FOLDER] [--out FILE]
+        [--planner cem] [--cost positions] [--cloning FOLDER] [--episodes 50] [--device cpu] [--folder FOLDER] [--out FILE]
 
 What is an episode, and what is drawn with the seed 42, is in `rollouts/protocol.py`; what is success, in `rollouts/scenes.py`.
 Beside the model stand random actions, the recorded actions once more ("expert"), the same planner in the true simulator
@@ -50,7 +50,7 @@ PUSHED_CM = 1.25  # PushT's 20 px: nearer goals ask for no push
 def play(options: argparse.Namespace, agent: str, budget: int | None, checkpoint: str) -> list[dict[str, Any]]:
     """The episodes of one agent at one budget of predicted frames a plan."""
     planner = budget_planner(options.planner, budget or 4096)
-    label, load_agent = "", functools.partial(load, checkpoint, device="cpu")
+    label, load_agent = "", functools.partial(load, checkpoint, device=options.device)
     if agent == "model":
         label = weights_label(checkpoint, 1)
     elif agent == "cloning":
@@ -161,6 +161,9 @@ def main() -> None:
     parser.add_argument("--cloning", type=Path, help="folder of the cloned policy")
     parser.add_argument("--checkpoint", help="by default the env's nano")
     parser.add_argument("--episodes", type=int, default=50)
+    parser.add_argument(
+        "--device", default="cpu", help="where the model imagines: cpu, or cuda for --budgets 45056 90112"
+    )
     parser.add_argument("--folder", type=Path, help="keep each episode here as it finishes, and go on from there")
     parser.add_argument("--report", action="store_true", help="play nothing, report what the folder holds")
     parser.add_argument("--out", type=Path, help="write the JSON here")
@@ -191,7 +194,7 @@ def main() -> None:
         "rows": [[row["seed"], row["step"]] for row in played],
         **{agent: found[agent] for agent in AGENTS if agent in found},
         **({"cloned": cloned_by} if "cloning" in found else {}),
-        "machine": machine(torch.device("cpu")),
+        "machine": machine(torch.device(options.device)),
         "versions": versions() | {name: metadata.version(name) for name in ("mujoco", "gymnasium")},
     }
     if options.out:
