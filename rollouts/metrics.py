@@ -115,7 +115,8 @@ def rollout_table(
         ]
         rows.append(valid_horizon(rollouts))
     if probes is not None:
-        rows += [row for k in rollouts.horizons for row in probe_rows(rollouts, probes, k)]
+        rows += agreement_rows(rollouts, probes)
+        rows += [feature_row(rollouts, probes, k) for k in rollouts.horizons if probes.state]
     return rows + token_rows(model, truth)
 
 
@@ -193,22 +194,26 @@ def valid_horizon(rollouts: Rollouts) -> Row:
     return Row(f"valid horizon, steps of {rollouts.steps}", 0, len(loop.errors), float(k))
 
 
-def probe_rows(rollouts: Rollouts, probes, k: int) -> list[Row]:
-    """Action agreement at step k (1 is as good as real frames), and the Frechet distance of probe features."""
-    before = rollouts.context if k == 1 else None
-    true, real = rollouts.actions[:, k - 1], rollouts.real
-    floor = np.abs(probes.actions(rollouts.context if k == 1 else real[:, k - 2], real[:, k - 1]) - true).mean(-1)
-    read = {}
-    for way in ("model", "round_trip"):
-        frames = rollouts.frames[way]
-        earlier = before if before is not None else frames[:, k - 2]
-        read[way] = np.abs(probes.actions(earlier, frames[:, k - 1]) - true).mean(-1) / floor.mean()
-    rows = [rollouts.row("action error over that on real frames", k, read)]
-    if probes.state:
-        wanted = probes.features(real[:, k - 1])
-        apart = {way: frechet_distance(probes.features(f[:, k - 1]), wanted) for way, f in rollouts.frames.items()}
-        rows.append(Row("probe-FD", k, len(real), **apart))
+def agreement_rows(rollouts: Rollouts, probes) -> list[Row]:
+    """Action agreement, 1 being as good as real frames: at each horizon, and (step 0) over all steps of the dreams."""
+    off = {}
+    for way, frames in {"real": rollouts.real, **rollouts.frames}.items():
+        if way != "copy_last":
+            earlier = np.concatenate([rollouts.context[:, None], frames[:, :-1]], 1)
+            off[way] = np.abs(probes.actions(earlier, frames) - rollouts.actions).mean(-1)  # (W, T)
+    real, rows = off.pop("real"), []
+    for k in (*rollouts.horizons, 0):
+        some = slice(k - 1, k) if k else slice(None)
+        ratios = {way: errors[:, some].mean(-1) / real[:, some].mean() for way, errors in off.items()}
+        rows.append(rollouts.row("action error over that on real frames", k, ratios))
     return rows
+
+
+def feature_row(rollouts: Rollouts, probes, k: int) -> Row:
+    """The Frechet distance of the state probe's features at step k."""
+    wanted = probes.features(rollouts.real[:, k - 1])
+    apart = {way: frechet_distance(probes.features(f[:, k - 1]), wanted) for way, f in rollouts.frames.items()}
+    return Row("probe-FD", k, len(wanted), **apart)
 
 
 @torch.inference_mode()

@@ -105,6 +105,23 @@ def test_a_model_that_lags_is_found_out(lag, horizon, monkeypatch):
     assert len(lines) == len(rows) + 2 and all(line.count("|") == 8 for line in lines)
 
 
+def test_action_agreement_is_one_where_dreams_are_real_and_is_of_all_steps_too():
+    truth, config = quality.Truth(held_out(), WORLD), ProbeConfig(64, (), 2, width=4, points=4)
+    torch.manual_seed(0)
+    probes = Probes(config, InverseDynamics(config), None, {})
+    for lag in (0, 2):
+        rollouts = metrics.Rollouts(Follower(truth, lag), truth, (1, 4))
+        one, four, whole = metrics.agreement_rows(rollouts, probes)
+        assert (one.step, four.step, whole.step) == (1, 4, 0) and whole.n == truth.episodes
+        for row in (one, four, whole):
+            assert row.round_trip == pytest.approx(1) and (lag or row.model == pytest.approx(1))
+    dreamt, real = (
+        np.abs(probes.actions(np.concatenate([rollouts.context[:, None], f[:, :-1]], 1), f) - rollouts.actions).mean()
+        for f in (rollouts.frames["model"], rollouts.real)
+    )
+    assert whole.model == pytest.approx(dreamt / real)
+
+
 def test_a_real_token_model_gets_every_row(tmp_path):
     truth, model = quality.Truth(held_out(), WORLD), tiny_world_model()
     config = ProbeConfig(64, tuple(WORLD.objects), 2, width=4, points=4)
