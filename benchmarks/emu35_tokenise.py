@@ -9,20 +9,16 @@ sentence; "images" are visual tokens written out. FOLDER holds the published `em
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import time
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from benchmarks.timing import machine, versions
+from benchmarks.timing import publish
 from emu_embodied.emu35.text import Emu35Text, load_text_tokenizer
 from emu_embodied.metrics import bootstrap_interval
-from emu_embodied.storage import write_json
 
 SEED = 0
 ENGLISH = """The robot waits at the edge of the table until somebody tells it which of the cubes it should move first.
@@ -101,15 +97,7 @@ def main() -> None:
     tokenizer = load_text_tokenizer(arguments.tokenizer)
     result = {"seconds_to_load": time.perf_counter() - begun}
     result |= measure(tokenizer, int(arguments.megabytes * 1e6), arguments.repeats)
-    result |= {
-        "size": tokenizer.size,
-        "seed": SEED,
-        "machine": machine(torch.device("cpu")),
-        "versions": versions() | {"tiktoken": metadata.version("tiktoken")},
-    }
-    if arguments.out:
-        write_json(arguments.out, result)
-    print(json.dumps(result))
+    publish(result | {"size": tokenizer.size, "seed": SEED}, arguments.out, ("tiktoken",))
 
 
 if __name__ == "__main__":

@@ -12,22 +12,17 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 
-import torch
-
-from benchmarks.timing import machine, versions
+from benchmarks.timing import publish
 from emu_embodied.loading import load, weights_label
 from emu_embodied.metrics import bootstrap_interval
 from emu_embodied.policies.planner import PlannerConfig
 from emu_embodied.policies.planners import planner_config
 from emu_embodied.rollouts.planning import PlanningSettings, evaluate_planning, summarise
-from emu_embodied.storage import write_json
 
 ENV, CHECKPOINT, SEED = "emu_embodied/TabletopPush-v0", "nano-tabletop", 10_000_000
 ROUNDS = {512: 2, 1536: 3}  # of the sampling planners; those of other budgets as of the nearest
@@ -103,7 +98,7 @@ def measure(
 
 
 def main() -> None:
-    """Measures, prints JSON, and writes it where asked to."""
+    """Measures, and prints JSON or writes it where asked to."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.planners", description=__doc__.partition("\n")[0])
     parser.add_argument("--episodes", type=int, default=50, help="of each planner at each budget")
     parser.add_argument("--frames", type=int, nargs="+", default=[512, 1536], help="predicted frames a plan, at most")
@@ -111,7 +106,7 @@ def main() -> None:
     parser.add_argument("--oracle", action="store_true", help="imagine in the true simulator")
     parser.add_argument("--workers", type=int, default=1, help="processes; more of them make seconds a plan longer")
     parser.add_argument("--folder", type=Path, help="keep each episode here as it finishes, and go on from there")
-    parser.add_argument("--out", type=Path, help="also write the JSON here")
+    parser.add_argument("--out", type=Path, help="write the JSON here")
     arguments = parser.parse_args()
     names = [name for name in arguments.planners if not (arguments.oracle and name == "gradient")]
     seeds = range(SEED, SEED + arguments.episodes)
@@ -122,12 +117,8 @@ def main() -> None:
         "episodes": arguments.episodes,
         "seed": SEED,
         "workers": arguments.workers,
-        "machine": machine(torch.device("cpu")),
-        "versions": versions() | {name: metadata.version(name) for name in ("mujoco", "gymnasium")},
     }
-    if arguments.out:
-        write_json(arguments.out, result)
-    print(json.dumps(result))
+    publish(result, arguments.out, ("mujoco", "gymnasium"))
 
 
 if __name__ == "__main__":

@@ -18,15 +18,13 @@ from pathlib import Path
 
 import gymnasium
 import numpy as np
-import torch
 
 import emu_embodied.envs  # noqa: F401
-from benchmarks.timing import machine, versions
+from benchmarks.timing import publish
 from emu_embodied.loading import load
 from emu_embodied.metrics import bootstrap_interval
 from emu_embodied.rollouts.play import Play
 from emu_embodied.rollouts.serve import PlayServer
-from emu_embodied.storage import write_json
 
 WARM_UP = 5  # steps that are not timed
 
@@ -89,12 +87,8 @@ def main() -> None:
         "dream": measure(arguments.checkpoint, arguments.steps, False),
         "dream_and_simulator": measure(arguments.checkpoint, arguments.steps, True),
         "cores": os.cpu_count(),
-        "machine": machine(torch.device("cpu")),
-        "versions": versions(),
     }
-    if arguments.out:
-        write_json(arguments.out, result)
-    print(json.dumps(result))
+    publish(result, arguments.out)
 
 
 if __name__ == "__main__":

@@ -18,13 +18,10 @@ import functools
 import json
 import sys
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from benchmarks.timing import machine, versions
+from benchmarks.timing import publish
 from emu_embodied.checkpoint import fingerprint
 from emu_embodied.cloning import ClonedPolicy, load_policy
 from emu_embodied.errors import ConfigError, EmuEmbodiedError
@@ -41,7 +38,6 @@ from emu_embodied.rollouts.protocol import (
     summarise,
 )
 from emu_embodied.rollouts.scenes import RULES
-from emu_embodied.storage import write_json
 
 LOOSE = {"tabletop": ("rate_within_4_cm", 2.0), "pusht": ("rate_within_40_px_and_40_degrees", 2.0)}
 PUSHED_CM = 1.25  # PushT's 20 px: nearer goals ask for no push
@@ -194,14 +190,8 @@ def main() -> None:
         "rows": [[row["seed"], row["step"]] for row in played],
         **{agent: found[agent] for agent in AGENTS if agent in found},
         **({"cloned": cloned_by} if "cloning" in found else {}),
-        "machine": machine(torch.device(options.device)),
-        "versions": versions() | {name: metadata.version(name) for name in ("mujoco", "gymnasium")},
     }
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        write_json(options.out, result)
-    else:
-        print(json.dumps(result))
+    publish(result, options.out, ("mujoco", "gymnasium"), options.device)
 
 
 def _entries(found: dict[str, Any]):

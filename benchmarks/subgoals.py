@@ -15,17 +15,15 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import sys
 import time
 from dataclasses import asdict, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.timing import machine, versions
+from benchmarks.timing import publish
 from emu_embodied.errors import EmuEmbodiedError
 from emu_embodied.loading import load, weights_label
 from emu_embodied.policies.cem import CEMConfig
@@ -35,7 +33,6 @@ from emu_embodied.rollouts.journal import open_journal
 from emu_embodied.rollouts.protocol import ratio
 from emu_embodied.rollouts.spoken import spoken_starts
 from emu_embodied.rollouts.subgoal_evaluation import Bench, ImageSettings, LoopSettings, difference, rate
-from emu_embodied.storage import write_json
 
 PROPOSERS = ("learnt", "filtered", "true", "none", "copy", "retrieved", "shuffled", "random")
 TRIES = 4  # drawings of "filtered"
@@ -213,14 +210,8 @@ def main() -> None:
         "others_within_cm": evaluation.STRAY_CM,
         "reached_within_cm": evaluation.REACH_CM,
         **found,
-        "machine": machine(torch.device("cpu")),
-        "versions": versions() | {name: metadata.version(name) for name in ("mujoco", "gymnasium")},
     }
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        write_json(options.out, result)
-    else:
-        print(json.dumps(result))
+    publish(result, options.out, ("mujoco", "gymnasium"))
 
 
 if __name__ == "__main__":

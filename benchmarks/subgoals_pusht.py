@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 import emu_embodied.envs  # noqa: F401  registers them
-from benchmarks.timing import machine, versions
+from benchmarks.timing import publish
 from emu_embodied.envs.tee import AIMS_CM
 from emu_embodied.errors import EmuEmbodiedError
 from emu_embodied.loading import load, load_proposer, weights_label
@@ -34,7 +34,6 @@ from emu_embodied.policies.cem import CEMConfig
 from emu_embodied.rollouts.following import Following
 from emu_embodied.rollouts.planning import PlanningSettings, evaluate_planning
 from emu_embodied.rollouts.subgoal_evaluation import FIRST, difference, rate
-from emu_embodied.storage import write_json
 from emu_embodied.types import AGENT_POS, PIXELS, Observation
 
 ENV_ID = "emu_embodied/PushT-v0"
@@ -138,14 +137,8 @@ def main() -> None:
         "planner": asdict(PLANNER),
         "steps": options.steps,
         **found,
-        "machine": machine(torch.device("cpu")),
-        "versions": versions(),
     }
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        write_json(options.out, result)
-    else:
-        print(json.dumps(result))
+    publish(result, options.out, ("gym-pusht", "pymunk"))
 
 
 if __name__ == "__main__":

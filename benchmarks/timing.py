@@ -1,7 +1,8 @@
-"""How frames are timed: on a step engine, in a row, each with the commit of the one before. Knows no checkpoint."""
+"""How frames are timed: on a step engine, in a row, each with the commit of the one before; on what. Knows no checkpoint."""
 
 from __future__ import annotations
 
+import json
 import platform
 import statistics
 import time
@@ -13,6 +14,7 @@ import torch
 
 from emu_embodied.decoding import autoregressive, dida, exact
 from emu_embodied.decoding.config import DecodingConfig
+from emu_embodied.storage import write_json
 
 METHODS = {"autoregressive": autoregressive, "exact": exact, "dida": dida}
 FRAMES = 2  # timed in a row
@@ -103,6 +105,24 @@ def time_calls(function: Callable[[], None], device: torch.device, budget: float
         synchronize(device)
         times.append(time.perf_counter() - begun)
     return times
+
+
+def publish(result: dict, out: Path | None, packages: tuple[str, ...] = (), device: str = "cpu") -> None:
+    """Writes a result with what it ran on as JSON, or prints it where no file is named.
+
+    Args:
+        result: of JSON's types.
+        out: the file; its folder is made.
+        packages: further ones that the figures depend on.
+        device: that was used.
+    """
+    known = versions() | {name: metadata.version(name) for name in packages}
+    result = {**result, "machine": machine(torch.device(device)), "versions": known}
+    if out is None:
+        print(json.dumps(result))
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_json(out, result)
 
 
 def machine(device: torch.device) -> dict[str, object]:
