@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -156,6 +157,12 @@ def test_a_signal_ends_a_verb_cleanly(stop: int, code: int, monkeypatch, capsys:
     assert main(["doctor"]) == code
     printed = capsys.readouterr().err
     assert cleaned and printed.count("\n") == 1 and signal.getsignal(signal.SIGTERM) is before
+
+
+def test_doctor_names_extras_that_bring_what_is_missing():
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    for extra, distributions in doctor.OPTIONAL.values():
+        assert any(wanted.startswith(distributions) for wanted in project["optional-dependencies"][extra]), extra
 
 
 def test_doctor_names_a_missing_package(monkeypatch, capsys: pytest.CaptureFixture):

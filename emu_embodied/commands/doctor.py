@@ -14,6 +14,7 @@ from importlib import metadata, resources
 
 from omegaconf import DictConfig
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from emu_embodied.errors import ConfigError
@@ -28,14 +29,22 @@ REQUIRED = {
     "cv2": ("opencv-python", "opencv-python-headless"),
     "hydra": ("hydra-core",),
 }
+# The same of what extras bring -> the extra, and its distributions.
 OPTIONAL = {
-    "gym_pusht": ("gym-pusht",),
-    "gymnasium_robotics": ("gymnasium-robotics",),
-    "gym_aloha": ("gym-aloha",),
-    "metaworld": ("metaworld",),
-    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
-    "tensorrt": ("tensorrt", "tensorrt-cu12", "tensorrt-cu13"),
-    "tensorrt_rtx": ("tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu12-bindings"),
+    "onnxruntime": ("onnx", ("onnxruntime", "onnxruntime-gpu")),
+    "tensorrt": ("tensorrt", ("tensorrt", "tensorrt-cu12", "tensorrt-cu13")),
+    "tensorrt_rtx": ("tensorrt-rtx", ("tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu12-bindings")),
+    "gym_pusht": ("pusht", ("gym-pusht",)),
+    "gymnasium_robotics": ("robotics", ("gymnasium-robotics",)),
+    "gym_aloha": ("aloha", ("gym-aloha",)),
+    "metaworld": ("metaworld", ("metaworld",)),
+    "stable_baselines3": ("rl", ("stable-baselines3",)),
+    "stable_worldmodel": ("stable-worldmodel", ("stable-worldmodel",)),
+    "peft": ("lora", ("peft",)),
+    "torchao": ("quantisation", ("torchao",)),
+    "transformers": ("fvd", ("transformers",)),
+    "rerun": ("rerun", ("rerun-sdk",)),
+    "matplotlib": ("viz", ("matplotlib",)),
 }
 # In a process of its own, because a broken OpenGL driver may end it.
 RENDER = """
@@ -63,8 +72,8 @@ def run(config: DictConfig) -> None:
     table.add_row("python", platform.python_version())
     for name, version in versions.items():
         table.add_row(name, version or "missing")
-    for name, distributions in OPTIONAL.items():
-        table.add_row(name, _version(distributions) or "none (optional)")
+    for name, (extra, distributions) in OPTIONAL.items():
+        table.add_row(name, _version(distributions) or escape(f"none (optional: emu-embodied[{extra}])"))
     table.add_row("CUDA device", _cuda_device() if versions["torch"] else "none")
     table.add_row("MUJOCO_GL", os.environ.get("MUJOCO_GL", "unset"))
     table.add_row("offscreen render", ("fails" if rendering else "works") if config.render else "not tried")
