@@ -1,7 +1,8 @@
 """Planning by protocol A: from a recorded scene to its trajectory's scene 25 control steps on, seen in one frame.
 
     python -m benchmarks.protocol_a --env tabletop|pusht [--budgets 1024 2048 4096 8192] [--goals expert|random|background]
-        [--planner cem] [--cost positions] [--cloning FOLDER] [--episodes 50] [--device cpu] [--folder FOLDER] [--out FILE]
+        [--planner cem] [--cost positions] [--cloning FOLDER] [--episodes 50] [--seed 42] [--device cpu] [--folder FOLDER]
+        [--out FILE]
 
 What is an episode, and what is drawn with the seed 42, is in `rollouts/protocol.py`; what is success, in `rollouts/scenes.py`.
 Beside the model stand random actions, the recorded actions once more ("expert"), the same planner in the true simulator
@@ -40,6 +41,7 @@ from emu_embodied.rollouts.protocol import (
 from emu_embodied.rollouts.scenes import RULES
 
 LOOSE = {"tabletop": ("rate_within_4_cm", 2.0), "pusht": ("rate_within_40_px_and_40_degrees", 2.0)}
+SEED = 42  # the protocol's
 PUSHED_CM = 1.25  # PushT's 20 px: nearer goals ask for no push
 
 
@@ -52,10 +54,11 @@ def play(options: argparse.Namespace, agent: str, budget: int | None, checkpoint
     elif agent == "cloning":
         policy = cloned(options)
         label, load_agent = fingerprint(options.cloning), lambda: policy
-    settings = ProtocolSettings(options.env, agent, options.goals, options.cost, planner, model=label)
+    settings = ProtocolSettings(options.env, agent, options.goals, options.cost, planner, options.seed, label)
     name = "-".join(
         [options.env, options.goals, agent, *([options.cost, options.planner, str(budget)] if budget else [])]
     )
+    name += f"-seed-{options.seed}" if options.seed != SEED else ""
     journal = options.folder / f"{name}.jsonl" if options.folder else None
 
     if options.report:
@@ -158,6 +161,9 @@ def main() -> None:
     parser.add_argument("--checkpoint", help="by default the env's nano")
     parser.add_argument("--episodes", type=int, default=50)
     parser.add_argument(
+        "--seed", type=int, default=SEED, help="of the draw of rows; another than the protocol's to tune on"
+    )
+    parser.add_argument(
         "--device", default="cpu", help="where the model imagines: cpu, or cuda for --budgets 45056 90112"
     )
     parser.add_argument("--folder", type=Path, help="keep each episode here as it finishes, and go on from there")
@@ -174,7 +180,7 @@ def main() -> None:
             "goals": options.goals,
             "cost": options.cost,
             "planner": options.planner,
-            "seed": 42,
+            "seed": options.seed,
             "success": rule.__doc__.partition("\n")[0],
             "tolerances": {name: getattr(rule, name) for name in ("reach", "least", "turn") if hasattr(rule, name)},
             "checkpoint": {"name": Path(checkpoint).name, "sha256": fingerprint(checkpoint_path(checkpoint))},
