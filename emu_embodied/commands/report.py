@@ -55,7 +55,7 @@ def _beyond(config: dict[str, Any], words: list[str]) -> dict[str, Any]:
     """The leaves of a configuration that these words do not give it."""
     from emu_embodied.commands._config import compose_config
 
-    given = dict(_leaves(OmegaConf.to_container(compose_config("plan", words, complete=False))))
+    given = dict(_leaves(OmegaConf.to_container(compose_config("plan", words, complete=False), resolve=True)))
     return {key: value for key, value in _leaves(config) if key not in given or given[key] != value}
 
 
