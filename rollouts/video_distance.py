@@ -40,16 +40,18 @@ class VideoReader:
         remedy = "name a folder of a VideoMAE's config.json and model.safetensors, or a hub name that has these"
         try:
             described, _ = VideoMAEConfig.get_config_dict(source)
-            if described.get("model_type") != "videomae":
-                raise ConfigError("fvd", source, f"it is a {described.get('model_type')}: {remedy}")
-            config = VideoMAEConfig.from_dict(described)
-            self.model, loaded = VideoMAEModel.from_pretrained(
-                source, config=config, use_safetensors=True, trust_remote_code=False, output_loading_info=True
-            )
+            config, kind = VideoMAEConfig.from_dict(described), described.get("model_type")
+            found = {"missing_keys": []}
+            if kind == "videomae":
+                self.model, found = VideoMAEModel.from_pretrained(
+                    source, config=config, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+                )
         except (OSError, ValueError, RuntimeError) as error:
             raise ConfigError("fvd", source, f"{remedy} ({str(error).splitlines()[0]})") from None
-        if loaded["missing_keys"]:
-            raise ConfigError("fvd", source, f"weights are missing, {sorted(loaded['missing_keys'])[0]}: {remedy}")
+        if kind != "videomae":
+            raise ConfigError("fvd", source, f"it is a {kind}: {remedy}")
+        if found["missing_keys"]:
+            raise ConfigError("fvd", source, f"weights are missing, {sorted(found['missing_keys'])[0]}: {remedy}")
         self.model.eval()
         self.length, self.size = config.num_frames, config.image_size
 

@@ -194,7 +194,7 @@ def test_who_asks_for_a_video_distance_is_told_what_is_missing(tmp_path):
     with pytest.raises(ConfigError, match="model.safetensors"):
         VideoReader(str(folder))
     (folder / "config.json").write_text(json.dumps({"model_type": "vit"}))
-    with pytest.raises(ConfigError, match="it is a vit"):
+    with pytest.raises(ConfigError, match="^fvd: [^;]*; it is a vit: "):
         VideoReader(str(folder))
 
 
