@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 
+_ABSENT = object()
+
+
 class EmuEmbodiedError(Exception):
-    """Base class of every error that a user can mend.
+    """Base class of every error that a user can mend. It survives pickling, and being made anew from its message alone.
 
     Args:
         field: what was wrong ("action", "preset", a file's path).
@@ -15,14 +18,37 @@ class EmuEmbodiedError(Exception):
         field, value, remedy: the three arguments.
     """
 
-    def __init__(self, field: str, value: object, remedy: str) -> None:
-        shown = value if isinstance(value, str) else repr(value)
+    def __init__(self, field: str, value: object = _ABSENT, remedy: str = "") -> None:
+        if value is _ABSENT:  # Gymnasium's async workers and loggers make an error anew from its message alone
+            super().__init__(field)
+            self.field, self.value, self.remedy = "", None, ""
+            return
+        shown = value if isinstance(value, str) else _shown(value)
         shown = shown if len(shown) <= 120 else shown[:117] + "..."
         super().__init__(f"{field}: {shown}; {remedy}")
         self.field, self.value, self.remedy = field, value, remedy
 
     def __reduce__(self):
-        return type(self), (self.field, self.value, self.remedy)
+        return _rebuild, (type(self), str(self), self.field, _portable(self.value), self.remedy)
+
+
+def _shown(value: object) -> str:
+    """`repr`, of values that have one: a number of more than 4,300 digits has none."""
+    try:
+        return repr(value)
+    except Exception:
+        return f"a {type(value).__name__} that cannot be shown"
+
+
+def _portable(value: object) -> object:
+    """The value where another process can have it, else how it is shown."""
+    return value if isinstance(value, str | int | float | bool | None) else _shown(value)
+
+
+def _rebuild(kind: type[EmuEmbodiedError], message: str, field: str, value: object, remedy: str) -> EmuEmbodiedError:
+    error = kind(message)
+    error.field, error.value, error.remedy = field, value, remedy
+    return error
 
 
 class InputError(EmuEmbodiedError, ValueError):

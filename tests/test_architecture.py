@@ -16,11 +16,12 @@ OUTER = ("envs", "policies", "rollouts", "configs")  # folders beside emu_embodi
 ALLOWED = {
     "protocols": {"types"},
     "noise": set(),
-    "decoding": {"noise", "protocols", "types", "errors"},
+    "decoding": {"noise", "protocols", "types", "errors", "validation"},
     "engines": {
         "attention",
         "decoding",
         "errors",
+        "validation",
         "protocols",
         "static_step",
         "step",
@@ -39,15 +40,16 @@ ALLOWED = {
         "types",
         "protocols",
         "errors",
+        "validation",
     },
-    "grammar": {"vocabulary", "errors"},
-    "streams": {"transformer", "errors"},
-    "generation": {"decoding", "errors", "grammar", "streams", "transformer", "vocabulary"},
-    "subgoals": {"decoding", "errors", "protocols", "streams", "types", "world_model"},
-    "policies": {"types", "protocols", "errors"},
-    "envs": {"types", "protocols", "errors"},
-    "policies.lerobot_plugin": {"types", "protocols", "errors", "policies", "envs", "rollouts", "data"},
-    "rollouts": {"types", "protocols", "metrics", "envs", "policies", "errors", "data", "storage"},
+    "grammar": {"vocabulary", "errors", "validation"},
+    "streams": {"transformer", "errors", "validation"},
+    "generation": {"decoding", "errors", "validation", "grammar", "streams", "transformer", "vocabulary"},
+    "subgoals": {"decoding", "errors", "validation", "protocols", "streams", "types", "world_model"},
+    "policies": {"types", "protocols", "errors", "validation"},
+    "envs": {"types", "protocols", "errors", "validation"},
+    "policies.lerobot_plugin": {"types", "protocols", "errors", "validation", "policies", "envs", "rollouts", "data"},
+    "rollouts": {"types", "protocols", "metrics", "envs", "policies", "errors", "validation", "data", "storage"},
 }
 # The doors by which a name becomes a model: they alone import `loading`, inside functions.
 DOORS = ("commands", "envs.registration", "policies.lerobot_plugin", "")

@@ -63,7 +63,8 @@ def verbs() -> dict[str, str]:
 
 def _dispatch(arguments: list[str]) -> None:
     from emu_embodied import __version__
-    from emu_embodied.commands._config import compose_config, suggest
+    from emu_embodied.commands._config import compose_config
+    from emu_embodied.validation import suggest
 
     known = verbs()
     if not arguments or arguments[0] in HELP:

@@ -6,7 +6,6 @@ instantiates a `_target_`.
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Collection, Iterator
@@ -20,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from emu_embodied.errors import ConfigError
+from emu_embodied.validation import suggest
 
 CONFIGS = "emu_embodied.configs"
 KINDS = {
@@ -69,12 +69,6 @@ def group_options(verb: str) -> dict[str, list[str]]:
     """The config groups that a verb uses, each with its options."""
     with initialize_config_module(CONFIGS, version_base="1.3"):
         return _group_options(verb)
-
-
-def suggest(word: str, options: Collection[str]) -> str:
-    """A remedy for an unknown word: the nearest option, if one is near, and all of them."""
-    near = difflib.get_close_matches(word, options, 1)
-    return (f"did you mean {near[0]}? " if near else "") + f"choose among: {', '.join(options) or '(none)'}"
 
 
 def _group_options(verb: str) -> dict[str, list[str]]:

@@ -1,0 +1,77 @@
+"""Checks of single values: each returns the value in its plain type or raises the one typed error. Knows only the errors."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import numbers
+from collections.abc import Collection
+
+from emu_embodied.errors import ConfigError, EmuEmbodiedError
+
+Kind = type[EmuEmbodiedError]
+
+
+def whole_number(
+    field: str, value: object, least: int | None = 0, most: int | None = None, error: Kind = ConfigError
+) -> int:
+    """Returns an integer of Python's or NumPy's as an int. Booleans and floats are refused.
+
+    Args:
+        field: the name of the value, for the error.
+        value: what was given.
+        least, most: the smallest and the largest value allowed; None for no limit.
+        error: the class of the error.
+
+    Raises:
+        EmuEmbodiedError: of the class `error`: another type, or outside the range.
+    """
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool) and _within(value, least, most):
+        return int(value)
+    raise error(field, value, f"give a whole number{_range(least, most)}")
+
+
+def number(
+    field: str, value: object, least: float | None = None, most: float | None = None, error: Kind = ConfigError
+) -> float:
+    """Returns a finite real number of Python's or NumPy's as a float. Booleans are refused.
+
+    Args:
+        field, value, least, most, error: as for `whole_number`.
+
+    Raises:
+        EmuEmbodiedError: of the class `error`: another type, not finite, or outside the range.
+    """
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if real and math.isfinite(value) and _within(value, least, most):
+        return float(value)
+    raise error(field, value, f"give a finite number{_range(least, most)}")
+
+
+def choice(field: str, value: object, options: Collection[str], error: Kind = ConfigError) -> str:
+    """Returns a text that is one of `options`.
+
+    Raises:
+        EmuEmbodiedError: of the class `error`: it is none of them; the remedy suggests the nearest.
+    """
+    if isinstance(value, str) and value in options:
+        return value
+    raise error(field, value, suggest(value, options))
+
+
+def suggest(word: object, options: Collection[str]) -> str:
+    """A remedy for an unknown word: the nearest option, if one is near, and all of them."""
+    near = difflib.get_close_matches(word, options, 1) if isinstance(word, str) else []
+    return (f"did you mean {near[0]}? " if near else "") + f"choose among: {', '.join(options) or '(none)'}"
+
+
+def _within(value, least, most) -> bool:
+    return (least is None or value >= least) and (most is None or value <= most)
+
+
+def _range(least, most) -> str:
+    if least is not None and most is not None:
+        return f" from {least} to {most}"
+    if least is not None:
+        return f" of at least {least}"
+    return "" if most is None else f" of at most {most}"
