@@ -435,8 +435,8 @@ def test_bad_words_are_refused(arms, word: str, field: str, tmp_path, monkeypatc
 
 @pytest.mark.parametrize("recorded", [True, False])
 def test_nothing_is_learnt_of_labels_that_were_not_recorded(recorded: bool):
-    from test_training import frames
     from tiny import tiny_world_model
+    from tiny_training import frames
 
     from emu_embodied.training.objectives import TrajectoryConfig, TrajectoryObjective
 

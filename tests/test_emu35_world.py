@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from foreign import JOINTS, TOP, WRIST, write_foreign
-from test_training import WORLD, frames
 from tiny_emu35_lm import write_released
+from tiny_training import WORLD, frames
 
 from emu_embodied.checkpoint import load_checkpoint
 from emu_embodied.commands import main

@@ -19,6 +19,7 @@ from emu_embodied.token_model import FrameStates, TokenModel
 from emu_embodied.tokenizers.actions import bin_actions
 from emu_embodied.tokenizers.frames import FrameTokenizer, reconstruction_loss, to_float
 from emu_embodied.training.windows import WindowBatch, WindowSampler
+from emu_embodied.validation import number, whole_number
 
 
 class TokenizerObjective:
@@ -79,7 +80,8 @@ class TrajectoryConfig:
     Attributes:
         batch: windows a step.
         frames: frames of a window in the autoregressive and joint phases.
-        rollout_frames: frames of a window in the rollout phase; all but the context's first and the last are the model's own.
+        rollout_frames: frames of a window in the rollout phase; all but the context's first and the last are the model's own
+            (see `real_frames`).
         autoregressive_until, joint_until: the phases' ends as shares of the stage; the rollout phase follows.
         causal_share: share of the steps after the autoregressive phase that also train the causal half.
         fully_hidden: share of noisy frames with every token hidden, which is what makes one pass strong.
@@ -94,6 +96,9 @@ class TrajectoryConfig:
         language: weight of the next-token loss on text and action tokens.
         untold: share of windows whose tokens see an empty instruction, for classifier-free guidance; the heads see it all.
         shift_frames: most frames by which windows are moved away from the text.
+
+    Raises:
+        ConfigError: a number outside its range.
     """
 
     batch: int = 16
@@ -114,6 +119,15 @@ class TrajectoryConfig:
     language: float = 0.02
     untold: float = 0.0
     shift_frames: int = 12
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch", 1), ("frames", 2), ("rollout_frames", 2), ("shift_frames", 0)):
+            whole_number(f"recipe.trajectory.{name}", getattr(self, name), least)
+        for name in ("changed", "soften", "causal", "position", "reward", "success", "language"):
+            number(f"recipe.trajectory.{name}", getattr(self, name), 0)
+        shares = ("autoregressive_until", "joint_until", "causal_share", "fully_hidden", "corruption", "contact_share")
+        for name in (*shares, "untold"):
+            number(f"recipe.trajectory.{name}", getattr(self, name), 0, 1)
 
 
 class TrajectoryObjective:
@@ -161,7 +175,9 @@ class TrajectoryObjective:
         if self.teacher is not None and not rollout:
             batch = replace(batch, targets_BFN=_frames_of(self.teacher, batch, self.decoding, generator))
         context = _corrupt(batch.codes_BFN, c.corruption, module.config.vocabulary.codebook_size, generator)
+        real = [True] * context.shape[1]
         if rollout:
+            real = real_frames(context.shape[1], module.config.context_frames)
             context = _own_rollout(module, batch, context, self.noise, generator)
         shift = (
             torch.randint(0, c.shift_frames + 1, (c.batch,), generator=generator).to(device)
@@ -173,7 +189,7 @@ class TrajectoryObjective:
             untold = torch.rand(c.batch, 1, generator=generator).to(device) < c.untold
             text_BL = text_BL.masked_fill(untold, module.config.vocabulary.pad)
         states = module(text_BL, context, batch.actions_BFA, copies, hidden, shift, causal)
-        return self._loss(module, batch, text_BL, states, hidden, rollout)
+        return self._loss(module, batch, text_BL, states, hidden, real)
 
     def _noise(self, batch: WindowBatch, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """Noisy copies of frames 1.. and which of their tokens are hidden; levels follow a cosine, or are 1."""
@@ -182,7 +198,7 @@ class TrajectoryObjective:
         level[torch.rand(level.shape, generator=generator) < self.config.fully_hidden] = 1.0
         return self.noise.corrupt(targets, level[..., None].to(targets.device), generator)
 
-    def _loss(self, module: TokenModel, batch: WindowBatch, text_BL, states: FrameStates, hidden, rollout: bool):
+    def _loss(self, module: TokenModel, batch: WindowBatch, text_BL, states: FrameStates, hidden, real: list[bool]):
         c, loss, figures, heads = self.config, 0.0, {}, {}
         if states.noisy_BFND is not None:
             weight = self._weight(batch, batch.targets_BFN) * self.noise.counts(hidden)
@@ -191,11 +207,9 @@ class TrajectoryObjective:
             heads["noisy"] = states.noisy_BFND
         if states.clean_BFTD is not None:
             targets = batch.codes_BFN[:, 1:]
-            weight = self._weight(batch, targets)
-            if rollout:  # the model's own frames have no true next token; the last frame and the first are real
-                own = torch.tensor([1.0] + [0.0] * (targets.shape[1] - 2) + [1.0], device=weight.device)
-                weight = weight * own[:, None]
-            else:
+            # Only a real frame's tokens have a true next token; what they follow may be the model's own.
+            weight = self._weight(batch, targets) * torch.tensor(real[1:], device=targets.device)[:, None]
+            if all(real):
                 heads["clean"] = module.frame_slots(states.clean_BFTD)
             predicted = module.frame_predictions(states.clean_BFTD)
             causal = self.token_loss(module, predicted, targets, weight)
@@ -255,13 +269,22 @@ def _corrupt(codes: torch.Tensor, share: float, codebook: int, generator: torch.
     return torch.where(hit.to(codes.device), noise.to(codes.device), codes)
 
 
+def real_frames(frames: int, context_frames: int) -> list[bool]:
+    """Which frames of a window are the data's in the rollout phase: those that the first dream is of, and the last."""
+    known = max(1, context_frames)
+    return [t < known or t == frames - 1 for t in range(frames)]
+
+
 @torch.no_grad()
 def _own_rollout(module: TokenModel, batch: WindowBatch, context, noise: Noise, generator) -> torch.Tensor:
-    """Replaces all frames but the first C and the last by what the model dreams from the first, one greedy pass a frame."""
-    step, frames, known = FrameStep(module), context.shape[1], max(1, module.config.context_frames)
-    cache = step.prefill(batch.text_BL, context[:, :known], batch.actions_BFA[:, : known - 1], ahead=frames)
+    """Replaces the frames that are not `real_frames` by what the model dreams from the first, one greedy pass a frame."""
+    real = real_frames(context.shape[1], module.config.context_frames)
+    if all(real):
+        return context
+    step, known = FrameStep(module), real.index(False)
+    cache = step.prefill(batch.text_BL, context[:, :known], batch.actions_BFA[:, : known - 1], ahead=len(real))
     dreamt = list(context[:, :known].unbind(1))
-    for t in range(known, frames - 1):
+    for t in range(known, len(real) - 1):
         action = batch.actions_BFA[:, t - 1]
         codes, _, _ = dida.decode_frame(step, cache, action, generator=generator, noise=noise)
         dreamt.append(codes)
