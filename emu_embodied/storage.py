@@ -146,13 +146,46 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
         _sync(target.parent)
 
 
-def read_json(path: str | os.PathLike) -> object:
+def read_json(path: str | os.PathLike, folder: Path | None = None) -> object:
     """Reads one JSON file.
 
+    Args:
+        path: the file.
+        folder: see `regular_file`.
+
     Raises:
-        CheckpointError: missing, too large, not JSON, duplicate keys or non-finite numbers.
+        CheckpointError: missing, elsewhere, too large, not JSON, duplicate keys or non-finite numbers.
     """
-    return _parse_json(str(path), _read(Path(path), MAX_JSON_BYTES))
+    return _parse_json(str(path), _read(Path(path), MAX_JSON_BYTES, folder))
+
+
+def regular_file(path: str | os.PathLike, folder: Path | None = None) -> Path:
+    """Where a path leads, links followed: a regular file, never a pipe, a device or a folder. Opens nothing.
+
+    Args:
+        path: the file.
+        folder: where it has to lie. What links of a snapshot in the Hub's cache (REPOSITORY/snapshots/REVISION) lead to in
+            REPOSITORY/blobs counts as inside.
+
+    Raises:
+        CheckpointError: missing, not a regular file, or outside the folder.
+    """
+    try:
+        real = Path(os.path.realpath(path, strict=True))
+        regular = real.is_file()
+    except (OSError, ValueError) as error:
+        found = getattr(error, "strerror", None) or str(error)
+        raise CheckpointError(str(path), found, f"check the path, or {_RESTORE}") from error
+    if not regular or not (folder is None or any(real.is_relative_to(home) for home in _homes(folder))):
+        raise CheckpointError(str(path), f"leads to {real}", "only regular files inside the folder are read")
+    return real
+
+
+def _homes(folder: Path) -> list[Path]:
+    """The folder, and the blobs of the Hub's cache where it lies in a snapshot of that."""
+    folder = Path(os.path.realpath(folder))
+    caches = [place.parent.parent for place in (folder, *folder.parents) if place.parent.name == "snapshots"]
+    return [folder, *(cache / "blobs" for cache in caches[:1])]
 
 
 def rng_state() -> dict[str, torch.Tensor]:
@@ -355,15 +388,13 @@ def _read_verified(folder: Path, name: str, entry: dict) -> bytes:
 
 
 def _read(path: Path, limit: int, folder: Path | None = None) -> bytes:
-    """Reads a regular file of at most `limit` bytes that, links followed, lies in `folder`."""
+    """Reads a file of at most `limit` bytes; see `regular_file`."""
+    real = regular_file(path, folder)
     try:
-        real = Path(os.path.realpath(path, strict=True))
-        size, regular = real.stat().st_size, real.is_file() and (folder is None or real.is_relative_to(folder))
-        data = real.read_bytes() if regular and size <= limit else b""
+        size = real.stat().st_size
+        data = real.read_bytes() if size <= limit else b""
     except OSError as error:
         raise CheckpointError(str(path), error.strerror or str(error), f"check the path, or {_RESTORE}") from error
-    if not regular:
-        raise CheckpointError(str(path), f"leads to {real}", "only regular files inside the folder are read")
     if size > limit:
         raise CheckpointError(str(path), f"{size} bytes", f"at most {limit} are expected; {_RESTORE}")
     return data

@@ -8,6 +8,7 @@ import os
 import pickle
 import random
 import resource
+import shutil
 import signal
 import struct
 import subprocess
@@ -19,13 +20,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hub_cache import snapshot
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save as save_safetensors
 
 from emu_embodied import storage
 from emu_embodied.errors import CheckpointError
-from emu_embodied.storage import load_folder, read_json, save_folder, write_json
+from emu_embodied.storage import load_file, load_folder, read_json, save_folder, write_json
 
 KILL_ROUNDS = int(os.environ.get("EMU_EMBODIED_KILL_ROUNDS", "15"))
 DAMAGE_ROUNDS = int(os.environ.get("EMU_EMBODIED_DAMAGE_ROUNDS", "10"))  # of each kind, for each file
@@ -518,3 +520,26 @@ def test_a_generator_goes_on_where_it_stood(tmp_path):
             storage.restore_generator(bad)
     with pytest.raises(CheckpointError, match="MT19937"):
         storage.generator_state(np.random.Generator(np.random.MT19937(0)))
+
+
+def test_a_snapshot_of_the_hubs_cache_is_read(tmp_path):
+    save_folder(tmp_path / "x", {"model": {"w": torch.ones(3)}}, {"config": {"a": 1}})
+    root = snapshot(tmp_path / "x", tmp_path / "models--me--x")
+    assert load_folder(root)[1] == {"config": {"a": 1}} and load_file(root, "config.json")
+    (tmp_path / "shortcut").symlink_to(root)
+    assert load_folder(tmp_path / "shortcut")[0]["model"]["w"].sum() == 3
+    save_folder(root / "part", {}, {"config": {"a": 2}})  # a folder inside a snapshot
+    assert load_folder(root / "part")[1] == {"config": {"a": 2}}
+
+
+@pytest.mark.parametrize("leads", ["../../../models--me--y/blobs/0", "../../config.json", "../../blobs", "/dev/zero", ""])
+def test_links_of_a_snapshot_stay_in_its_cache(tmp_path, leads: str):
+    save_folder(tmp_path / "x", {}, {"config": {"a": 1}})
+    root, other = snapshot(tmp_path / "x", tmp_path / "models--me--x"), tmp_path / "models--me--y" / "blobs" / "0"
+    other.parent.mkdir(parents=True)
+    for place in (other, tmp_path / "models--me--x" / "config.json"):
+        shutil.copy(tmp_path / "x" / "config.json", place)
+    (root / "config.json").unlink()
+    (root / "config.json").symlink_to(leads) if leads else os.mkfifo(root / "config.json")
+    with pytest.raises(CheckpointError, match="config.json: leads to .*; only regular files"):
+        load_folder(root)
