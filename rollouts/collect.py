@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import json
-import multiprocessing
 import os
 import shutil
-import signal
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
-from multiprocessing import connection, resource_tracker
 from pathlib import Path
-from threading import RLock, Thread
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -22,11 +19,12 @@ import numpy as np
 from emu_embodied.data.lerobot_files import SIDECAR
 from emu_embodied.data.lerobot_format import Names, read_notes
 from emu_embodied.errors import DatasetError, SimulationError
+from emu_embodied.rollouts.parallel import Tell, work_in_parallel
 from emu_embodied.rollouts.parts import STATISTICS, Part, check_settings, join_parts, locked, split, write_part
 from emu_embodied.types import ACTION, OBS_ENVIRONMENT_STATE, OBS_STATE, Episode
 
 EPISODES_PER_PART = 25
-STALL_SECONDS = 120.0  # a worker that finishes no episode for so long, and 2 s per step, is stuck
+STALL_SECONDS = 120.0  # a worker that begins or finishes no episode for so long, and 2 s per step, is stuck
 MOVED_CM = 0.1  # an object that goes further than this in one model step was pushed
 PACKAGES = (
     *("emu-embodied", "lerobot", "mujoco", "gymnasium", "numpy"),
@@ -109,9 +107,9 @@ def collect(
         What the dataset holds; `recorded` is 0 where it was complete before.
 
     Raises:
-        DatasetError: an episode that raised, a part whose episodes all failed, or a worker that died (naming its seed;
-            finished parts stay), settings other than those of the dataset begun at `root`, a folder at `root` that is
-            something else, or a second collector at work on it.
+        DatasetError: an episode that raised, a part whose episodes all failed, or a worker that died, was stopped or
+            stalled (naming its seed; finished parts stay), settings other than those of the dataset begun at `root`, a
+            folder at `root` that is something else, or a second collector at work on it.
         KeyboardInterrupt: after the finished parts were joined.
     """
     settings = CollectSettings(env_id, dict(env_options), episodes, steps, seed)
@@ -174,138 +172,43 @@ def _join(settings: CollectSettings, parts: list[Part], folder: Path, root: Path
     return summary
 
 
-# The parent: hands out parts, listens, and ends its workers
-
-
-class _Worker:
-    """One recording process, seen from its parent."""
-
-    def __init__(self, settings: CollectSettings, folder: Path) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(theirs, settings, folder), daemon=True)
-        resource_tracker.ensure_running()  # else start() would, and unblock SIGINT again
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: Ctrl-C is the parent's business
-        try:
-            self.process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        theirs.close()  # so that a dead worker's pipe ends
-        self.first = settings.seed
-        self.seed, self.heard, self.patience = settings.seed, time.monotonic(), STALL_SECONDS + 2.0 * settings.steps
-
-    def give(self, part: Part | None) -> None:
-        """Sends the next part, or None to end."""
-        if part is not None:
-            self.seed = self.first + part.first
-        try:
-            self.pipe.send(part)
-        except OSError:
-            pass  # it died; the next receive says so
-
-    def receive(self) -> tuple[str, Any]:
-        """The next message: ("episode", seed of the one it begins), ("recorded", 1) or ("part", index).
-
-        Raises:
-            DatasetError: the worker failed or died.
-        """
-        try:
-            kind, value = self.pipe.recv()
-        except (EOFError, OSError):
-            self.process.join(5)
-            raise self.failure(f"the worker died with exit code {self.process.exitcode}") from None
-        if kind == "error":
-            raise self.failure(value)
-        self.heard = time.monotonic()
-        if kind == "episode":
-            self.seed = value
-        return kind, value
-
-    def failure(self, reason: str) -> DatasetError:
-        """The error that names the episode at work."""
-        return DatasetError(f"episode of seed {self.seed}", reason, "finished parts are kept; mend it and call again")
-
-    def stop(self) -> None:
-        """Ends the process, kindly if it is done, and waits for it."""
-        self.pipe.close()
-        self.process.terminate()
-        self.process.join(5)
-        if self.process.is_alive():
-            self.process.kill()
-            self.process.join()
-
-
 def _record(
     settings: CollectSettings, missing: list[Part], folder: Path, workers: int, advance: Callable[[int], None]
 ) -> None:
-    """Has the parts recorded; whatever happens, no worker outlives this call."""
-    pending = deque(missing)
-    crew: list[_Worker] = []
-    try:
-        while pending and len(crew) < workers:
-            crew.append(_Worker(settings, folder))
-            crew[-1].give(pending.popleft())
-        busy = list(crew)
-        while busy:
-            ready = connection.wait([worker.pipe for worker in busy], timeout=1.0)
-            for worker in [worker for worker in busy if worker.pipe in ready]:
-                kind, value = worker.receive()
-                if kind == "recorded":
-                    advance(value)
-                elif kind == "part" and pending:
-                    worker.give(pending.popleft())
-                elif kind == "part":
-                    worker.give(None)
-                    busy.remove(worker)
-            for worker in busy:
-                if time.monotonic() - worker.heard > worker.patience:
-                    raise worker.failure(f"no episode finished for {worker.patience:.0f} s")
-        for worker in crew:
-            worker.process.join(10)
-    finally:
-        for worker in crew:
-            worker.stop()
+    """Has the parts recorded by worker processes."""
+    at = {part: settings.seed + part.first for part in missing}  # the seed that each has come to
+
+    def failed(part: Part, reason: str) -> DatasetError:
+        return DatasetError(f"episode of seed {at[part]}", reason, "finished parts are kept; mend it and call again")
+
+    patience = STALL_SECONDS + 2.0 * settings.steps
+    job = (functools.partial(_recorder, settings, folder), missing, workers, patience, failed)
+    for part, (kind, value) in work_in_parallel(*job):
+        if kind == "recorded":
+            advance(value)
+        else:
+            at[part] = value
 
 
-# The worker
-
-
-def _work(pipe: connection.Connection, settings: CollectSettings, folder: Path) -> None:
-    """Records parts until None comes, or the parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    Thread(target=_end_with_parent, daemon=True).start()
+@contextmanager
+def _recorder(settings: CollectSettings, folder: Path) -> Iterator[Callable[[Part, Tell], None]]:
+    """What records parts, in a worker's process."""
     os.environ.setdefault("LP_NUM_THREADS", "1")  # a software renderer's threads would fight the other workers'
-    env = None
-    try:
-        import gymnasium
-        from tqdm import tqdm
+    import gymnasium
+    from tqdm import tqdm
 
-        tqdm.set_lock(RLock())  # its own is a semaphore, which a worker that is stopped would leak
-        import emu_embodied.envs  # noqa: F401  registers the worlds
+    tqdm.set_lock(RLock())  # its own is a semaphore, which a worker that is stopped would leak
+    import emu_embodied.envs  # noqa: F401  registers the worlds
 
-        options = {**settings.env_options, "terminate_on_success": False}
-        env = gymnasium.make(settings.env_id, max_episode_steps=-1, **options)
+    options = {**settings.env_options, "terminate_on_success": False}
+    with closing(gymnasium.make(settings.env_id, max_episode_steps=-1, **options)) as env:
         world = env.unwrapped
         names = {
             OBS_STATE: getattr(world, "agent_names", ("x", "y")),
             OBS_ENVIRONMENT_STATE: world.state_names,
             ACTION: getattr(world, "action_names", ("dx", "dy")),
         }
-        while (part := pipe.recv()) is not None:
-            _record_part(env, part, settings, names, folder, pipe.send)
-            pipe.send(("part", part.index))
-    except (EOFError, BrokenPipeError):
-        pass  # the parent is gone
-    except Exception as error:
-        pipe.send(("error", f"{type(error).__name__}: {error}"))
-    finally:
-        if env is not None:
-            env.close()
-
-
-def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
+        yield lambda part, tell: _record_part(env, part, settings, names, folder, tell)
 
 
 def _record_part(

@@ -40,7 +40,7 @@ def split(episodes: int, per_part: int) -> list[Part]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keeps a second collector away, and clears away what a killed one left half-written."""
+    """Keeps a second collector away, and clears away what is left half-written, by a killed one or by a full disk."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / "lock", "w")
@@ -51,13 +51,18 @@ def locked(folder: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise DatasetError("root", str(folder), "another collector is at work there; choose another root") from None
-        for litter in folder.glob("*.partial"):
-            shutil.rmtree(litter, ignore_errors=True)
+        _clear(folder)
         try:
             yield
         finally:
+            _clear(folder)
             if not any(folder.glob("part-?????")):
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def _clear(folder: Path) -> None:
+    for litter in folder.glob("*.partial"):
+        shutil.rmtree(litter, ignore_errors=True)
 
 
 def check_settings(settings: dict[str, Any], root: Path, folder: Path) -> None:

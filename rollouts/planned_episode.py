@@ -79,8 +79,15 @@ class EpisodeRun:
 class _Recorder:
     """Acts in the env and keeps what happened."""
 
-    def __init__(self, env: gymnasium.Env, seed: int, max_steps: int, options: dict[str, Any] | None = None) -> None:
-        self.env, self.seed, self.max_steps = env, seed, max_steps
+    def __init__(
+        self,
+        env: gymnasium.Env,
+        seed: int,
+        max_steps: int,
+        options: dict[str, Any] | None = None,
+        on_step: Callable[[], None] | None = None,
+    ) -> None:
+        self.env, self.seed, self.max_steps, self.on_step = env, seed, max_steps, on_step
         observation, info = env.reset(seed=seed, options=options)
         self.instruction = info.get("task", "")
         self.frames, self.actions, self.distances = [], [], []
@@ -97,6 +104,8 @@ class _Recorder:
         self._keep(observation, info)
         if truncated or terminated:
             self.max_steps = len(self.actions)
+        if self.on_step:
+            self.on_step()
 
     def finish(self, imagined: Sequence[np.ndarray] = (), **more: Any) -> EpisodeRun:
         spec, frames = getattr(self.env.unwrapped, "task_spec", None), np.stack(self.frames)
@@ -130,6 +139,7 @@ def run_episode(
     max_steps: int = MAX_STEPS,
     guide: Guide | None = None,
     options: dict[str, Any] | None = None,
+    on_step: Callable[[], None] | None = None,
 ) -> EpisodeRun:
     """Plans, carries out `execute` steps, observes what really happened, and plans again, until success or the end.
 
@@ -145,12 +155,13 @@ def run_episode(
             minimise, in the place of `cost_builder`; where it believes that all is done, the robot stays where it is. The model
             itself is then told no instruction, which may be of words that it does not know.
         options: of the env's reset.
+        on_step: called after each step in the env.
 
     Raises:
         InputError: observations that do not fit the model, or costs that are not finite.
         SimulationError: the physics left the numbers.
     """
-    recorder = _Recorder(env, seed, max_steps, options)
+    recorder = _Recorder(env, seed, max_steps, options, on_step)
     planner = planner or CEM(seed=seed)
     planner.reset()
     manager = guide(env, model) if guide else None
@@ -187,10 +198,15 @@ def run_episode(
 
 
 def run_policy(
-    env: gymnasium.Env, agent: str, seed: int, max_steps: int = MAX_STEPS, options: dict[str, Any] | None = None
+    env: gymnasium.Env,
+    agent: str,
+    seed: int,
+    max_steps: int = MAX_STEPS,
+    options: dict[str, Any] | None = None,
+    on_step: Callable[[], None] | None = None,
 ) -> EpisodeRun:
     """Plays one episode of a control: "random" (uniform actions) or "expert" (the scripted one, on true positions)."""
-    recorder = _Recorder(env, seed, max_steps, options)
+    recorder = _Recorder(env, seed, max_steps, options, on_step)
     rng, space = np.random.default_rng([seed, 5]), env.action_space
     act = expert_policy(env) if agent == "expert" else lambda: rng.uniform(space.low, space.high).astype(np.float32)
     while not recorder.over:

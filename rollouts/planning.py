@@ -125,18 +125,19 @@ class Player:
                 )
         self.follower = Follower(settings.following, self.env, make_proposer) if settings.following else None
 
-    def play(self, seed: int) -> EpisodeRun:
-        """Plays the episode of one seed."""
+    def play(self, seed: int, on_step: Callable[[], None] | None = None) -> EpisodeRun:
+        """Plays the episode of one seed; `on_step` is called after each of its steps."""
         s = self.settings
         if s.agent in ("random", "expert"):
-            return run_policy(self.env, s.agent, seed, s.max_steps)
+            return run_policy(self.env, s.agent, seed, s.max_steps, on_step=on_step)
         model = OracleWorldModel(self.env, seed) if s.agent == "oracle" else self.model
         if hasattr(model, "seed"):
             model.seed(seed)
         cost = functools.partial(build_cost, s.goal, effort=s.effort, uncertainty=s.uncertainty)
         planner = make_planner(s.planner, seed)
         guide = functools.partial(self.follower.begin, seed=seed) if self.follower else None
-        return run_episode(self.env, model, planner, cost, seed, s.planner.execute, s.max_steps, guide)
+        job = (self.env, model, planner, cost, seed, s.planner.execute, s.max_steps, guide)
+        return run_episode(*job, on_step=on_step)
 
 
 def evaluate_planning(
@@ -166,7 +167,8 @@ def evaluate_planning(
 
     Raises:
         ConfigError: workers below 1, or a journal of other settings.
-        EmuEmbodiedError: what an episode raised, with the seeds finished before it in the journal.
+        EmuEmbodiedError: what an episode raised, with the seeds finished before it in the journal; SimulationError where a
+            worker died, was stopped, or stalled (see `parallel`).
     """
     if type(workers) is not int or workers < 1:
         raise ConfigError("workers", workers, "give a whole number of at least 1")

@@ -265,5 +265,5 @@ def test_an_env_that_fails_is_named_by_the_seed(tmp_path):
 
 def test_a_stuck_worker_is_given_up(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "STALL_SECONDS", 0.1 - 2.0 * STEPS)  # no worker starts that quickly
-    with pytest.raises(DatasetError, match="no episode finished"):
+    with pytest.raises(DatasetError, match="episode of seed 40: told nothing for"):
         record(tmp_path / "dataset", workers=1)
