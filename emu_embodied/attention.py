@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from emu_embodied.errors import InputError
+from emu_embodied.types import short_repr
 
 
 def rotary_tables(
@@ -43,6 +44,8 @@ class TokenPlan:
     position: torch.Tensor
     frame: torch.Tensor
     noisy: torch.Tensor
+
+    __repr__ = short_repr
 
 
 def token_plan(text: int, prefix: int, slots: int, frames: int, noisy_from: int | None, cut: bool = False) -> TokenPlan:

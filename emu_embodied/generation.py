@@ -16,6 +16,7 @@ from emu_embodied.errors import InputError
 from emu_embodied.grammar import Grammar, GrammarConfig, Phase, block_length, mask_logits
 from emu_embodied.streams import Streams
 from emu_embodied.transformer import Transformer
+from emu_embodied.types import short_repr
 from emu_embodied.vocabulary import Emu35Vocabulary
 
 SLOTS = 256  # visual slots whose logits are in memory at once: of a whole image they would take gigabytes
@@ -53,6 +54,8 @@ class ImageFinished:
 
     row: int
     codes_HW: torch.Tensor
+
+    __repr__ = short_repr
 
 
 @dataclass(frozen=True)

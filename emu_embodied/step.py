@@ -13,7 +13,7 @@ import torch
 from emu_embodied.attention import KVCache
 from emu_embodied.decoding.sampling import draw_inside
 from emu_embodied.token_model import TokenModel
-from emu_embodied.types import Proposal
+from emu_embodied.types import Proposal, short_repr
 
 
 @dataclass
@@ -35,6 +35,8 @@ class StepCache:
     frames: int
     pending: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None] | None = None
     source: tuple[torch.Tensor, torch.Tensor | None] | None = None
+
+    __repr__ = short_repr
 
     def expand(self, copies: int) -> StepCache:
         """The same past for `copies` candidates of each world."""

@@ -22,6 +22,7 @@ from emu_embodied.attention import TokenPlan, dida_blocks, dida_mask, token_plan
 from emu_embodied.errors import InputError
 from emu_embodied.tokenizers.actions import bin_actions
 from emu_embodied.transformer import Transformer, TransformerConfig
+from emu_embodied.types import short_repr
 from emu_embodied.vocabulary import Emu35Vocabulary, Vocabulary
 
 
@@ -112,6 +113,8 @@ class FrameStates:
     clean_BFTD: torch.Tensor | None
     noisy_BFND: torch.Tensor | None
 
+    __repr__ = short_repr
+
 
 @dataclass(frozen=True)
 class StateEstimate:
@@ -128,6 +131,8 @@ class StateEstimate:
     success: torch.Tensor
     positions: torch.Tensor
     presence: torch.Tensor
+
+    __repr__ = short_repr
 
 
 class PreviousFrameSource(nn.Module):

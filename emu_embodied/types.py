@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +23,28 @@ BELIEFS = "beliefs"
 INSTRUCTION = "instruction"
 
 
+def short_repr(value: Any) -> str:
+    """The `__repr__` of values that hold arrays, for people who look at one in a notebook: at most some hundred characters.
+
+    Args:
+        value: a dataclass or a named tuple; of its arrays dtype and shape are shown, of long fields the length.
+    """
+    names = value._fields if hasattr(value, "_fields") else [f.name for f in fields(value) if f.repr]
+    return f"{type(value).__name__}({', '.join(f'{name}={_brief(getattr(value, name))}' for name in names)})"
+
+
+def _brief(value: Any, most: int = 100) -> str:
+    if isinstance(value, np.ndarray | torch.Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    many = isinstance(value, tuple | list | dict) and not hasattr(value, "_fields")
+    shown = "" if many and len(value) > 8 else repr(value)
+    if type(value).__repr__ is short_repr or 0 < len(shown) <= most:
+        return shown
+    if isinstance(value, str):
+        return shown[: most - 3] + "..."
+    return f"<{type(value).__name__} of {len(value)}>" if many else f"<{type(value).__name__}>"
+
+
 @dataclass(frozen=True)
 class Observation:
     """What a robot sees at one moment.
@@ -36,6 +58,8 @@ class Observation:
     pixels: np.ndarray
     agent_pos: np.ndarray
     instruction: str = ""
+
+    __repr__ = short_repr
 
 
 @dataclass(frozen=True)
@@ -60,6 +84,8 @@ class Episode:
     successes: np.ndarray
     instruction: str
 
+    __repr__ = short_repr
+
 
 @dataclass(frozen=True)
 class History:
@@ -76,6 +102,8 @@ class History:
     codes_BCN: torch.Tensor
     actions_BCA: torch.Tensor
     text_BL: torch.Tensor
+
+    __repr__ = short_repr
 
     def __len__(self) -> int:
         return self.codes_BCN.shape[0]
@@ -110,6 +138,8 @@ class Proposal(NamedTuple):
     states: torch.Tensor
     logits: torch.Tensor
 
+    __repr__ = short_repr
+
 
 @dataclass(frozen=True)
 class Rollout:
@@ -131,6 +161,8 @@ class Rollout:
     positions_BSTOD: torch.Tensor
     presence_BSTO: torch.Tensor
     entropy_BST: torch.Tensor
+
+    __repr__ = short_repr
 
 
 DONE = "done"  # the caption that ends a chain of subgoals
@@ -157,6 +189,8 @@ class Subgoal:
     last: bool
     codes: torch.Tensor | None = None
 
+    __repr__ = short_repr
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -175,3 +209,5 @@ class Plan:
     predicted_frames: int
     seconds: float
     costs_by_iteration: tuple[float, ...] = field(default=())
+
+    __repr__ = short_repr

@@ -14,7 +14,17 @@ from emu_embodied.envs.beliefs import belief_space, believe, believed, instructi
 from emu_embodied.envs.checks import check_index, check_names, check_observation
 from emu_embodied.errors import InputError
 from emu_embodied.protocols import WorldModel
-from emu_embodied.types import AGENT_POS, BELIEFS, INSTRUCTION, IS_SUCCESS, PIXELS, TASK, History, Observation
+from emu_embodied.types import (
+    AGENT_POS,
+    BELIEFS,
+    INSTRUCTION,
+    IS_SUCCESS,
+    PIXELS,
+    TASK,
+    History,
+    Observation,
+    short_repr,
+)
 
 SEEDS = 2**31  # drawn seeds lie below
 RENDER_PX = 256
@@ -146,6 +156,8 @@ class DreamtStep:
     rewards: np.ndarray
     successes: np.ndarray
     infos: list[dict[str, Any]]
+
+    __repr__ = short_repr
 
 
 class Dreams:

@@ -17,7 +17,7 @@ import torch
 from emu_embodied.errors import InputError
 from emu_embodied.policies.costs import BehindObject, ObjectLost, ObjectPositions, WeightedSum
 from emu_embodied.protocols import Cost, SubgoalProposer, WorldModel
-from emu_embodied.types import History, Observation, Subgoal
+from emu_embodied.types import History, Observation, Subgoal, short_repr
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,8 @@ class Pursued(NamedTuple):
 
     subgoal: Subgoal
     at: int
+
+    __repr__ = short_repr
 
 
 class PlacesGoal:

@@ -17,7 +17,7 @@ import torch
 from emu_embodied.errors import InputError
 from emu_embodied.policies.scoring import score
 from emu_embodied.protocols import Cost, WorldModel
-from emu_embodied.types import History, Plan
+from emu_embodied.types import History, Plan, short_repr
 
 # Yields candidates (S, K, A) in [-1, 1] and is sent their costs (S,), infinite for pruned ones. Candidates that require a
 # gradient are imagined softly, and have one in `.grad` when their costs come; they are never the plan itself.
@@ -160,6 +160,8 @@ class Memory:
     best_KA: torch.Tensor | None = None
     centre: torch.Tensor | None = None
     elites_EKA: torch.Tensor | None = None
+
+    __repr__ = short_repr
 
     def move_on(self, steps: int) -> None:
         """Shifts everything by the steps that were carried out."""

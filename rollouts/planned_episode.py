@@ -14,7 +14,7 @@ from emu_embodied.policies.hierarchical import Pursued, SubgoalManager, see_plac
 from emu_embodied.protocols import Cost, Planner, WorldModel
 from emu_embodied.rollouts.goals import MAX_STEPS, build_cost, expert_policy
 from emu_embodied.rollouts.record import Thoughts, WatchedCost
-from emu_embodied.types import AGENT_POS, IS_SUCCESS, PIXELS, Observation
+from emu_embodied.types import AGENT_POS, IS_SUCCESS, PIXELS, Observation, short_repr
 
 CostBuilder = Callable[[gymnasium.Env, WorldModel], Cost]
 Guide = Callable[[gymnasium.Env, WorldModel], SubgoalManager]
@@ -54,6 +54,8 @@ class EpisodeRun:
     thoughts: Thoughts | None = None
     subgoals: tuple[Pursued, ...] = ()
     stopped_at: int | None = None
+
+    __repr__ = short_repr
 
     def row(self) -> dict[str, Any]:
         """The episode without its arrays, as JSON."""

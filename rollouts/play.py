@@ -17,7 +17,7 @@ from emu_embodied.errors import InputError
 from emu_embodied.protocols import WorldModel
 from emu_embodied.rollouts.record import left_to_go, scene_of
 from emu_embodied.rollouts.webpage import picture, psnr
-from emu_embodied.types import AGENT_POS, IS_SUCCESS, PIXELS, TASK, History, Observation, Rollout
+from emu_embodied.types import AGENT_POS, IS_SUCCESS, PIXELS, TASK, History, Observation, Rollout, short_repr
 
 MAX_FRAMES = 20_000  # of a scene, all branches together
 PLOTS = (
@@ -41,6 +41,8 @@ class Frame:
     history: History
     step: int
     world: tuple[np.ndarray, dict[str, Any]] | None
+
+    __repr__ = short_repr
 
 
 class Play:

@@ -15,6 +15,7 @@ from emu_embodied.metrics import bootstrap_interval, wilson_interval
 from emu_embodied.rollouts.goals import MAX_STEPS
 from emu_embodied.rollouts.journal import append, open_journal
 from emu_embodied.rollouts.worlds import DreamtWorlds, Moment, RealWorlds
+from emu_embodied.types import short_repr
 
 WORLDS = ("imagined", "real", "both")
 Worlds = RealWorlds | DreamtWorlds
@@ -69,6 +70,8 @@ class PolicyRun:
     total: float
     clipped: float
     frames: np.ndarray
+
+    __repr__ = short_repr
 
     def row(self) -> dict[str, Any]:
         """The episode without its frames, as JSON."""

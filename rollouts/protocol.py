@@ -26,7 +26,7 @@ from emu_embodied.rollouts.goals import scene_cost
 from emu_embodied.rollouts.journal import append, open_journal
 from emu_embodied.rollouts.oracle import OracleWorldModel
 from emu_embodied.rollouts.scenes import RULES
-from emu_embodied.types import AGENT_POS, PIXELS, Observation
+from emu_embodied.types import AGENT_POS, PIXELS, Observation, short_repr
 
 AHEAD = HORIZON = 5  # model steps from start to goal, and of a plan
 LIMIT = 10  # model steps of an episode
@@ -119,6 +119,8 @@ class Scene(NamedTuple):
     wanted: np.ndarray
     places: np.ndarray
     actions: np.ndarray
+
+    __repr__ = short_repr
 
 
 class Stage:

@@ -19,7 +19,7 @@ from emu_embodied.errors import DatasetError, InputError
 from emu_embodied.protocols import Cost, WorldModel
 from emu_embodied.rollouts.goals import PoseGoal, TaskGoal
 from emu_embodied.storage import load_folder, save_folder
-from emu_embodied.types import Plan, Rollout
+from emu_embodied.types import Plan, Rollout, short_repr
 
 if TYPE_CHECKING:
     from emu_embodied.rollouts.planned_episode import EpisodeRun
@@ -50,6 +50,8 @@ class Look:
     distances: np.ndarray
     present: np.ndarray
 
+    __repr__ = short_repr
+
 
 @dataclass(frozen=True)
 class Thoughts:
@@ -66,6 +68,8 @@ class Thoughts:
     colours: dict[str, tuple[int, int, int]]
     scale: tuple[float, float]
     looks: tuple[Look, ...] = field(default=())
+
+    __repr__ = short_repr
 
 
 class WatchedCost:
@@ -163,6 +167,8 @@ class Record:
     imagined: np.ndarray
     subgoals: np.ndarray
     thoughts: Thoughts | None
+
+    __repr__ = short_repr
 
 
 def save_record(path: Path, run: EpisodeRun) -> None:

@@ -19,7 +19,7 @@ from emu_embodied.policies.hierarchical import SubgoalConfig, SubgoalManager, se
 from emu_embodied.policies.planner import SearchPlanner
 from emu_embodied.protocols import SubgoalProposer, WorldModel
 from emu_embodied.rollouts.eyes import EYES
-from emu_embodied.types import History, Observation, Subgoal
+from emu_embodied.types import History, Observation, Subgoal, short_repr
 
 STRAY_CM = 2.0  # things that the instruction does not name may go so far
 REACH_CM = 3.0  # a subgoal is reachable where imagination gets the named things so near
@@ -43,6 +43,8 @@ class Sight:
     scale: tuple[float, float]
     eye: str = "colours"
     landmarks: Mapping[str, str] = field(default_factory=dict)
+
+    __repr__ = short_repr
 
     @classmethod
     def of(cls, world: Any) -> Sight:

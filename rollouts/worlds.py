@@ -12,7 +12,7 @@ import numpy as np
 from emu_embodied.envs.dreams import SEEDS, Dreams, Starts
 from emu_embodied.errors import ConfigError
 from emu_embodied.protocols import WorldModel
-from emu_embodied.types import AGENT_POS, IS_SUCCESS, OBS_ENVIRONMENT_STATE, OBS_IMAGE, OBS_STATE, PIXELS
+from emu_embodied.types import AGENT_POS, IS_SUCCESS, OBS_ENVIRONMENT_STATE, OBS_IMAGE, OBS_STATE, PIXELS, short_repr
 
 STATE = "environment_state"
 
@@ -36,6 +36,8 @@ class Moment:
     tasks: Sequence[str]
     rewards: np.ndarray = field(default_factory=lambda: np.zeros(0))
     successes: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
+
+    __repr__ = short_repr
 
 
 def make_real(env_id: str, options: Mapping[str, Any]) -> gymnasium.Env:

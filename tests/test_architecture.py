@@ -44,7 +44,7 @@ ALLOWED = {
     },
     "grammar": {"vocabulary", "errors", "validation"},
     "streams": {"transformer", "errors", "validation"},
-    "generation": {"decoding", "errors", "validation", "grammar", "streams", "transformer", "vocabulary"},
+    "generation": {"decoding", "errors", "validation", "grammar", "streams", "transformer", "types", "vocabulary"},
     "subgoals": {"decoding", "errors", "validation", "protocols", "streams", "types", "world_model"},
     "policies": {"types", "protocols", "errors", "validation"},
     "envs": {"types", "protocols", "errors", "validation"},

@@ -16,7 +16,7 @@ from emu_embodied.data.quality import Dropped
 from emu_embodied.data.reader import ReadOptions, is_ours, read_recording, settle
 from emu_embodied.errors import CheckpointError, DatasetError
 from emu_embodied.storage import load_folder, read_json, save_folder
-from emu_embodied.types import ACTION, OBS_ENVIRONMENT_STATE, OBS_STATE, REWARD, SUCCESS
+from emu_embodied.types import ACTION, OBS_ENVIRONMENT_STATE, OBS_STATE, REWARD, SUCCESS, short_repr
 
 FORMAT = "emu-embodied-frames"
 READING = 1  # counts up when datasets of others come to be read differently
@@ -67,6 +67,8 @@ class FrameCache:
     sources: np.ndarray = field(default=None)
     shares: tuple[float, ...] = (1.0,)
     dropped: tuple[Dropped, ...] = ()
+
+    __repr__ = short_repr
 
     def __post_init__(self) -> None:
         size = self.actions.shape[1]

@@ -25,7 +25,7 @@ from emu_embodied.data.lerobot_files import (
 from emu_embodied.data.quality import Dropped, Judge, QualityConfig, continuous_values
 from emu_embodied.data.resampling import RANGES, SKIPPED, action_scale, is_sampled, join_blocks, normalise
 from emu_embodied.errors import DatasetError
-from emu_embodied.types import ACTION, OBS_ENVIRONMENT_STATE, OBS_IMAGE, OBS_STATE, REWARD, SUCCESS
+from emu_embodied.types import ACTION, OBS_ENVIRONMENT_STATE, OBS_IMAGE, OBS_STATE, REWARD, SUCCESS, short_repr
 
 VECTORS = (OBS_STATE, ACTION, OBS_ENVIRONMENT_STATE)
 
@@ -88,6 +88,8 @@ class Recording:
     fps: float
     dropped: tuple[Dropped, ...]
     recorded: frozenset[str]
+
+    __repr__ = short_repr
 
 
 def is_ours(root: Path) -> bool:

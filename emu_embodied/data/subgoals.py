@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from emu_embodied.types import short_repr
+
 GROUPS = ("behind", "push", "around", "goal", "done", "edit", "next")  # kinds of rows; what they are is hindsight's
 
 
@@ -30,6 +32,8 @@ class SubgoalRows:
     goals: tuple[tuple[str, ...], ...]
     captions: tuple[str, ...]
     groups: tuple[str, ...]
+
+    __repr__ = short_repr
 
     def __len__(self) -> int:
         return len(self.start)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from emu_embodied.errors import CheckpointError
+from emu_embodied.types import short_repr
 
 if TYPE_CHECKING:
     from emu_embodied.emu35.text import Emu35Text
@@ -26,6 +27,8 @@ class DidaVectors:
 
     hidden_token: torch.Tensor
     noised: torch.Tensor
+
+    __repr__ = short_repr
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from emu_embodied.errors import InputError
 from emu_embodied.generation import Ended, Event, ImageBegun, ImageFinished, TextPiece
 from emu_embodied.grammar import image_length
 from emu_embodied.storage import write_bytes, write_json
+from emu_embodied.types import short_repr
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class ImagePart:
 
     codes_HW: torch.Tensor
     tokens: int
+
+    __repr__ = short_repr
 
 
 @dataclass

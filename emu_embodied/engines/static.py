@@ -14,7 +14,7 @@ import torch
 from emu_embodied.errors import InputError
 from emu_embodied.static_step import STEPS, PassCache, StaticStep
 from emu_embodied.token_model import TokenModel
-from emu_embodied.types import Proposal
+from emu_embodied.types import Proposal, short_repr
 
 
 @dataclass
@@ -44,6 +44,8 @@ class StaticCache:
     pending: bool = False
     read: int = 0
     source: tuple[torch.Tensor, torch.Tensor | None] | None = None
+
+    __repr__ = short_repr
 
     def expand(self, copies: int) -> StaticCache:
         """The same past for `copies` candidates of each world."""

@@ -25,6 +25,7 @@ from emu_embodied.training.loop import LoopConfig, train_stage
 from emu_embodied.training.objectives import TrajectoryConfig, TrajectoryObjective
 from emu_embodied.training.recipe import check_cache, encode_frames, trajectory_objective
 from emu_embodied.training.windows import WindowBatch
+from emu_embodied.types import short_repr
 from emu_embodied.vocabulary import Vocabulary
 
 
@@ -86,6 +87,8 @@ class SubgoalBatch:
     target_BN: torch.Tensor
     positions_BO2: torch.Tensor
     present_BO: torch.Tensor
+
+    __repr__ = short_repr
 
 
 class SubgoalSampler:

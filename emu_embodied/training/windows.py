@@ -9,6 +9,7 @@ import torch
 
 from emu_embodied.data.frame_cache import FrameCache
 from emu_embodied.errors import DatasetError
+from emu_embodied.types import short_repr
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class WindowBatch:
     known_BF3: torch.Tensor
     positions_BFO2: torch.Tensor
     present_BFO: torch.Tensor
+
+    __repr__ = short_repr
 
     def to(self, device: torch.device) -> WindowBatch:
         """The batch on another device."""
