@@ -18,6 +18,7 @@ from torch import nn
 from emu_embodied.errors import CheckpointError
 from emu_embodied.storage import load_folder, save_folder
 from emu_embodied.training.muon import Muon
+from emu_embodied.training.signals import PatientSignals
 
 LossFunction = Callable[[nn.Module, int], tuple[torch.Tensor, dict[str, float]]]
 Evaluator = Callable[[nn.Module], dict[str, float]]
@@ -63,6 +64,9 @@ def train_stage(
 ) -> nn.Module:
     """Trains one stage to its end, from wherever it stopped, and returns the averaged module in eval mode.
 
+    The state is saved before the model is evaluated, and an evaluation that fails is reported and costs nothing else. Ctrl-C
+    and SIGTERM wait for the end of the step that is under way; a second one ends it at once, and nothing is saved then.
+
     Args:
         name: of the stage; its state is kept in `folder / name`.
         module: is trained in place; its device decides where.
@@ -83,42 +87,67 @@ def train_stage(
         return average
     from torch.utils.tensorboard import SummaryWriter
 
-    device = next(module.parameters()).device
-    writer, began, first = SummaryWriter(folder / "tensorboard"), time.monotonic(), step
+    # what is logged after the restored step is logged once more, and TensorBoard forgets what it has of it
+    writer, began, first = SummaryWriter(folder / "tensorboard" / name, purge_step=step + 1), time.monotonic(), step
     sums: dict[str, tuple[float, int]] = {}
     module.train()
+    signals = PatientSignals()
     try:
-        while step < config.steps:
-            for group in (group for optimiser in optimisers for group in optimiser.param_groups):
-                group["lr"] = _learning_rate(config, step)
-            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                loss, figures = loss_function(module, step)
-            module.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(module.parameters(), config.clip)
-            for optimiser in optimisers:
-                optimiser.step()
-            step += 1
-            _update_average(average, module, min(config.average, step / (step + 10)))
-            for key, value in {"loss": loss.item(), **figures}.items():
-                total, count = sums.get(key, (0.0, 0))
-                sums[key] = (total + value, count + 1)
-            if step % config.log_every == 0 or step == config.steps:
-                means = {key: total / count for key, (total, count) in sums.items()}
-                speed = (step - first) / (time.monotonic() - began)
-                _log(writer, name, step, config, means, speed, report)
-                sums = {}
-            if evaluate and (step % config.evaluate_every == 0 or step == config.steps):
-                _log(writer, f"{name}/held-out", step, config, evaluate(average), None, report)
-            if step % config.save_every == 0 or step == config.steps:
-                _save(state_folder, module, average, optimisers, config, step)
+        with signals:
+            while step < config.steps:
+                with signals.held():
+                    figures = _step(module, loss_function, optimisers, config, step)
+                    step += 1
+                    _update_average(average, module, min(config.average, step / (step + 10)))
+                for key, value in figures.items():
+                    total, count = sums.get(key, (0.0, 0))
+                    sums[key] = (total + value, count + 1)
+                if step % config.log_every == 0 or step == config.steps:
+                    means = {key: total / count for key, (total, count) in sums.items()}
+                    speed = (step - first) / (time.monotonic() - began)
+                    _log(writer, name, step, config, means, speed, report)
+                    sums = {}
+                if step % config.save_every == 0 or step == config.steps:
+                    writer.flush()
+                    _save(state_folder, module, average, optimisers, config, step)
+                if evaluate and (step % config.evaluate_every == 0 or step == config.steps):
+                    _judge(evaluate, average, writer, name, step, config, report)
     except KeyboardInterrupt:
-        _save(state_folder, module, average, optimisers, config, step)
-        report(f"{name}: stopped at step {step} of {config.steps}; the same command continues")
+        if not signals.within:
+            _save(state_folder, module, average, optimisers, config, step)
+            report(f"{name}: stopped at step {step} of {config.steps}; the same command continues")
         raise
     finally:
         writer.close()
     return average
+
+
+def _step(
+    module: nn.Module, loss_function: LossFunction, optimisers, config: LoopConfig, step: int
+) -> dict[str, float]:
+    """One step of the optimisers; the loss and its figures."""
+    for group in (group for optimiser in optimisers for group in optimiser.param_groups):
+        group["lr"] = _learning_rate(config, step)
+    kind = next(module.parameters()).device.type
+    with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda"):
+        loss, figures = loss_function(module, step)
+    module.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(module.parameters(), config.clip)
+    for optimiser in optimisers:
+        optimiser.step()
+    return {"loss": loss.item(), **figures}
+
+
+def _judge(evaluate: Evaluator, average: nn.Module, writer, name: str, step: int, config: LoopConfig, report) -> None:
+    """Logs the figures on held-out data, or why there are none."""
+    try:
+        figures = evaluate(average)
+    except Exception as error:  # whatever judges is not what is trained
+        reason = " ".join(str(error).split()) or type(error).__name__
+        report(f"{name}/held-out {step}/{config.steps}: not judged, the training goes on: {reason}")
+        return
+    _log(writer, f"{name}/held-out", step, config, figures, None, report)
 
 
 def trained_state(module: nn.Module) -> dict[str, torch.Tensor]:
