@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -132,6 +132,11 @@ class Budget:
         after = self.spent + c.frames_of(c.population(self.round)) + c.closing_frames
         return c.frames is None or after <= c.frames
 
+    @property
+    def seconds(self) -> float:
+        """Since the plan began."""
+        return time.perf_counter() - self.began
+
     def spend(self, frames: int) -> None:
         """Counts a round of so many frames."""
         self.round, self.spent = self.round + 1, self.spent + frames
@@ -184,6 +189,9 @@ class SearchPlanner:
     Args:
         config: budget and habits.
         seed: of the noise; same seed, same model, same plans. World b of a batch has the noise of `seed + b`.
+
+    Attributes:
+        on_round: called with the plan's `Budget` after each of its rounds, to say how far it is; None calls nobody.
     """
 
     Config: type[PlannerConfig] = PlannerConfig
@@ -192,6 +200,7 @@ class SearchPlanner:
         self.config, self.seed = config or self.Config(), seed
         if not isinstance(self.config, self.Config):
             raise InputError("config", type(self.config).__name__, f"give a {self.Config.__name__}")
+        self.on_round: Callable[[Budget], None] | None = None
         self.reset()
 
     def search(self, memory: Memory, budget: Budget) -> Search:
@@ -245,6 +254,8 @@ class SearchPlanner:
             costs_BS, frames = score(model, history, asked, cost, c.block, c.prune)
             budget.spend(frames)
             budget.look_at_the_clock()
+            if self.on_round:
+                self.on_round(budget)
             if not asked[0].requires_grad:
                 for b, (lowest, row) in enumerate(zip(*costs_BS.min(-1), strict=True)):
                     if lowest < best[b][0]:
@@ -252,7 +263,7 @@ class SearchPlanner:
                         memories[b].best_KA = best[b][1]
                     traces[b].append(best[b][0])
             asked = [_answer(search, costs_S) for search, costs_S in zip(searches, costs_BS, strict=True)]
-        seconds = time.perf_counter() - budget.began
+        seconds = budget.seconds
         return [
             Plan(actions_KA.repeat_interleave(c.block, 0).numpy(), lowest, budget.spent, seconds, tuple(trace))
             for (lowest, actions_KA), trace in zip(best, traces, strict=True)

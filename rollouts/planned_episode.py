@@ -13,6 +13,7 @@ from emu_embodied.policies.cem import CEM
 from emu_embodied.policies.hierarchical import Pursued, SubgoalManager, see_places
 from emu_embodied.protocols import Cost, Planner, WorldModel
 from emu_embodied.rollouts.goals import MAX_STEPS, build_cost, expert_policy
+from emu_embodied.rollouts.progress import EpisodeProgress
 from emu_embodied.rollouts.record import Thoughts, WatchedCost
 from emu_embodied.types import AGENT_POS, IS_SUCCESS, PIXELS, Observation, short_repr
 
@@ -142,6 +143,7 @@ def run_episode(
     guide: Guide | None = None,
     options: dict[str, Any] | None = None,
     on_step: Callable[[], None] | None = None,
+    progress: bool | str = False,
 ) -> EpisodeRun:
     """Plans, carries out `execute` steps, observes what really happened, and plans again, until success or the end.
 
@@ -157,7 +159,8 @@ def run_episode(
             minimise, in the place of `cost_builder`; where it believes that all is done, the robot stays where it is. The model
             itself is then told no instruction, which may be of words that it does not know.
         options: of the env's reset.
-        on_step: called after each step in the env.
+        on_step: called after each step in the env, and after each round of a plan, for one may take longer than many steps.
+        progress: show on stderr how far the episode and its plans are; a text is what the bar calls it.
 
     Raises:
         InputError: observations that do not fit the model, or costs that are not finite.
@@ -172,22 +175,25 @@ def run_episode(
     told = recorder.instruction if manager is None else ""  # who follows subgoals needs no words for the way
     history = model.encode([replace(recorder.observation, instruction=told)])
     imagined, plans = [*model.decode(history.codes_BCN[0, -1:])], []
-    while not recorder.over:
-        if manager:
-            places = see_places(model, history)
-            cost.cost = manager.look(recorder.observation, places, len(recorder.actions))
-        plan = planner.plan(model, history, cost) if cost.cost else None
-        actions_TA = plan.actions[:execute] if plan else np.zeros((execute, model.action_dim), np.float32)
-        dream = model.rollout(history, actions_TA[None, None])
-        imagined += [*model.decode(dream.codes_BSTN[0, 0])]
-        if plan:
-            plans.append(plan)
-            cost.look(plan, dream, at=len(recorder.actions))
-        for action in actions_TA:
-            recorder.act(action)
-            history = model.observe(history, action[None], [recorder.observation])
-            if recorder.over:
-                break
+    name = progress if isinstance(progress, str) else recorder.instruction or f"seed {seed}"
+    with EpisodeProgress(planner, max_steps, name, bool(progress), on_step) as bar:
+        while not recorder.over:
+            if manager:
+                places = see_places(model, history)
+                cost.cost = manager.look(recorder.observation, places, len(recorder.actions))
+            plan = planner.plan(model, history, cost) if cost.cost else None
+            actions_TA = plan.actions[:execute] if plan else np.zeros((execute, model.action_dim), np.float32)
+            dream = model.rollout(history, actions_TA[None, None])
+            imagined += [*model.decode(dream.codes_BSTN[0, 0])]
+            if plan:
+                plans.append(plan)
+                cost.look(plan, dream, at=len(recorder.actions))
+            for action in actions_TA:
+                recorder.act(action)
+                bar.step()
+                history = model.observe(history, action[None], [recorder.observation])
+                if recorder.over:
+                    break
     return recorder.finish(
         imagined,
         plan_seconds=tuple(plan.seconds for plan in plans),

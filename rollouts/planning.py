@@ -23,6 +23,7 @@ from emu_embodied.rollouts.journal import append, open_journal
 from emu_embodied.rollouts.oracle import OracleWorldModel
 from emu_embodied.rollouts.parallel import play_in_parallel
 from emu_embodied.rollouts.planned_episode import EpisodeRun, run_episode, run_policy
+from emu_embodied.rollouts.progress import above_bars, counted
 from emu_embodied.types import PIXELS
 
 AGENTS = ("model", "oracle", "random", "expert")
@@ -125,8 +126,8 @@ class Player:
                 )
         self.follower = Follower(settings.following, self.env, make_proposer) if settings.following else None
 
-    def play(self, seed: int, on_step: Callable[[], None] | None = None) -> EpisodeRun:
-        """Plays the episode of one seed; `on_step` is called after each of its steps."""
+    def play(self, seed: int, on_step: Callable[[], None] | None = None, progress: bool | str = False) -> EpisodeRun:
+        """Plays the episode of one seed; `on_step` and `progress` are those of `run_episode`."""
         s = self.settings
         if s.agent in ("random", "expert"):
             return run_policy(self.env, s.agent, seed, s.max_steps, on_step=on_step)
@@ -137,7 +138,7 @@ class Player:
         planner = make_planner(s.planner, seed)
         guide = functools.partial(self.follower.begin, seed=seed) if self.follower else None
         job = (self.env, model, planner, cost, seed, s.planner.execute, s.max_steps, guide)
-        return run_episode(*job, on_step=on_step)
+        return run_episode(*job, on_step=on_step, progress=progress)
 
 
 def evaluate_planning(
@@ -149,6 +150,7 @@ def evaluate_planning(
     on_episode: Callable[[EpisodeRun], None] | None = None,
     player: Player | None = None,
     make_proposer: Callable[[], SubgoalProposer] | None = None,
+    progress: bool = False,
 ) -> list[dict[str, Any]]:
     """Plays one episode per seed.
 
@@ -161,6 +163,7 @@ def evaluate_planning(
         on_episode: called in this process with each episode that was played, in the order they finish.
         player: one of the same settings that is there already; it plays where one process is enough.
         make_proposer: loads the learnt proposer of subgoals in each process; picklable where workers > 1.
+        progress: show on stderr how far the present episode is, or, with several workers, how many are done.
 
     Returns:
         The episodes' rows (`EpisodeRun.row`), in the order of the seeds.
@@ -176,13 +179,14 @@ def evaluate_planning(
     missing = [seed for seed in seeds if seed not in rows]
     make = functools.partial(Player, settings, make_model, make_proposer)
     workers = min(workers, len(missing))
-    runs = play_in_parallel(make, missing, workers) if workers > 1 else _in_turn(player or make, missing)
-    for run in runs:
+    runs = play_in_parallel(make, missing, workers) if workers > 1 else _in_turn(player or make, missing, progress)
+    for run in counted(runs, len(missing), "episodes", progress and workers > 1):
         rows[run.seed] = run.row()
         if journal:
             append(journal, rows[run.seed])
         if on_episode:
-            on_episode(run)
+            with above_bars():
+                on_episode(run)
     return [rows[seed] for seed in seeds]
 
 
@@ -213,7 +217,8 @@ def _rate(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"n": len(rows), "successes": successes, "rate": successes / max(len(rows), 1), "wilson_95": interval}
 
 
-def _in_turn(make: Player | Callable[[], Player], seeds: Sequence[int]) -> Iterator[EpisodeRun]:
+def _in_turn(make: Player | Callable[[], Player], seeds: Sequence[int], progress: bool) -> Iterator[EpisodeRun]:
     """Plays in this process; the env and the model are made with the first episode."""
-    if seeds:
-        yield from map((make if isinstance(make, Player) else make()).play, seeds)
+    player = make() if seeds and not isinstance(make, Player) else make
+    for i, seed in enumerate(seeds, 1):
+        yield player.play(seed, progress=f"episode {i} of {len(seeds)}, seed {seed}" if progress else False)

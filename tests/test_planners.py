@@ -465,3 +465,14 @@ def test_a_gradient_lowers_the_cost_in_a_model_of_tokens():
     unmoved = make_planner(planner_config("gradient", horizon=3, candidates=4, iterations=1), seed=0)
     assert plan.cost < unmoved.plan(model, start(model), cost).cost
     assert all(p.grad is None for p in model.model.parameters())  # the model learnt nothing of it
+
+
+@every_planner
+def test_a_planner_tells_after_each_round_how_far_it_is(name: str):
+    planner, told = make_planner(small(name), 0), []
+    planner.on_round = lambda budget: told.append((budget.round, budget.spent, budget.seconds))
+    plan = planner.plan(LinearWorld(), LinearWorld().at(0.0, 0.0), GOAL)
+    rounds, spent, seconds = zip(*told, strict=True)
+    assert rounds == tuple(range(1, len(told) + 1)) and len(told) >= 3
+    assert list(spent) == sorted(set(spent)) and spent[-1] == plan.predicted_frames == planner.config.predicted_frames
+    assert 0 < seconds[-1] <= plan.seconds

@@ -209,10 +209,34 @@ def test_an_evaluation_is_resumed_where_it_stopped(tmp_path: Path):
         planning.evaluate_planning(settings(), [5], journal=journal)
 
 
-def test_workers_play_the_same_episodes_and_pass_on_what_went_wrong():
+def test_an_episode_shows_how_far_it_and_its_plans_are(capsys, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TQDM_MININTERVAL", "0")
+    signs = []
+    for progress in (False, True):
+        planner = CEM(SMALL, seed=0)
+        job = {"seed": EASY, "max_steps": 4, "progress": progress, "on_step": lambda: signs.append(1)}
+        planned_episode.run_episode(gymnasium.make(ENV), tiny_world_model(), planner, **job)
+        shown = capsys.readouterr().err
+        assert planner.on_round is None  # as it was
+        assert progress == ("step 1 of 4" in shown) == ("plan 2: 18 of 36 frames imagined" in shown)
+    assert len(signs) == 2 * (4 + 2 * 2)  # at each step, and at each round of two plans
+
+
+def test_many_episodes_show_which_is_under_way(capsys, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TQDM_MININTERVAL", "0")
+    job = (settings(agent="model"), [3, 4], tiny_world_model)
+    planning.evaluate_planning(*job, on_episode=lambda run: print("seed", run.seed), progress=True)
+    printed = capsys.readouterr()
+    assert printed.out == "seed 3\nseed 4\n"
+    assert "episode 1 of 2, seed 3: step 2 of 3" in printed.err and "episode 2 of 2, seed 4" in printed.err
+
+
+def test_workers_play_the_same_episodes_and_pass_on_what_went_wrong(capsys, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TQDM_MININTERVAL", "0")
     asked = settings(agent="oracle", max_steps=2)
     alone = planning.evaluate_planning(asked, [1, 2, 3])
-    together = planning.evaluate_planning(asked, [1, 2, 3], workers=2)
+    together = planning.evaluate_planning(asked, [1, 2, 3], workers=2, progress=True)
+    assert "episodes: 100%" in capsys.readouterr().err
     for row in (*alone, *together):
         row.pop("plan_seconds")
     assert alone == together

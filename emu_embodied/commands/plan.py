@@ -44,7 +44,7 @@ def run(config: DictConfig) -> None:
     show = functools.partial(_show, console, folder, seeds[: config.videos])
     try:
         rows = planning.evaluate_planning(
-            settings, seeds, make_model, config.workers, folder / "episodes.jsonl", show, player, make_proposer
+            settings, seeds, make_model, config.workers, folder / "episodes.jsonl", show, player, make_proposer, True
         )
     except KeyboardInterrupt:
         console.print(f"plan: the finished episodes are in {folder}; go on with resume={folder}", markup=False)
