@@ -17,9 +17,10 @@ from foreign import FPS, JOINTS, TOP, WRIST, picture, recorded_actions, write_fo
 from emu_embodied.commands import main
 from emu_embodied.data.frame_cache import FrameCache, build_frame_cache, frames_for, load_frame_cache
 from emu_embodied.data.lerobot_files import SIDECAR
+from emu_embodied.data.lerobot_info import read_info
 from emu_embodied.data.mixing import mix
 from emu_embodied.data.quality import QualityConfig
-from emu_embodied.data.reader import ReadOptions
+from emu_embodied.data.reader import ReadOptions, settle
 from emu_embodied.data.resampling import denormalise, is_sampled
 from emu_embodied.errors import DatasetError
 from emu_embodied.training.objectives import TokenizerObjective
@@ -115,6 +116,133 @@ def test_another_rate_keeps_the_nearest_frames(arms, kind: str, fps: float, kept
     assert np.allclose(denormalise(mean.actions[:-1], cache.action_scale[0]), means, atol=1e-3)
 
 
+def describe(root: Path, key: str, **changes) -> None:
+    """Changes how info.json describes a column."""
+    path = root / "meta" / "info.json"
+    info = json.loads(path.read_text())
+    info["features"][key] |= changes
+    path.write_text(json.dumps(info))
+
+
+@pytest.mark.parametrize(
+    ("names", "shape", "found"),
+    [
+        (list("xyxyz") + ["x", "w"], [7], ["x#1", "y#1", "x#2", "y#2", "z", "x#3", "w"]),
+        ([list("abcdefg")], [7], list("abcdefg")),
+        ({"motors": list("abcdefg")}, [7], list("abcdefg")),
+        ({"left": list("abc"), "right": list("defg")}, [7], list("abcdefg")),
+        ({name: 6 - i for i, name in enumerate("gfedcba")}, [7], list("abcdefg")),
+        ({"a": 0, "b": 2}, [7], list("0123456")),
+        (["arm", "axis"], [1, 7], list("0123456")),
+        (["a"], [7], list("0123456")),
+        (None, [7], list("0123456")),
+        (["x", "x#1", "x", "a", "b", "c", "d"], [7], list("0123456")),
+    ],
+)
+def test_each_element_has_a_name_of_its_own(images, tmp_path, names, shape, found):
+    root, whole = copied(images, tmp_path), build_frame_cache(images)
+    describe(root, "action", names=names, shape=shape)
+    cache = build_frame_cache(root)
+    assert cache.names["action"] == found and np.array_equal(cache.actions, whole.actions)
+    chosen = build_frame_cache(root, ReadOptions(action_keys=(found[2], found[0])))
+    assert np.array_equal(chosen.actions, whole.actions[:, [2, 0]])
+
+
+def test_a_name_of_several_elements_is_not_guessed(images, tmp_path, capsys):
+    root = copied(images, tmp_path)
+    describe(root, "action", names=["x", "y", "x", "y", "a", "b", "c"])
+    with pytest.raises(DatasetError, match="action_keys: x; 2 elements are called so: write x#1 or x#2"):
+        build_frame_cache(root, ReadOptions(action_keys=("x",)))
+    for wanted in ("x", ("y", "y"), (1,)):
+        with pytest.raises(DatasetError, match="different texts"):
+            ReadOptions(action_keys=wanted)
+
+
+@pytest.mark.parametrize("kind", ["image", "video"])
+@pytest.mark.parametrize("names", [["channels", "height", "width"], ["channel", "height", "width"], None])
+def test_a_camera_may_be_described_channels_first(arms, tmp_path, kind: str, names):
+    root, options = copied(arms[kind], tmp_path), ReadOptions(camera=("top",))
+    describe(root, TOP, shape=[3, 24, 32], names=names)
+    assert np.array_equal(build_frame_cache(root, options).pixels, build_frame_cache(arms[kind], options).pixels)
+
+
+def test_cameras_in_their_natural_order_are_tiled_like_others(arms):
+    natural = build_frame_cache(arms["image"], ReadOptions(camera=("top", "wrist"), image_size=32)).pixels
+    other = build_frame_cache(arms["image"], ReadOptions(camera=("wrist", "top"), image_size=32)).pixels
+    assert np.array_equal(natural[:, :, :16], other[:, :, 16:]) and np.array_equal(natural[:, :, 16:], other[:, :, :16])
+    options = ReadOptions(camera=("top", "wrist"), image_size=32)
+    info = read_info(arms["image"])
+    assert settle(arms["image"], info, settle(arms["image"], info, options)) == settle(arms["image"], info, options)
+
+
+def test_a_camera_is_called_by_its_name_before_its_end(arms, tmp_path):
+    root = copied(arms["image"], tmp_path)
+    info = json.loads((root / "meta" / "info.json").read_text())
+    inner = "observation.images.wrist.top"
+    info["features"] = {inner if key == WRIST else key: value for key, value in info["features"].items()}
+    (root / "meta" / "info.json").write_text(json.dumps(info))
+    path = next((root / "data").rglob("*.parquet"))
+    table = parquet.read_table(path)
+    parquet.write_table(table.rename_columns([inner if name == WRIST else name for name in table.schema.names]), path)
+    for name, seen in (("top", TOP), ("wrist.top", WRIST), (inner, WRIST)):
+        shown = build_frame_cache(root, ReadOptions(camera=(name,))).pixels[0]
+        assert np.array_equal(shown, picture(0, 0, seen))
+    with pytest.raises(DatasetError, match="meant twice"):
+        build_frame_cache(root, ReadOptions(camera=("top", TOP), image_size=16))
+
+
+def test_only_colour_cameras_count(arms, tmp_path):
+    for changes in ({"shape": [24, 32, 1]}, {"info": {"is_depth_map": True}}):
+        root = Path(shutil.copytree(arms["image"], tmp_path / next(iter(changes))))
+        describe(root, WRIST, **changes)
+        assert np.array_equal(build_frame_cache(root).pixels[0], picture(0, 0, TOP))
+        describe(root, TOP, **changes)
+        with pytest.raises(DatasetError, match=r"camera: .*top \[24, 32.*colour pictures"):
+            build_frame_cache(root)
+
+
+@pytest.mark.parametrize("fps", [None, 5])
+def test_a_task_that_changes_within_an_episode_cuts_it(arms, tmp_path, fps):
+    root, options = copied(arms["image"], tmp_path), ReadOptions(camera=("top",), fps=fps)
+    tasks = np.array([0] * 6 + [1] * 6 + [1] * 11 + [0] + [0] * 3 + [1] * 3 + [0] * 6)
+    path = next((root / "data").rglob("*.parquet"))
+    table = parquet.read_table(path)
+    at = table.schema.get_field_index("task_index")
+    parquet.write_table(table.set_column(at, "task_index", [tasks]), path)
+    cache, whole = build_frame_cache(root, options), build_frame_cache(arms["image"], options)
+    texts = ("pick up block 0", "pick up block 1")
+    assert cache.instructions == tuple(texts[i] for i in (0, 1, 1, 0, 1, 0))
+    lengths = np.diff(cache.episode_starts).tolist()
+    assert lengths == ([7, 6, 12, 4, 4, 6] if fps is None else [3, 2, 4, 2, 2, 2])
+    firsts = cache.episode_starts[:-1]
+    per = 12 if fps is None else 4
+    begins = np.array([0, 6, 12, 24, 27, 30] if fps is None else [0, 2, 4, 8, 9, 10])
+    for first, begin, length in zip(firsts, begins, lengths, strict=True):
+        assert np.array_equal(cache.pixels[first : first + length], whole.pixels[begin : begin + length])
+        assert np.array_equal(cache.actions[first : first + length - 1], whole.actions[begin : begin + length - 1])
+        assert not cache.actions[first + length - 1].any() and (begin + length - 1) // per == begin // per
+
+
+def test_videos_show_what_lerobots_own_decoder_shows(videos):
+    from lerobot.datasets.video_utils import decode_video_frames
+
+    from emu_embodied.data.images import decode_video
+
+    path = sorted((videos / "videos" / TOP).rglob("*.mp4"))[1]
+    moments, shape = np.array([0, 1, 2, 3.2, 5, 9, 11]) / FPS, (24, 32, 3)
+    found = np.zeros((7, *shape), np.uint8)
+    assert decode_video(path, moments, 0.25 / FPS, found, shape) == ""
+    theirs = decode_video_frames(path, moments.tolist(), 0.25 / FPS, backend="pyav", return_uint8=True)
+    assert np.array_equal(found, theirs.permute(0, 2, 3, 1).numpy())
+    for moment, fault in (
+        (3.5 / FPS, "no frame within"),
+        (12 / FPS, "ends before"),
+        (-1, "no seconds"),
+        (np.nan, "no seconds"),
+    ):
+        assert fault in decode_video(path, np.array([moment]), 0.25 / FPS, found[:1], shape)
+
+
 def test_a_rate_above_the_datasets_is_refused(arms):
     with pytest.raises(DatasetError, match="fps: 30; the dataset has 15"):
         build_frame_cache(arms["image"], ReadOptions(camera=("top",), fps=30))
@@ -149,8 +277,9 @@ def test_statistics_may_be_missing_and_ranges_be_quantiles(arms, tmp_path):
     assert np.allclose(quantiles.action_scale[0].sum(0), statistics["q99"])
     (root / "meta" / "stats.json").unlink()
     assert np.allclose(build_frame_cache(root, options).action_scale[0].sum(0), statistics["max"])
-    (root / SIDECAR).write_text("{}")  # one of our own: its actions are what they are to be
-    assert np.allclose(build_frame_cache(root, options).actions[:11], recorded_actions(0, 12)[:11])
+    (root / SIDECAR).write_text("{}")  # one of our own has them in [-1, 1]
+    with pytest.raises(DatasetError, match="episode 0, action: out of range: beyond 1 at frame 0"):
+        build_frame_cache(root, options)
 
 
 def test_readings_of_other_options_have_caches_of_their_own(arms, tmp_path, monkeypatch):

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from emu_embodied.data.lerobot_files import data_files, dataset_folder, read_info
+from emu_embodied.data.lerobot_files import data_files, dataset_folder, own_file
+from emu_embodied.data.lerobot_info import read_info, read_statistics
 from emu_embodied.data.quality import Dropped
 from emu_embodied.data.reader import ReadOptions, is_ours, read_recording, settle
 from emu_embodied.errors import CheckpointError, DatasetError
@@ -19,7 +20,7 @@ from emu_embodied.storage import load_folder, read_json, save_folder
 from emu_embodied.types import ACTION, OBS_ENVIRONMENT_STATE, OBS_STATE, REWARD, SUCCESS, short_repr
 
 FORMAT = "emu-embodied-frames"
-READING = 1  # counts up when datasets of others come to be read differently
+READING = 2  # counts up when datasets of others come to be read differently
 FOOTER_BYTES = 1 << 16  # of a file's end; a parquet file's has offsets, sizes and extremes of all its columns
 LABELS = (REWARD, SUCCESS, OBS_ENVIRONMENT_STATE)  # what `known` tells of, in this order
 
@@ -207,13 +208,13 @@ def fingerprint(dataset_root: str | Path, options: ReadOptions | None = None) ->
     root, options = Path(dataset_root), options or ReadOptions()
     digest = hashlib.sha256(json.dumps(read_info(root), sort_keys=True).encode())
     for path in (*data_files(root), *sorted((root / "videos").rglob("*.mp4"))):
-        with open(path, "rb") as file:
+        with open(own_file(root, path), "rb") as file:
             size = file.seek(0, 2)
             file.seek(max(0, size - FOOTER_BYTES))
             digest.update(f"{path.relative_to(root)} {size} ".encode() + file.read())
     if not is_ours(root) or options != ReadOptions():
-        statistics = root / "meta" / "stats.json"
-        digest.update(_as_json(options) + (statistics.read_bytes() if statistics.is_file() else b""))
+        statistics = read_statistics(root, ACTION) or {}
+        digest.update(_as_json(options) + repr([(k, v.tolist()) for k, v in statistics.items()]).encode())
     return digest.hexdigest()
 
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import struct
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from emu_embodied.errors import DatasetError, InputError
+from emu_embodied.errors import CheckpointError, DatasetError, InputError
+from emu_embodied.storage import regular_file
 
 THREADS = 2
-AT_ONCE = 128  # video frames that are held decoded in their own size
+MOST_PIXELS = 2**25  # of a picture
+MOST_SECONDS = 1e7  # of a video
+VIDEO_MARGIN, VIDEO_LEAST = 4, 2**22  # a video's frames may have so many times the pixels told, and always so many
 
 
 def tiles(cameras: int, height: int, width: int) -> list[tuple[slice, slice]]:
@@ -40,28 +45,50 @@ def letterbox(picture: np.ndarray, into: np.ndarray) -> None:
     into[top : top + h, left : left + w] = small
 
 
+def picture_size(data: bytes) -> tuple[int, int] | None:
+    """(height, width) that the header of a PNG or JPEG file tells, before anything is decoded; None: neither of them."""
+    if data[:8] == b"\x89PNG\r\n\x1a\n" and data[12:16] == b"IHDR" and len(data) >= 24:
+        width, height = struct.unpack(">II", data[16:24])
+        return height, width
+    at = 2 if data[:2] == b"\xff\xd8" else len(data)
+    while at + 9 <= len(data) and data[at] == 0xFF:  # JPEG's segments: a marker, a length, what is in it
+        marker = data[at + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # the frame's header
+            return struct.unpack(">HH", data[at + 5 : at + 9])
+        alone = marker == 0xFF or 0xD0 <= marker <= 0xD8 or marker == 0x01  # fill bytes, and markers without a length
+        at += (1 if marker == 0xFF else 2) if alone else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return None
+
+
 def read_picture(path: str | Path, size: int) -> np.ndarray:
-    """A picture file as (size, size, 3) uint8 RGB: grey ones get three channels, transparency is dropped, others letterboxed.
+    """A PNG or JPEG file as (size, size, 3) uint8 RGB, letterboxed; grey ones get three channels, transparency is dropped.
 
     Raises:
-        InputError: no such file, or no picture in it.
+        InputError: no such file, none that can be read, or a picture of more than `MOST_PIXELS`.
     """
     import cv2
 
     try:
-        data = np.frombuffer(Path(path).read_bytes(), np.uint8)
-        found = cv2.imdecode(data, cv2.IMREAD_COLOR) if len(data) else None
+        real = regular_file(path)
+        data = real.read_bytes() if real.stat().st_size <= 4 * MOST_PIXELS else b""
+        told = picture_size(data)
+        fits = told is not None and math.prod(told) <= MOST_PIXELS
+        found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if fits else None
+    except CheckpointError as error:
+        raise InputError("image", str(path), f"{error.value}: give a PNG or JPEG file") from None
     except (OSError, cv2.error) as error:
         raise InputError("image", str(path), getattr(error, "strerror", None) or "no picture can be read") from None
     if found is None:
-        raise InputError("image", str(path), "no picture that can be read: give a PNG or JPEG file")
+        least = f"of at most {MOST_PIXELS / 1e6:.0f} megapixels"
+        raise InputError("image", str(path), f"no picture that can be read: give a PNG or JPEG file {least}")
     frame = np.empty((size, size, 3), np.uint8)
     letterbox(cv2.cvtColor(found, cv2.COLOR_BGR2RGB), frame)
     return frame
 
 
 def decode_pictures(pictures: Sequence[bytes | None], into: np.ndarray, shape: tuple[int, ...]) -> dict[int, str]:
-    """Decodes PNG or JPEG pictures of `shape` (h, w, 3) into (rows, H, W, 3) RGB.
+    """Decodes PNG or JPEG pictures of `shape` (h, w, 3) into (rows, H, W, 3) RGB; those whose header tells of other sizes
+    are not decoded.
 
     Returns:
         What was wrong, by row.
@@ -69,8 +96,11 @@ def decode_pictures(pictures: Sequence[bytes | None], into: np.ndarray, shape: t
     import cv2
 
     def one(i: int) -> str:
+        told = picture_size(pictures[i] or b"")
+        if told is None or sorted(told) != sorted(shape[:2]):  # a photo's orientation may turn it
+            return "cannot be decoded" if told is None else f"has the shape {(*told, 3)}, not {shape}"
         try:
-            found = cv2.imdecode(np.frombuffer(pictures[i] or b"\0", np.uint8), cv2.IMREAD_COLOR)
+            found = cv2.imdecode(np.frombuffer(pictures[i], np.uint8), cv2.IMREAD_COLOR)
         except cv2.error:
             found = None
         if found is None or found.shape != shape:
@@ -83,29 +113,67 @@ def decode_pictures(pictures: Sequence[bytes | None], into: np.ndarray, shape: t
 
     with ThreadPoolExecutor(THREADS) as pool:
         results = pool.map(one, range(len(pictures)), chunksize=256)
-        return {i: f"the picture of row {i} {fault}" for i, fault in enumerate(results) if fault}
+        return {i: f"picture {fault}" for i, fault in enumerate(results) if fault}
 
 
-def decode_video(path: Path, seconds: np.ndarray, tolerance: float, into: np.ndarray) -> str:
-    """Decodes the frames of a video at ascending moments into (rows, H, W, 3) RGB, forwards, with LeRobot's decoder (PyAV).
+def decode_video(path: Path, seconds: np.ndarray, tolerance: float, into: np.ndarray, shape: tuple[int, ...]) -> str:
+    """Decodes the frames of an MP4 nearest to ascending moments into (rows, H, W, 3) RGB, forwards, one frame held at a time.
+
+    The file's own header must tell of frames not much larger than `shape` (h, w, 3); what lies in it is never taken for
+    another format, of those that name other files.
 
     Returns:
         What was wrong; empty where nothing was.
 
     Raises:
-        DatasetError: LeRobot is not installed.
+        DatasetError: PyAV, which LeRobot brings, is not installed.
     """
     try:
-        from lerobot.datasets.video_utils import decode_video_frames
+        import av
     except ImportError as error:
         raise DatasetError(str(path), str(error), "install LeRobot to read videos, or give a frame cache") from error
 
-    for at in range(0, len(seconds), AT_ONCE):
-        part = seconds[at : at + AT_ONCE].tolist()
-        try:
-            frames = decode_video_frames(path, part, tolerance, backend="pyav", return_uint8=True)
-        except Exception as error:  # LeRobot and PyAV raise many kinds
-            return " ".join(str(error).partition("\n")[0].split()) or repr(error)
-        for frame, row in zip(frames.permute(0, 2, 3, 1).numpy(), into[at : at + AT_ONCE], strict=True):
-            letterbox(frame, row)
+    if not np.isfinite(seconds).all() or not (0 <= seconds[0] and seconds[-1] < MOST_SECONDS):
+        return "moments that are no seconds of a video"
+    try:
+        most = max(VIDEO_LEAST, VIDEO_MARGIN * math.prod(shape[:2]))
+        limit = {"max_pixels": str(most)}  # also of frames later on, which may grow
+        with av.open(str(path), format="mp4", options=limit) as container:
+            stream = container.streams.video[0]
+            if not 0 < stream.height * stream.width <= most:
+                return f"holds frames that are larger than {shape[0]} x {shape[1]} px"
+            stream.codec_context.options = limit
+            first = round(float(seconds[0]) / stream.time_base) - 1
+            container.seek(first, backward=True, any_frame=False, stream=stream)
+            frames = ((float(f.pts * stream.time_base), f) for f in container.decode(stream) if f.pts is not None)
+            return _take_nearest(frames, seconds, tolerance, into)
+    except Exception as error:  # PyAV raises many kinds
+        return " ".join(str(error).partition("\n")[0].split()) or repr(error)
+
+
+def _take_nearest(frames: Iterator[tuple[float, Any]], seconds: np.ndarray, tolerance: float, into: np.ndarray) -> str:
+    """Writes, for each of ascending moments, the nearest of (moment, video frame) into (rows, H, W, 3)."""
+    last, row, shown = None, 0, None
+
+    def take(moment: float, frame: Any) -> bool:
+        nonlocal row, shown
+        if abs(moment - seconds[row]) >= tolerance:
+            return False
+        if shown is None or shown[0] is not frame:
+            shown = frame, frame.to_ndarray(format="rgb24")
+        letterbox(shown[1], into[row])
+        row += 1
+        return True
+
+    for moment, frame in frames:
+        while row < len(seconds) and moment >= seconds[row]:
+            before = last is not None and abs(last[0] - seconds[row]) <= abs(moment - seconds[row])
+            if not take(*(last if before else (moment, frame))):
+                return f"no frame within {tolerance:.3g} s of {seconds[row]:.3f} s"
+        if row == len(seconds):
+            return ""
+        last = moment, frame
+    while row < len(seconds):
+        if last is None or not take(*last):
+            return f"ends before {seconds[row]:.3f} s"
     return ""

@@ -1,22 +1,31 @@
-"""The files of a LeRobotDataset v3, read without LeRobot: descriptions, columns, texts. Knows no pixels and no model."""
+"""The files of a LeRobotDataset v3, read without LeRobot: columns, pictures, texts. Knows no pixels and no model.
+
+Files may be anybody's: only regular ones inside the dataset are opened, and their own footers must not tell of more rows,
+numbers or bytes than `meta/info.json` does before anything is read.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from emu_embodied.errors import CheckpointError, DatasetError
-from emu_embodied.storage import read_json
-from emu_embodied.types import ACTION
+from emu_embodied.storage import regular_file
+from emu_embodied.validation import number, whole_number
 
 TASKS = Path("meta", "tasks.parquet")
+EPISODES = Path("meta", "episodes")
 SIDECAR = Path("meta", "emu_embodied.json")  # what we note about a dataset that we wrote
-_PLAIN = re.compile(r"(?!.*\.\.)[\w. -]+")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+AT_ONCE = 64  # encoded pictures that are held
+MOST_ROWS, MOST_LETTERS = 10**7, 10_000  # of a file of episodes or tasks, of a task
+_RESTORE = "the file is damaged; restore it, or record the dataset anew"
 
 
 def dataset_folder(name: str | Path) -> Path:
@@ -38,39 +47,6 @@ def dataset_folder(name: str | Path) -> Path:
         raise DatasetError(str(name), reason, remedy) from error
 
 
-def read_info(root: Path) -> dict[str, Any]:
-    """A dataset's `meta/info.json`.
-
-    Raises:
-        DatasetError: there is no dataset, or it says nothing of its actions and sizes.
-    """
-    if not root.is_dir():
-        raise DatasetError(str(root), "no such folder", "record one with `emu-embodied collect`, or check the path")
-    try:
-        info = read_json(root / "meta" / "info.json")
-        for key, feature in info["features"].items():
-            if not isinstance(feature["dtype"], str) or any(type(n) is not int or n < 1 for n in feature["shape"]):
-                raise ValueError(f"a strange {key}")
-            if not _PLAIN.fullmatch(key):  # it becomes a folder's name
-                raise ValueError(f"{key!r} is no name of a column")
-        info["features"][ACTION]  # noqa: B018  is it there?
-        for key in ("total_frames", "total_episodes", "fps"):
-            if not info[key] > 0 or (key != "fps" and type(info[key]) is not int):
-                raise ValueError(f"{key} is {info[key]}")
-    except (CheckpointError, KeyError, TypeError, AttributeError, ValueError) as error:
-        raise DatasetError(str(root), f"{type(error).__name__}: {error}", "expected a LeRobotDataset v3") from error
-    return info
-
-
-def read_statistics(root: Path, key: str) -> dict[str, list] | None:
-    """A column's statistics in `meta/stats.json`; None where there are none to be read."""
-    try:
-        found = read_json(root / "meta" / "stats.json")[key]
-    except (CheckpointError, KeyError, TypeError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
 def data_files(root: Path) -> list[Path]:
     """The parquet files with the rows, in order.
 
@@ -83,118 +59,228 @@ def data_files(root: Path) -> list[Path]:
     return paths
 
 
-def element_names(feature: dict[str, Any] | None, size: int | None = None) -> list[str]:
-    """The names of a vector's elements; their numbers where the dataset has none."""
-    if feature is None:
-        return []
-    names = feature.get("names")
-    if isinstance(names, dict):  # LeRobot's {"motors": [...]}
-        names = next(iter(names.values()), None)
-    size = int(np.prod(feature["shape"])) if size is None else size
-    fits = isinstance(names, list) and len(names) == size
-    return [str(name) for name in names] if fits else [str(i) for i in range(size)]
+def own_file(root: Path, path: Path) -> Path:
+    """Where a file of a dataset really is.
+
+    Raises:
+        DatasetError: it is missing, no regular file (a pipe would wait for ever, a device never end), or outside.
+    """
+    try:
+        return regular_file(path, root)
+    except CheckpointError as error:
+        raise DatasetError(error.field, error.value, error.remedy) from error
 
 
-def read_pieces(path: Path, columns: Sequence[str], pictures: Sequence[str]) -> Iterator[dict[str, Any] | DatasetError]:
-    """A data file's rows: all at once, or, where it is damaged, those of each row group that can be read.
+@dataclass(frozen=True)
+class Piece:
+    """A row group of a data file.
+
+    Attributes:
+        values: (rows, ...) by column; numbers are float32, and int64 where they count something.
+        pictures: yields the first of some rows, and their encoded pictures by camera. It may find the group damaged, and
+            then raises a DatasetError.
+    """
+
+    values: dict[str, np.ndarray]
+    pictures: Iterator[tuple[int, dict[str, list[bytes | None]]]]
+
+
+def count_rows(root: Path) -> int:
+    """How many rows the data files' own footers tell of; damaged files have none.
+
+    Raises:
+        DatasetError: there are no files, or some that are no files of the dataset.
+    """
+    rows = 0
+    for path in data_files(root):
+        own_file(root, path)
+        try:
+            rows += _open(root, path).metadata.num_rows
+        except DatasetError:
+            pass  # `read_pieces` says so
+    return rows
+
+
+def read_pieces(
+    root: Path, path: Path, vectors: Mapping[str, int], counts: Sequence[str], pictures: Mapping[str, int]
+) -> Iterator[Piece | DatasetError]:
+    """A data file's rows, row group by row group.
 
     Args:
-        path: the file.
-        columns: wanted as arrays (rows, ...), floats as float32.
-        pictures: wanted as lists of encoded pictures.
+        root, path: the dataset and the file.
+        vectors: columns wanted as float32, and how many numbers a row of each may hold.
+        counts: columns wanted as whole numbers, one a row.
+        pictures: columns of encoded pictures, and how many bytes a row of each has decoded.
 
     Yields:
-        Values by column, or what is wrong with the file or the group.
+        The rows of a group, or what is wrong with the file or the group.
     """
-    import pyarrow
+    try:
+        file = _open(root, path)
+        leaves = _leaves(path, file, [*vectors, *counts, *pictures])
+    except DatasetError as error:
+        yield error
+        return
+    sizes = {**vectors, **dict.fromkeys(counts, 1)}
+    for i in range(file.num_row_groups):
+        where = f"{path}, row group {i}" if file.num_row_groups > 1 else str(path)
+        try:
+            with _typed(where):
+                _check_sizes(where, file.metadata.row_group(i), leaves, sizes, pictures)
+                names = [leaf for name in (*vectors, *counts) for leaf in leaves[name]]
+                table = file.read_row_group(i, columns=names)
+                values = {name: _array(where, name, table.column(name)) for name in vectors}
+                values |= {name: _array(where, name, table.column(name), whole=True) for name in counts}
+        except DatasetError as error:
+            yield error
+            continue
+        yield Piece(values, _pictures(where, file, i, {name: leaves[name] for name in pictures}))
+
+
+def _pictures(where: str, file: Any, group: int, leaves: dict[str, list[str]]) -> Iterator[tuple[int, dict[str, list]]]:
+    if not leaves:
+        return
+    at, names = 0, [f"{name}.bytes" for name in leaves]
+    if not all(name in leaf for name, leaf in zip(names, leaves.values(), strict=True)):
+        raise DatasetError(where, f"no pictures in {names[0].removesuffix('.bytes')}", _RESTORE)
+    with _typed(where):
+        for batch in file.iter_batches(AT_ONCE, row_groups=[group], columns=names):
+            yield at, {name: batch.column(name).field("bytes").to_pylist() for name in leaves}
+            at += len(batch)
+
+
+def _open(root: Path, path: Path) -> Any:
     import pyarrow.parquet as parquet
 
-    faults, wanted = (pyarrow.ArrowException, OSError, DatasetError), [*pictures, *columns]
-
-    def damage(error: Exception, where: str = "") -> DatasetError:
-        if isinstance(error, DatasetError):
-            return error
-        remedy = "the file is damaged; restore it, or record the dataset anew"
-        return DatasetError(f"{path}{where}", " ".join(str(error).split()), remedy)
-
-    try:
-        file = parquet.ParquetFile(path, page_checksum_verification=True)
-        missing = set(wanted) - set(file.schema_arrow.names)
-        if missing:
-            raise DatasetError(
-                str(path), f"no {sorted(missing)[0]}", "a file of another dataset? restore the right one"
-            )
-    except faults as error:
-        yield damage(error)
-        return
-    try:
-        yield _values(path, file.read(columns=wanted), columns, pictures)
-    except faults as error:
-        if file.num_row_groups == 1:
-            yield damage(error)
-            return
-        for i in range(file.num_row_groups):
-            try:
-                yield _values(path, file.read_row_group(i, columns=wanted), columns, pictures)
-            except faults as error:
-                yield damage(error, f", row group {i}")
+    with _typed(str(path)):
+        file = parquet.ParquetFile(own_file(root, path), page_checksum_verification=True)
+        if file.metadata.num_columns > 10_000:
+            raise DatasetError(str(path), f"{file.metadata.num_columns} columns", _RESTORE)
+        return file
 
 
-def _values(path: Path, table: Any, columns: Sequence[str], pictures: Sequence[str]) -> dict[str, Any]:
+@contextmanager
+def _typed(where: str) -> Iterator[None]:
+    """Turns what pyarrow raises about a damaged file into the typed error."""
     import pyarrow
 
-    values: dict[str, Any] = {
-        name: [row and row["bytes"] for row in table.column(name).to_pylist()] for name in pictures
-    }
-    for name in columns:
-        column = table.column(name).combine_chunks()
-        if column.null_count:
-            raise DatasetError(str(path), f"empty cells in {name}", "the file is damaged; record the dataset anew")
-        if pyarrow.types.is_list(column.type) or pyarrow.types.is_fixed_size_list(column.type):
-            flat = column.flatten().to_numpy(zero_copy_only=False)
-            if len(column) and len(flat) % len(column):
-                raise DatasetError(str(path), f"rows of several sizes in {name}", "record the dataset anew")
-            array = flat.reshape(len(column), -1)
-        else:
-            array = column.to_numpy(zero_copy_only=False)
-        values[name] = array.astype(np.float32) if array.dtype.kind == "f" else array
-    return values
+    try:
+        yield
+    except (pyarrow.ArrowException, OSError, ValueError, TypeError, LookupError, OverflowError, MemoryError) as error:
+        raise DatasetError(where, " ".join(str(error).split()) or repr(error), _RESTORE) from error
+
+
+def _leaves(path: Path, file: Any, wanted: Sequence[str]) -> dict[str, list[str]]:
+    """The paths of the parquet columns of which each wanted one consists: names hold dots, and pyarrow selects by prefix."""
+    tops = set(file.schema_arrow.names)
+    if missing := sorted(set(wanted) - tops):
+        raise DatasetError(str(path), f"no {missing[0]}", "a file of another dataset? restore the right one")
+    leaves = {name: [] for name in wanted}
+    for i in range(file.metadata.num_columns):
+        top = leaf = file.schema.column(i).path
+        while top and top not in tops:
+            top = top.rpartition(".")[0]
+        if top in leaves:
+            leaves[top].append(leaf)
+    return leaves
+
+
+def _check_sizes(
+    where: str, group: Any, leaves: dict[str, list[str]], sizes: Mapping[str, int], pictures: Mapping[str, int]
+) -> None:
+    """Refuses a row group whose footer tells of more than `info.json` does."""
+    owner = {leaf: name for name, own in leaves.items() for leaf in own}
+    for i in range(group.num_columns):
+        column = group.column(i)
+        name = owner.get(column.path_in_schema)
+        if name in sizes and column.num_values > group.num_rows * sizes[name]:
+            found = f"{column.num_values} numbers in {group.num_rows} rows"
+            raise DatasetError(f"{where}: {name}", found, f"info.json tells of {sizes[name]} a row; restore the file")
+        # PNGs of noise are hardly larger than what they show; the rest is for their headers
+        if name in pictures and column.total_uncompressed_size > group.num_rows * (2 * pictures[name] + 2**16):
+            found = f"{column.total_uncompressed_size} bytes of pictures in {group.num_rows} rows"
+            raise DatasetError(f"{where}: {name}", found, "more than they can have; restore the file")
+
+
+def _array(where: str, name: str, column: Any, whole: bool = False) -> np.ndarray:
+    """A column as (rows,) or (rows, numbers): int64 where `whole`, else float32."""
+    import pyarrow
+    from pyarrow import types
+
+    rows, column = len(column), column.combine_chunks()
+    column = getattr(column, "storage", column)  # of the datasets library's matrices
+    flat = column
+    while types.is_list(flat.type) or types.is_large_list(flat.type) or types.is_fixed_size_list(flat.type):
+        fixed = types.is_fixed_size_list(flat.type)
+        if flat.null_count or not fixed and len(flat.value_lengths().unique()) > 1:
+            raise DatasetError(where, f"rows of several sizes in {name}", "record the dataset anew")
+        flat = flat.flatten()
+    if types.is_dictionary(flat.type):
+        flat = flat.dictionary_decode()
+    numeric = types.is_integer(flat.type) or not whole and (types.is_floating(flat.type) or types.is_boolean(flat.type))
+    if column.null_count or flat.null_count or not numeric:
+        found = f"{flat.type} in {name}" if not numeric else f"empty cells in {name}"
+        raise DatasetError(where, found, f"expected {'whole ' * whole}numbers; {_RESTORE}")
+    if types.is_boolean(flat.type):
+        flat = flat.cast(pyarrow.uint8())
+    with np.errstate(over="ignore"):
+        array = flat.to_numpy(zero_copy_only=False).astype(np.int64 if whole else np.float32)
+    return array if flat is column else array.reshape(rows, -1)
 
 
 def read_tasks(root: Path) -> dict[int, str]:
     """The texts by task number.
 
     Raises:
-        DatasetError: the file is missing or damaged.
+        DatasetError: the file is missing or damaged, or holds something else than a text for each of different numbers.
     """
-    import pyarrow
-    import pyarrow.parquet as parquet
+    from pyarrow import types
 
     path = root / TASKS
-    try:
-        table = parquet.read_table(path)
-        text = next(name for name in table.column_names if name != "task_index")
-        return dict(zip(table.column("task_index").to_pylist(), table.column(text).to_pylist(), strict=True))
-    except (pyarrow.ArrowException, OSError, KeyError, StopIteration) as error:
-        raise DatasetError(str(path), repr(error), "the file is damaged or missing; restore it") from error
+    file = _open(root, path)
+    schema = file.schema_arrow
+    texts = [field.name for field in schema if types.is_string(field.type) or types.is_large_string(field.type)]
+    text = next((name for name in ("task", "__index_level_0__", *texts) if name in texts), None)
+    if text is None or "task_index" not in schema.names or file.metadata.num_rows > MOST_ROWS:
+        found = f"{file.metadata.num_rows} rows of {', '.join(schema.names)}"
+        raise DatasetError(str(path), found, "expected texts and their task_index; restore the file")
+    with _typed(str(path)):
+        table = file.read(columns=["task_index", text])
+        numbers = _array(str(path), "task_index", table.column("task_index"), whole=True).tolist()
+        found = dict(zip(numbers, table.column(text).to_pylist(), strict=True))
+    if len(found) < len(numbers):
+        raise DatasetError(f"{path}: task_index", "a number twice", "give each task a number of its own")
+    for i, task in found.items():
+        if not isinstance(task, str) or len(task) > MOST_LETTERS or i < 0:
+            raise DatasetError(f"{path}: task {i}", task, f"expected a text of at most {MOST_LETTERS} letters")
+    return found
 
 
 def read_episodes(root: Path, columns: Sequence[str]) -> dict[int, dict[str, Any]]:
-    """Values of `columns` in `meta/episodes`, by episode.
+    """Values of `columns` in `meta/episodes`, by episode: seconds where they are called so, else whole numbers.
 
     Raises:
-        DatasetError: the files are missing or damaged, or lack a column.
+        DatasetError: the files are missing or damaged, or lack a column or a value.
     """
-    import pyarrow
-    import pyarrow.parquet as parquet
-
     rows: dict[int, dict[str, Any]] = {}
-    for path in sorted((root / "meta" / "episodes").glob("*/*.parquet")):
-        try:
-            for row in parquet.read_table(path, columns=["episode_index", *columns]).to_pylist():
-                rows[row["episode_index"]] = {name: row[name] for name in columns}
-        except (pyarrow.ArrowException, OSError, KeyError) as error:
-            raise DatasetError(str(path), repr(error), "the file is damaged; restore it") from error
+    wanted = ["episode_index", *columns]
+    for path in sorted((root / EPISODES).glob("*/*.parquet")):
+        file = _open(root, path)
+        leaves = _leaves(path, file, wanted)
+        if file.metadata.num_rows > MOST_ROWS:
+            raise DatasetError(str(path), f"{file.metadata.num_rows} episodes", f"at most {MOST_ROWS} are read")
+        with _typed(str(path)):
+            table = file.read(columns=[leaf for name in wanted for leaf in leaves[name]])
+            listed = zip(*(table.column(name).to_pylist() for name in wanted), strict=True)
+        for values in listed:
+            index, *others = (_checked(f"{path}: {name}", v) for name, v in zip(wanted, values, strict=True))
+            rows[index] = dict(zip(columns, others, strict=True))
     if not rows:
-        raise DatasetError(str(root / "meta" / "episodes"), "no episodes", "expected a LeRobotDataset v3; restore it")
+        raise DatasetError(str(root / EPISODES), "no episodes", "expected a LeRobotDataset v3; restore it")
     return rows
+
+
+def _checked(field: str, value: object) -> int | float:
+    if field.endswith("timestamp"):
+        return number(field, value, 0, 1e9, DatasetError)
+    return whole_number(field, value, 0, 10**9, DatasetError)

@@ -14,30 +14,43 @@ from emu_embodied.data.images import decode_pictures, decode_video, tiles
 from emu_embodied.data.lerobot_files import (
     SIDECAR,
     TASKS,
+    Piece,
+    count_rows,
     data_files,
-    element_names,
+    own_file,
     read_episodes,
-    read_info,
     read_pieces,
-    read_statistics,
     read_tasks,
+)
+from emu_embodied.data.lerobot_info import (
+    LARGEST,
+    VECTORS,
+    cameras_of,
+    choose_elements,
+    element_names,
+    picture_shape,
+    read_info,
+    read_statistics,
 )
 from emu_embodied.data.quality import Dropped, Judge, QualityConfig, continuous_values
 from emu_embodied.data.resampling import RANGES, SKIPPED, action_scale, is_sampled, join_blocks, normalise
 from emu_embodied.errors import DatasetError
 from emu_embodied.types import ACTION, OBS_ENVIRONMENT_STATE, OBS_IMAGE, OBS_STATE, REWARD, SUCCESS, short_repr
 
-VECTORS = (OBS_STATE, ACTION, OBS_ENVIRONMENT_STATE)
+PICTURES, PREFIX = ("image", "video"), "observation.images"
+COUNTS = ("episode_index", "frame_index", "task_index")
+LARGEST_OURS = 1 + 1e-6  # of the actions in datasets of our own
+MOST_LOST = 100_000  # episodes that are told of and not there, before it is no dataset any more
 
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How a dataset is read. Datasets of our own keep their actions and all their episodes, whatever is said of those.
+    """How a dataset is read. Datasets of our own keep their actions, and `quality` is not asked of their episodes.
 
     Attributes:
         camera: which, by name ("observation.images.top") or its end ("top"); several are tiled into one frame; none given: the
             only one.
-        action_keys: the action's elements wanted, by their names in `info.json`; none given: all.
+        action_keys: the action's elements wanted, by `lerobot_info.element_names`; none given: all.
         image_size: side in px of the square that frames are letterboxed to; None keeps the dataset's size.
         fps: frames per second, at most the dataset's; None keeps its.
         skipped_actions: "last" or "mean", see `resampling.join_blocks`.
@@ -54,6 +67,12 @@ class ReadOptions:
     quality: QualityConfig = field(default_factory=QualityConfig)
 
     def __post_init__(self) -> None:
+        for name in ("camera", "action_keys"):
+            value = getattr(self, name)
+            texts = isinstance(value, tuple | list) and all(isinstance(text, str) for text in value)
+            if not texts or len(set(value)) < len(value):
+                raise DatasetError(name, value, "give a tuple of different texts")
+            object.__setattr__(self, name, tuple(value))
         for name, choices in (("skipped_actions", SKIPPED), ("action_range", tuple(RANGES))):
             if getattr(self, name) not in choices:
                 raise DatasetError(name, getattr(self, name), f"choose one of {choices}")
@@ -100,21 +119,22 @@ def is_ours(root: Path) -> bool:
 def settle(root: Path, info: Mapping[str, Any], options: ReadOptions) -> ReadOptions:
     """The options with real names, and without those that change nothing here, so that equal readings are equal options.
 
+    What it returns, it leaves as it is.
+
     Raises:
         DatasetError: a camera or action that is not there, a rate above the dataset's, or cameras that need a size.
     """
     features, names = info["features"], element_names(info["features"][ACTION])
     camera = _choose_cameras(root, features, options.camera)
-    if unknown := [key for key in options.action_keys if key not in names]:
-        raise DatasetError(f"{root}: action_keys", unknown[0], f"choose among {names}")
+    choose_elements(f"{root}: action_keys", names, options.action_keys)
     if options.fps is not None and options.fps > info["fps"]:
         raise DatasetError(f"{root}: fps", options.fps, f"the dataset has {info['fps']}: give at most that")
     if len(camera) > 1 and options.image_size is None:
         raise DatasetError("image_size", "none", "several cameras share a frame: say how large it is to be")
-    square = (options.image_size, options.image_size, 3) == tuple(features[camera[0]]["shape"]) and len(camera) == 1
+    square = (options.image_size, options.image_size, 3) == picture_shape(features[camera[0]]) and len(camera) == 1
     return replace(
         options,
-        camera=() if camera == tuple(_cameras(features)) else camera,
+        camera=() if list(camera) == cameras_of(features) and len(camera) == 1 else camera,
         action_keys=() if list(options.action_keys) == names else options.action_keys,
         image_size=None if square else options.image_size,
         fps=None if options.fps == info["fps"] else options.fps,
@@ -124,24 +144,23 @@ def settle(root: Path, info: Mapping[str, Any], options: ReadOptions) -> ReadOpt
     )
 
 
-def _cameras(features: Mapping[str, Any]) -> list[str]:
-    return [key for key, value in features.items() if value["dtype"] in ("image", "video")]
-
-
 def _choose_cameras(root: Path, features: Mapping[str, Any], wanted: Sequence[str]) -> tuple[str, ...]:
-    cameras = _cameras(features)
+    """The cameras called by `wanted`: by their names, by what follows LeRobot's prefix, or by how their names end."""
+    cameras, others = cameras_of(features), [key for key, value in features.items() if value["dtype"] in PICTURES]
+    if not cameras:
+        found = ", ".join(f"{key} {features[key]['shape']}" for key in others) or f"none ({OBS_IMAGE})"
+        raise DatasetError(f"{root}: camera", found, "a camera with colour pictures (H, W, 3) is needed")
     if not wanted and len(cameras) != 1:
-        found = f"none ({OBS_IMAGE})" if not cameras else f"{len(cameras)} of them"
-        raise DatasetError(f"{root}: camera", found, f"name one of {cameras}" if cameras else "a camera is needed")
+        raise DatasetError(f"{root}: camera", f"{len(cameras)} of them", f"name one of {cameras}")
     chosen = []
     for name in wanted or cameras:
-        found = [key for key in cameras if key == name] or [key for key in cameras if key.endswith(f".{name}")]
+        ways = (name.__eq__, f"{PREFIX}.{name}".__eq__, lambda key, name=name: key.endswith(f".{name}"))
+        found = next(filter(None, ([key for key in cameras if way(key)] for way in ways)), [])
         if len(found) != 1:
             raise DatasetError(f"{root}: camera", name, f"choose among {cameras}")
-        shape = tuple(features[found[0]]["shape"])
-        if len(shape) != 3 or shape[2] != 3:
-            raise DatasetError(f"{root}: {found[0]}", f"shape {shape}", "need colour pictures, (H, W, 3)")
         chosen.append(found[0])
+    if len(set(chosen)) < len(chosen):
+        raise DatasetError(f"{root}: camera", list(wanted), f"{chosen[0]} is meant twice; choose among {cameras}")
     return tuple(chosen)
 
 
@@ -155,9 +174,12 @@ class _Reading:
         self.videos = tuple(key for key in self.cameras if self.features[key]["dtype"] == "video")
         self.ratio = info["fps"] / options.fps if options.fps else 1.0
         size = options.image_size
-        self.shape = (size, size, 3) if size else tuple(self.features[self.cameras[0]]["shape"])
+        self.shape = (size, size, 3) if size else picture_shape(self.features[self.cameras[0]])
         self.tiles = dict(zip(self.cameras, tiles(len(self.cameras), *self.shape[:2]), strict=True))
-        self.vectors = [key for key in (*VECTORS, REWARD) if key in self.features]
+        told = [key for key in (*VECTORS, REWARD, SUCCESS) if key in self.features]
+        self.vectors = {key: math.prod(self.features[key]["shape"]) for key in told}
+        self.vectors |= {"timestamp": 1} if self.videos else {}
+        self.elements = choose_elements(ACTION, element_names(self.features[ACTION]), options.action_keys)
         self.faults: dict[int, Dropped] = {}
         self.damages: list[DatasetError] = []
 
@@ -166,11 +188,14 @@ class _Reading:
 
     def read(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Pixels of the kept frames, and the columns of all rows; pictures that fail are noted."""
-        labels = [key for key in (*self.vectors, SUCCESS) if key in self.features]
-        columns = [*labels, "episode_index", "frame_index", "task_index", *(["timestamp"] if self.videos else [])]
-        pictures = [key for key in self.cameras if key not in self.videos]
-        total = self.info["total_frames"]
-        room = total if self.ratio == 1 else math.ceil(total / self.ratio) + self.info["total_episodes"]
+        shapes = {key: picture_shape(self.features[key]) for key in self.cameras if key not in self.videos}
+        bytes_of = {key: math.prod(shape) for key, shape in shapes.items()}
+        room = count_rows(self.root)
+        if room > self.info["total_frames"]:
+            told = f"info.json tells of {self.info['total_frames']}; the dataset is damaged, record it anew"
+            raise DatasetError(str(self.root / "data"), f"more rows: {room}", told)
+        if self.ratio != 1:
+            room = math.ceil(room / self.ratio) + min(room, self.info["total_episodes"])
         try:
             frames = np.zeros((room, *self.shape), np.uint8)
         except (MemoryError, ValueError) as error:
@@ -178,33 +203,39 @@ class _Reading:
             raise DatasetError(str(self.root), f"{room} frames of shape {self.shape}", remedy) from error
         tables, at = [], 0
         for path in data_files(self.root):
-            for piece in read_pieces(path, columns, pictures):
-                if fault := piece if isinstance(piece, DatasetError) else self.check_sizes(path, piece):
+            for piece in read_pieces(self.root, path, self.vectors, COUNTS, bytes_of):
+                if fault := piece if isinstance(piece, DatasetError) else self.check_sizes(path, piece.values):
                     self.damages.append(fault)
                     continue
-                kept = np.flatnonzero(is_sampled(piece["frame_index"], self.ratio))
-                if at + len(kept) > room:
-                    raise DatasetError(
-                        str(path), "more rows than info.json tells of", "the dataset is damaged; record it anew"
-                    )
-                for key in pictures:
-                    into = frames[at : at + len(kept)][:, *self.tiles[key]]
-                    shape = tuple(self.features[key]["shape"])
-                    for row, fault in decode_pictures([piece[key][i] for i in kept], into, shape).items():
-                        episode = piece["episode_index"][kept[row]]
-                        self.lose(episode, key, "unreadable", f"{path.relative_to(self.root)}: {fault}")
-                tables.append({name: piece[name] for name in columns})
+                kept = np.flatnonzero(is_sampled(piece.values["frame_index"], self.ratio))
+                try:
+                    self.decode(path, piece, kept, frames[at : at + len(kept)], shapes)
+                except DatasetError as fault:
+                    self.damages.append(fault)
+                    continue
+                tables.append(piece.values)
                 at += len(kept)
         if not tables:
             error = self.damages[0]
             raise DatasetError(error.field, error.value, error.remedy)
-        return frames[:at], {name: np.concatenate([table[name] for table in tables]) for name in columns}
+        return frames[:at], {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
 
-    def check_sizes(self, path: Path, piece: dict[str, Any]) -> DatasetError | None:
+    def decode(self, path: Path, piece: Piece, kept: np.ndarray, into: np.ndarray, shapes: Mapping[str, tuple]) -> None:
+        """Decodes the pictures of the kept rows of a piece."""
+        for first, batch in piece.pictures:
+            part = slice(*np.searchsorted(kept, [first, first + len(next(iter(batch.values())))]))
+            for key, encoded in batch.items():
+                chosen = [encoded[i] for i in kept[part] - first]
+                for row, fault in decode_pictures(chosen, into[part][:, *self.tiles[key]], shapes[key]).items():
+                    at = kept[part][row]
+                    where = f"{path.relative_to(self.root)}: row {at}, {fault}"
+                    self.lose(piece.values["episode_index"][at], key, "unreadable", where)
+
+    def check_sizes(self, path: Path, values: dict[str, np.ndarray]) -> DatasetError | None:
         """What is wrong where a vector has not the size that info.json tells."""
-        for key in self.vectors:
-            found, told = piece[key].size // max(1, len(piece[key])), math.prod(self.features[key]["shape"])
-            if found != told and len(piece[key]):
+        for key, told in self.vectors.items():
+            found = values[key].size // max(1, len(values[key]))
+            if found != told and len(values[key]):
                 return DatasetError(
                     f"{path}: {key}", f"{found} numbers", f"info.json tells of {told}; restore the file"
                 )
@@ -217,7 +248,10 @@ class _Reading:
         present = episodes[starts[:-1]]
         if (np.diff(present) <= 0).any() or present[0] < 0 or present[-1] >= wanted:
             raise DatasetError(str(self.root), "episodes out of order", "the dataset is damaged; record it anew")
-        for episode in sorted(set(range(wanted)) - set(present.tolist())):
+        if wanted - len(present) > MOST_LOST:
+            found = f"{len(present)} of {wanted} episodes found"
+            raise DatasetError(str(self.root), found, "files are missing; restore the dataset")
+        for episode in np.setdiff1d(np.arange(wanted), present).tolist():
             where = self.damages[0] if self.damages else None
             key = str(where.field).removeprefix(f"{self.root}/") if where else "data"
             detail = "; ".join(str(error.value) for error in self.damages) or "no rows: a file is missing"
@@ -230,12 +264,21 @@ class _Reading:
         if len(episodes) != self.info["total_frames"] and not self.faults:
             found = f"{len(episodes)} of {self.info['total_frames']} frames found"
             raise DatasetError(str(self.root), found, "files are missing; restore the dataset")
-        for key in self.vectors:
-            infinite = ~np.isfinite(rows[key]).reshape(len(episodes), -1).all(1)
-            for episode in np.unique(episodes[infinite]):
-                first = rows["frame_index"][infinite & (episodes == episode)][0]
-                self.lose(episode, key, "not finite", f"NaN or infinite at frame {first}")
+        self.check_numbers(rows)
         return starts
+
+    def check_numbers(self, rows: dict[str, np.ndarray]) -> None:
+        """Notes the episodes with numbers that are none, or too large; in datasets of our own, too, where actions end at 1."""
+        for key in self.vectors:
+            sizes = np.abs(rows[key]).reshape(len(rows[key]), -1).max(1)
+            largest = LARGEST_OURS if self.ours and key == ACTION else LARGEST
+            for reason, bad, what in (
+                ("not finite", ~np.isfinite(sizes), "NaN or infinite"),
+                ("out of range", sizes > largest, f"beyond {largest:g}"),
+            ):
+                at, first = np.unique(rows["episode_index"][bad], return_index=True)
+                for episode, row in zip(at, np.flatnonzero(bad)[first], strict=True):
+                    self.lose(episode, key, reason, f"{what} at frame {rows['frame_index'][row]}")
 
     def read_videos(
         self, frames: np.ndarray, rows: dict[str, np.ndarray], starts: np.ndarray, kept: np.ndarray
@@ -256,7 +299,12 @@ class _Reading:
                 part = slice(*np.searchsorted(kept, [a, b]))
                 moments = since + rows["timestamp"][kept[part]].astype(np.float64)
                 into = frames[part][:, *self.tiles[camera]]
-                if fault := decode_video(self.root / path, moments, 0.25 / self.info["fps"], into):
+                try:
+                    real, shape = own_file(self.root, self.root / path), picture_shape(self.features[camera])
+                    fault = decode_video(real, moments, 0.25 / self.info["fps"], into, shape)
+                except DatasetError as error:
+                    fault = str(error.value)
+                if fault:
                     self.lose(episode, camera, "unreadable", f"{path}: {fault}")
 
 
@@ -273,8 +321,8 @@ def read_recording(root: Path, options: ReadOptions) -> Recording:
     info = read_info(root)
     options = settle(root, info, options)
     reading = _Reading(root, info, options)
-    frames, rows = reading.read()
     texts = read_tasks(root)
+    frames, rows = reading.read()
     starts = reading.check_rows(rows)
     kept = np.flatnonzero(is_sampled(rows["frame_index"], reading.ratio))
     reading.read_videos(frames, rows, starts, kept)
@@ -282,9 +330,10 @@ def read_recording(root: Path, options: ReadOptions) -> Recording:
     starts = np.searchsorted(kept, starts).astype(np.int64)
     scale = _scale_actions(reading, columns, starts)
     _judge(reading, frames, columns, starts)
-    if unknown := set(columns["task_index"][starts[:-1]].tolist()) - texts.keys():
-        raise DatasetError(str(root / TASKS), f"no text for task {unknown.pop()}", "the file is damaged; restore it")
+    if unknown := set(np.unique(columns["task_index"]).tolist()) - texts.keys():
+        raise DatasetError(str(root / TASKS), f"no text for task {min(unknown)}", "the file is damaged; restore it")
     frames, columns, starts = _keep_good(reading, frames, columns, starts)
+    frames, columns, starts = _split_by_task(frames, columns, starts)
     names = {key: element_names(reading.features[key]) for key in VECTORS if key in columns}
     if options.action_keys:
         names[ACTION] = list(options.action_keys)
@@ -297,9 +346,8 @@ def _columns(
     reading: _Reading, rows: dict[str, np.ndarray], starts: np.ndarray, kept: np.ndarray
 ) -> dict[str, np.ndarray]:
     """The kept frames' values; actions, rewards and successes stand for all that happened until the next kept frame."""
-    names, wanted = element_names(reading.features[ACTION]), reading.options.action_keys
     count = len(rows["frame_index"])
-    actions = rows[ACTION].reshape(count, -1)[:, [names.index(key) for key in wanted or names]]
+    actions = rows[ACTION].reshape(count, -1)[:, reading.elements]
     columns = {
         ACTION: actions.astype(np.float32),
         REWARD: rows.get(REWARD, np.zeros(count)).reshape(-1).astype(np.float32),
@@ -319,12 +367,10 @@ def _scale_actions(reading: _Reading, columns: dict[str, np.ndarray], starts: np
     actions, last = columns[ACTION], starts[1:] - 1
     scale = np.stack([np.zeros(actions.shape[1]), np.ones(actions.shape[1])]).astype(np.float32)
     if not reading.ours:
-        names = element_names(reading.features[ACTION])
-        chosen = [names.index(key) for key in reading.options.action_keys or names]
         finite = actions[np.isfinite(actions).all(1)]
         if len(finite):
             statistics = read_statistics(reading.root, ACTION)
-            scale = action_scale(finite, statistics, chosen, reading.options.action_range)
+            scale = action_scale(finite, statistics, reading.elements, reading.options.action_range)
             columns[ACTION] = actions = normalise(actions, scale)
     actions[last] = 0.0
     return scale
@@ -359,3 +405,26 @@ def _keep_good(
         rows = np.repeat(good, lengths)
         frames, columns = frames[rows], {name: values[rows] for name, values in columns.items()}
     return frames, columns, np.concatenate([[0], np.cumsum(lengths[good])]).astype(np.int64)
+
+
+def _split_by_task(
+    frames: np.ndarray, columns: dict[str, np.ndarray], starts: np.ndarray
+) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
+    """Cuts episodes where their task changes, for whoever reads them takes one text an episode.
+
+    The frame at a cut is there twice: where the last action of one task led, and where the first of the next begins.
+    """
+    tasks, last = columns["task_index"], starts[1:] - 1
+    changes = np.flatnonzero(np.diff(tasks)) + 1
+    changes = changes[~np.isin(changes, starts) & ~np.isin(changes, last)]  # at the last frame, nothing more is done
+    if not len(changes):
+        return frames, columns, starts
+    ends = np.sort(np.concatenate([starts[1:], changes + 1]))
+    begins = np.sort(np.concatenate([starts[:-1], changes]))
+    rows = np.concatenate([np.arange(a, b) for a, b in zip(begins, ends, strict=True)])
+    frames, columns = frames[rows], {name: values[rows] for name, values in columns.items()}
+    starts = np.concatenate([[0], np.cumsum(ends - begins)]).astype(np.int64)
+    last = starts[1:] - 1
+    columns[ACTION][last], columns[REWARD][last] = 0.0, 0.0
+    columns[SUCCESS][last] = columns[SUCCESS][last - 1]
+    return frames, columns, starts

@@ -11,7 +11,7 @@ SKIPPED = ("last", "mean")
 
 
 def action_scale(
-    actions: np.ndarray, statistics: Mapping[str, list] | None, columns: list[int], how: str
+    actions: np.ndarray, statistics: Mapping[str, np.ndarray] | None, columns: list[int], how: str
 ) -> np.ndarray:
     """Centre and half-range (2, A) float32 by which recorded actions become values in [-1, 1].
 
@@ -22,13 +22,13 @@ def action_scale(
         how: one of `RANGES`. A value that never changes gets the half-range 1.
     """
     names = RANGES[how]
-    ends = [np.asarray((statistics or {}).get(name, ()), np.float64).reshape(-1) for name in names]
-    if all(len(end) > max(columns) and np.isfinite(end[columns]).all() for end in ends):
+    ends = [(statistics or {}).get(name, np.empty(0)) for name in names]
+    if all(len(end) > max(columns) for end in ends) and (ends[0][columns] <= ends[1][columns]).all():
         low, high = (end[columns] for end in ends)
     else:
         low, high = np.quantile(actions.astype(np.float64), (0, 1) if how == "minmax" else (0.01, 0.99), axis=0)
-    half = (high - low) / 2
-    return np.stack([(low + high) / 2, np.where(half > 0, half, 1.0)]).astype(np.float32)
+    half = ((high - low) / 2).astype(np.float32)
+    return np.stack([((low + high) / 2).astype(np.float32), np.where(half > 0, half, np.float32(1.0))])
 
 
 def normalise(actions: np.ndarray, scale: np.ndarray) -> np.ndarray:

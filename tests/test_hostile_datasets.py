@@ -1,0 +1,214 @@
+"""Datasets that anybody may have made: each is read, or refused by one typed error, in little time and memory."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import hostile_datasets
+import numpy as np
+import pyarrow as pa
+import pytest
+from foreign import TOP, WRIST
+from hostile_datasets import (
+    DATA,
+    FILES,
+    PICTURES,
+    TASKS,
+    VIDEO,
+    VIDEOS,
+    edit,
+    edit_table,
+    png,
+    replaced,
+    trials,
+    write_intact,
+)
+from hub_cache import snapshot
+
+from emu_embodied.data.frame_cache import build_frame_cache, frames_for
+from emu_embodied.data.images import picture_size
+from emu_embodied.data.reader import ReadOptions
+from emu_embodied.errors import DatasetError
+
+BOTH = ReadOptions(camera=(TOP, WRIST), image_size=16)
+SPECIAL = [kind for kind in FILES if kind not in ("empty", "garbage", "gone", "8 GB of holes")]
+
+
+@pytest.fixture(scope="module")
+def intact(tmp_path_factory) -> Path:
+    return write_intact(tmp_path_factory.mktemp("intact") / "dataset")
+
+
+@pytest.fixture
+def dataset(intact, tmp_path) -> Path:
+    return Path(shutil.copytree(intact, tmp_path / "dataset"))
+
+
+def spoil(root: Path, column: str, values: list, name: str = DATA) -> None:
+    edit_table(root, name, lambda table: replaced(table, column, pa.array(values)))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_spoilt_at_random_it_is_read_or_refused(intact, tmp_path, seed: int):
+    outcomes = list(trials(intact, tmp_path, count=25, seed=seed))
+    assert len(outcomes) == 25 and [outcome for outcome in outcomes if outcome.fault] == []
+    assert 0 < sum(outcome.result == "loaded" for outcome in outcomes) < 25
+
+
+@pytest.mark.parametrize("name", ["videos/x/zz.mp4", VIDEO, DATA, "data/chunk-000/zz.parquet", TASKS, "meta/info.json"])
+def test_only_regular_files_are_opened(dataset, name: str):
+    for kind in SPECIAL:
+        hostile_datasets._file(name, FILES[kind])(dataset)
+        with pytest.raises(DatasetError, match=Path(name).name):
+            frames_for(dataset, BOTH)
+        path = dataset / name
+        path.rmdir() if kind == "a folder" else path.unlink()
+        path.with_name("pipe").unlink(missing_ok=True)
+
+
+def test_a_pipe_for_a_video_costs_no_more_than_its_episodes(dataset):
+    hostile_datasets._file(VIDEO, FILES["a FIFO"])(dataset)
+    with pytest.raises(DatasetError, match=f"episode 0, {WRIST}: unreadable: .*mp4: leads to"):
+        build_frame_cache(dataset, BOTH)
+    assert build_frame_cache(dataset, ReadOptions(camera=("top",))).episodes == 2
+
+
+def test_a_snapshot_of_the_hubs_cache_is_a_dataset(intact, tmp_path):
+    root = snapshot(intact, tmp_path / "datasets--me--arm")
+    assert np.array_equal(frames_for(root, BOTH).pixels, build_frame_cache(intact, BOTH).pixels)
+    for name in (DATA, VIDEO, "meta/info.json"):
+        (tmp_path / "elsewhere").write_bytes((root / name).read_bytes())
+        link = (root / name).readlink()
+        (root / name).unlink()
+        (root / name).symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(DatasetError, match="only regular files inside the folder are read|none of the 2 episodes"):
+            build_frame_cache(root, BOTH)
+        (root / name).unlink()
+        (root / name).symlink_to(link)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in PICTURES if kind not in ("JPEG", "PNG of 16 bit")])
+def test_a_hostile_picture_costs_its_episode(dataset, kind: str):
+    hostile_datasets._picture(kind, all_rows=False)[1](dataset)
+    (fault,) = build_frame_cache(dataset, BOTH).dropped
+    assert (fault.episode, fault.key, fault.reason) == (0, TOP, "unreadable") and "row 3, picture" in fault.detail
+
+
+def test_a_picture_is_measured_before_it_is_decoded(dataset):
+    import cv2
+
+    assert picture_size(png(16_000, 12_000, rows=1)) == (16_000, 12_000)
+    for quality in (["-1"], [cv2.IMWRITE_JPEG_PROGRESSIVE, 1]):
+        options = [] if quality == ["-1"] else quality
+        made = cv2.imencode(".jpg", np.zeros((30, 50, 3), np.uint8), options)[1].tobytes()
+        assert picture_size(made) == (30, 50)
+        assert all(picture_size(made[:end]) in (None, (30, 50)) for end in range(len(made)))
+
+
+@pytest.mark.parametrize("kind", VIDEOS)
+def test_a_hostile_video_costs_its_episodes(dataset, kind: str):
+    hostile_datasets._file(VIDEO, VIDEOS[kind])(dataset)
+    if kind == "of another size":  # not much larger: letterboxed
+        assert build_frame_cache(dataset, BOTH).episodes == 2
+        return
+    with pytest.raises(DatasetError, match=f"episode 0, {WRIST}: unreadable"):
+        build_frame_cache(dataset, BOTH)
+
+
+@pytest.mark.parametrize("value", [1e30, float("nan"), float("inf"), 1.5, -1.01])
+def test_our_own_note_switches_no_check_off(dataset, value: float):
+    def change(table: pa.Table) -> pa.Table:
+        actions = table.column("action").to_pylist()
+        actions[9][2] = value
+        return replaced(table, "action", pa.array(actions, pa.list_(pa.float32(), 7)))
+
+    edit_table(dataset, DATA, change)
+    cache = build_frame_cache(dataset, BOTH)
+    assert [(fault.episode, fault.key) for fault in cache.dropped] == [(1, "action")] and cache.episodes == 1
+    assert "at frame 1" in cache.dropped[0].detail
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "named"),
+    [
+        ("task", [None, "x"], "task 0: None"),
+        ("task", [["a"], ["b"]], "expected texts"),
+        ("task", [1, 2], "expected texts"),
+        ("task", ["x" * 20_000, "y"], "task 0"),
+        ("task_index", [0, 0], "task_index: a number twice"),
+        ("task_index", [0.0, 1.0], "double in task_index"),
+        ("task_index", [None, 1], "empty cells in task_index"),
+        ("task_index", [-5, 0], "task -5"),
+    ],
+)
+def test_tasks_are_texts_of_different_numbers(dataset, column: str, values: list, named: str):
+    spoil(dataset, column, values, TASKS)
+    with pytest.raises(DatasetError, match=named):
+        build_frame_cache(dataset, BOTH)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("total_frames", value) for value in (0, True, "16", 16.0, 10**12, None)),
+        *(("total_episodes", value) for value in (0, 17, [2])),
+        *(("fps", value) for value in (0, "15", True, 1e9, -15)),
+        *(("codebase_version", value) for value in (None, 3.0, "v4.0", "v2.0")),
+        *(
+            ("features", value)
+            for value in (None, [], {}, {"action": 1}, {"action": {"dtype": "float32", "shape": [7]}})
+        ),
+    ],
+)
+def test_a_description_out_of_range_is_named(dataset, key: str, value):
+    edit(dataset, "meta/info.json", lambda info: info.update({key: value}))
+    with pytest.raises(
+        DatasetError, match="info.json: (features|no column)|camera: none" if key == "features" else f"json: {key}"
+    ):
+        build_frame_cache(dataset, BOTH)
+
+
+@pytest.mark.parametrize(
+    ("column", "key", "value"),
+    [
+        ("action", "dtype", "string"),
+        ("action", "dtype", 7),
+        ("action", "shape", [0]),
+        ("action", "shape", [10**9]),
+        ("action", "shape", "7"),
+        ("action", "names", 5),
+        ("next.reward", "shape", [3]),
+        (TOP, "shape", [16_000, 16_000, 3]),
+    ],
+)
+def test_a_column_that_cannot_be_is_named(dataset, column: str, key: str, value):
+    edit(dataset, "meta/info.json", lambda info: info["features"][column].update({key: value}))
+    with pytest.raises(DatasetError, match=f"info.json: features.{column}.{key}"):
+        build_frame_cache(dataset, BOTH)
+
+
+def test_a_table_larger_than_described_is_not_read(dataset, monkeypatch):
+    import pyarrow.parquet as parquet
+
+    monkeypatch.setattr(parquet.ParquetFile, "read_row_group", lambda *job, **options: pytest.fail("read"))
+    hostile_datasets._rows(DATA, "a million")[1](dataset)
+    with pytest.raises(DatasetError, match="more rows: 1000000; info.json tells of 16"):
+        build_frame_cache(dataset, BOTH)
+
+
+def test_episodes_that_are_only_told_of_are_not_listed_without_end(dataset):
+    edit(dataset, "meta/info.json", lambda info: info.update(total_frames=10**9, total_episodes=10**9))
+    with pytest.raises(DatasetError, match="2 of 1000000000 episodes found"):
+        build_frame_cache(dataset, BOTH)
+
+
+def test_statistics_that_are_none_are_not_used(dataset):
+    (dataset / "meta" / "emu_embodied.json").unlink()
+    told = build_frame_cache(dataset, BOTH).action_scale
+    for value in ("x", [["a"]], [1e30] * 7, [None] * 7, {"a": 1}, [[1, 2], [3]], 10**400):
+        edit(dataset, "meta/stats.json", lambda stats, value=value: stats["action"].update(min=value))
+        assert np.allclose(build_frame_cache(dataset, BOTH).action_scale, told, atol=1e-6)
+    (dataset / "meta" / "stats.json").write_text(json.dumps({"action": [1, 2]}))
+    assert np.allclose(build_frame_cache(dataset, BOTH).action_scale, told, atol=1e-6)
