@@ -11,28 +11,14 @@ import torch
 from emu_embodied.checkpoint import fingerprint, load_checkpoint
 from emu_embodied.decoding.config import DecodingConfig
 from emu_embodied.emu35.checkpoint import is_adapted, load_adapted
-from emu_embodied.errors import CheckpointError, InputError
+from emu_embodied.errors import InputError
 from emu_embodied.protocols import StepEngine
+from emu_embodied.shipped import checkpoint_path
 from emu_embodied.step import FrameStep
 from emu_embodied.storage import read_json
 from emu_embodied.subgoals import SubgoalDecoding, TokenSubgoals
 from emu_embodied.token_model import TokenModel
 from emu_embodied.world_model import TokenWorldModel
-
-SHIPPED = Path(__file__).resolve().parent / "checkpoints"
-
-
-def checkpoint_path(name_or_path: str | Path) -> Path:
-    """The folder of a shipped checkpoint's name, or of a path.
-
-    Raises:
-        CheckpointError: it is neither.
-    """
-    for path in (SHIPPED / str(name_or_path), Path(name_or_path)):
-        if (path / "manifest.json").is_file():
-            return path
-    shipped = sorted(p.name for p in SHIPPED.glob("*") if p.is_dir())
-    raise CheckpointError("checkpoint", str(name_or_path), f"choose one of {shipped} or give a checkpoint's folder")
 
 
 def weights_label(name_or_path: str | Path, passes: int, engine: str = "eager") -> str:

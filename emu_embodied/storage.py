@@ -146,6 +146,20 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
         _sync(target.parent)
 
 
+@contextmanager
+def writing(path: str | os.PathLike) -> Iterator[None]:
+    """Types what the disk refuses while a file is written by other means than these functions.
+
+    Raises:
+        CheckpointError: a disk that does not take it.
+    """
+    try:
+        yield
+    except OSError as error:
+        fault = (error.strerror or str(error)).partition("\n")[0]
+        raise CheckpointError(str(path), f"not written: {fault}", "free space or choose another path") from error
+
+
 def read_json(path: str | os.PathLike, folder: Path | None = None) -> object:
     """Reads one JSON file.
 

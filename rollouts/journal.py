@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from emu_embodied.errors import ConfigError
+from emu_embodied.storage import writing
 
 
 def open_journal(path: Path, settings: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
@@ -40,8 +41,12 @@ def open_journal(path: Path, settings: Mapping[str, Any]) -> dict[int, dict[str,
 
 
 def append(path: Path, row: Mapping[str, Any]) -> None:
-    """Adds a row, and has it on the disk when it returns."""
-    with path.open("a") as file:
+    """Adds a row, and has it on the disk when it returns.
+
+    Raises:
+        CheckpointError: a disk that does not take it; the rows before it stay.
+    """
+    with writing(path), path.open("a") as file:
         file.write(json.dumps(row) + "\n")
         file.flush()
         os.fsync(file.fileno())

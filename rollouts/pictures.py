@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from emu_embodied.errors import InputError
+from emu_embodied.storage import write_bytes, writing
 
 INK, PAPER, GAP = (40, 40, 40), 255, 2  # text colour, background, px between frames
 FONT, LINE = cv2.FONT_HERSHEY_SIMPLEX, 22  # px per line of text
@@ -157,7 +158,7 @@ def film(sides: Mapping[str, np.ndarray], path: str | Path, caption: str = "", f
             "frames", [frames.shape for frames in sides.values()], "give some, all of one height and width"
         )
     try:
-        with imageio.get_writer(partial, fps=fps, codec="libx264", pixelformat="yuv420p", quality=8) as writer:
+        with writing(path), imageio.get_writer(partial, fps=fps, codec="libx264", pixelformat="yuv420p", quality=8) as writer:
             for t in [*range(steps), *[steps - 1] * round(HOLD_SECONDS * fps)]:
                 now = [(name, frames[min(t, len(frames) - 1)]) for name, frames in sides.items()]
                 writer.append_data(_page(now, f"t={t}", caption, scale))
@@ -214,10 +215,5 @@ def _write(canvas: np.ndarray, text: str, x: int, y: int, room: int | None = Non
 
 
 def _save_png(canvas: np.ndarray, path: Path) -> Path:
-    partial = path.with_name(f".{path.stem}.partial.png")
-    try:
-        partial.write_bytes(cv2.imencode(".png", canvas[..., ::-1])[1].tobytes())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_bytes(path, cv2.imencode(".png", canvas[..., ::-1])[1].tobytes())
     return path

@@ -24,7 +24,7 @@ def toy_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = {
         "__init__.py": "",
         "walk.yaml": "defaults: [_self_, {env: flat}, {preset: null}]\nsteps: 3\nspeed: 0.5\nname: bob\nfast: false\n"
-        "model: {width: 4}\ngoal: null\nsizes: [1, 2]\ndouble: ${steps}\n",
+        "model: {width: 4}\ntarget: null\nsizes: [1, 2]\ndouble: ${steps}\n",
         "need.yaml": "out: ???\n",
         "env/flat.yaml": "size: 64\n",
         "env/hilly.yaml": "size: 96\nslope: 1.0\n",
@@ -90,12 +90,12 @@ def test_overrides_reach_the_configuration(toy_configs):
         "speed=1",
         "name='a, b'",
         "model.width=8",
-        "goal=[1]",
+        "target=[1]",
         "sizes=[]",
     ]
     config = _config.compose_config("walk", words)
     assert dict(config.env) == {"size": 96, "slope": 2} and config.steps == config.double == 1
-    assert (config.speed, config.name, config.model.width, config.goal, config.sizes) == (1, "a, b", 8, [1], [])
+    assert (config.speed, config.name, config.model.width, config.target, config.sizes) == (1, "a, b", 8, [1], [])
 
 
 @pytest.mark.parametrize(

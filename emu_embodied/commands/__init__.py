@@ -1,8 +1,7 @@
 """The dispatcher: `emu-embodied VERB key=value ...`. Finds verbs and gives them their config; knows not what they do.
 
 A verb is a module of this package, with "-" for "_": its docstring is the help text and its `run(config)` does the work.
-Its configuration is `configs/<module>.yaml`. Exit codes: 0 done, 2 an error that the user can mend, 130 and 143 stopped by
-SIGINT and SIGTERM.
+Its configuration is `configs/<module>.yaml`. How a command ends, and with which exit code, is `_door`'s business.
 """
 
 from __future__ import annotations
@@ -12,20 +11,14 @@ import importlib
 import logging
 import os
 import pkgutil
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
-from emu_embodied.errors import ConfigError, EmuEmbodiedError
+from emu_embodied.commands._door import end_well
+from emu_embodied.errors import ConfigError
 
 HELP = ("-h", "--help", "help")
 FIRST = {"report": "run"}  # verb -> the key whose value its first word may be, without `key=`
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM as an exception, so that whoever cleans up after Ctrl-C also cleans up after `kill`."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,16 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     logging.getLogger("lerobot.utils.import_utils").setLevel(logging.ERROR)  # it warns of an optional video library
-    try:
-        with _sigterm_as_interrupt():
-            _dispatch(arguments)
-    except EmuEmbodiedError as error:
-        return _end(f"error: {error}", 2)
-    except Terminated:
-        return _end("terminated", 143)
-    except KeyboardInterrupt:
-        return _end("interrupted", 130)
-    return 0
+    return end_well(lambda: _dispatch(arguments))
 
 
 def verbs() -> dict[str, str]:
@@ -64,9 +48,11 @@ def verbs() -> dict[str, str]:
 def _dispatch(arguments: list[str]) -> None:
     from emu_embodied import __version__
     from emu_embodied.commands._config import compose_config
+    from emu_embodied.commands._keys import check_checkpoint
     from emu_embodied.validation import suggest
 
     known = verbs()
+    _check_words(arguments)
     if not arguments or arguments[0] in HELP:
         print(_overview(known))
     elif arguments[0] == "--version":
@@ -77,7 +63,20 @@ def _dispatch(arguments: list[str]) -> None:
         print(_verb_help(arguments[0], known, [word for word in arguments[1:] if word not in HELP]))
     else:
         config = compose_config(_module(arguments[0]), _named(arguments[0], arguments[1:]))
+        check_checkpoint(_module(arguments[0]), config)
         importlib.import_module(f"{__name__}.{_module(arguments[0])}").run(config)
+
+
+def _check_words(words: list[str]) -> None:
+    """Refuses what no file could be called, before it becomes part of a path or of a document."""
+    for word in words:
+        shown = word.encode(errors="backslashreplace").decode()
+        if word != shown or "\0" in word:
+            raise ConfigError("argument", shown, "it is not UTF-8, or has a null byte: rename the file, or give another")
+    try:
+        os.getcwd()
+    except OSError:
+        raise ConfigError("working directory", "it was deleted", "change to a folder that exists") from None
 
 
 def _module(verb: str) -> str:
@@ -105,27 +104,3 @@ def _verb_help(verb: str, known: dict[str, str], overrides: list[str]) -> str:
     groups = [f"{name}=...  one of {', '.join(options)}" for name, options in group_options(_module(verb)).items()]
     config = OmegaConf.to_yaml(compose_config(_module(verb), overrides, complete=False)).rstrip()
     return "\n".join([f"usage: emu-embodied {verb} [key=value ...]", "", known[verb], "", *groups, config])
-
-
-@contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    owner = os.getpid()
-
-    def stop(signum, frame):
-        if os.getpid() != owner:  # a forked worker inherits this handler; it ends at once and quietly
-            os._exit(143)
-        raise Terminated
-
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _end(message: str, code: int) -> int:
-    print("emu-embodied: " + " ".join(message.split()), file=sys.stderr)
-    return code

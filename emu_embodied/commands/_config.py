@@ -6,6 +6,7 @@ instantiates a `_target_`.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Collection, Iterator
@@ -18,6 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from emu_embodied.commands._keys import check_keys
 from emu_embodied.errors import ConfigError
 from emu_embodied.validation import suggest
 
@@ -46,12 +48,12 @@ def compose_config(verb: str, overrides: Collection[str], complete: bool = True)
     """
     with initialize_config_module(CONFIGS, version_base="1.3"):
         try:
-            groups = _group_options(verb)
+            groups = _group_options(CONFIGS, verb)
             keys = {word: _check_word(word) for word in overrides}
             chosen = [word for word, key in keys.items() if key in groups]
             for word in chosen:
                 _check_choice(word, groups[keys[word]])
-            defaults = dict(_leaves(OmegaConf.to_container(compose(verb, chosen))))
+            defaults = _defaults(CONFIGS, verb, tuple(chosen))
             for key in keys.values():
                 if key not in groups and key not in defaults:
                     raise ConfigError("key", key, suggest(key, [*groups, *defaults]))
@@ -60,18 +62,28 @@ def compose_config(verb: str, overrides: Collection[str], complete: bool = True)
                 _fill_in(config)
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError("arguments", " ".join(overrides), str(error).partition("\n")[0]) from None
-    for key, value in _leaves(OmegaConf.to_container(config)):
+    leaves = list(_leaves(OmegaConf.to_container(config)))
+    for key, value in leaves:
         _check_type(key, value, defaults.get(key))
+    if complete:
+        check_keys(verb, leaves, defaults)
     return config
 
 
 def group_options(verb: str) -> dict[str, list[str]]:
     """The config groups that a verb uses, each with its options."""
     with initialize_config_module(CONFIGS, version_base="1.3"):
-        return _group_options(verb)
+        return _group_options(CONFIGS, verb)
 
 
-def _group_options(verb: str) -> dict[str, list[str]]:
+@functools.cache
+def _defaults(configs: str, verb: str, chosen: tuple[str, ...]) -> dict[str, Any]:
+    """Every dotted key with its default, where these options of groups are chosen."""
+    return dict(_leaves(OmegaConf.to_container(compose(verb, list(chosen)))))
+
+
+@functools.cache
+def _group_options(configs: str, verb: str) -> dict[str, list[str]]:
     choices = compose(verb, return_hydra_config=True).hydra.runtime.choices
     loader = GlobalHydra.instance().config_loader()
     names = sorted(name for name in choices if not name.startswith("hydra/"))
@@ -84,8 +96,10 @@ def _check_word(word: str) -> str:
     try:
         if key and not OverridesParser.create().parse_override(word).is_sweep_override():
             return key[1]
-    except HydraException:
+    except (HydraException, RecursionError):
         pass
+    except ValueError:
+        raise ConfigError(key[1], word.partition("=")[2], "a number has at most 4,300 digits") from None
     raise ConfigError("argument", word, QUOTING)
 
 

@@ -10,7 +10,7 @@ import os
 import platform
 import subprocess
 import sys
-from importlib import metadata, resources
+from importlib import metadata
 
 from omegaconf import DictConfig
 from rich.console import Console
@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from emu_embodied.errors import ConfigError
+from emu_embodied.shipped import shipped_checkpoints
 
 # What is shown -> the distributions that may provide it.
 REQUIRED = {
@@ -158,12 +159,6 @@ def _memories() -> list[tuple[str, float, int]]:
     found = [("this machine's memory", float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")), 1)]
     count = torch.cuda.device_count()
     return found + [(torch.cuda.get_device_name(i), float(torch.cuda.mem_get_info(i)[0]), count) for i in range(count)]
-
-
-def shipped_checkpoints() -> list[str]:
-    """Names of the checkpoints inside the package."""
-    folder = resources.files("emu_embodied") / "checkpoints"
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
 
 
 def _version(distributions: tuple[str, ...]) -> str | None:

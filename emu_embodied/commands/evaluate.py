@@ -33,7 +33,7 @@ def run(config: DictConfig) -> None:
     from emu_embodied.loading import checkpoint_path, load
     from emu_embodied.rollouts import metrics, quality
     from emu_embodied.rollouts.episodes import record_frames
-    from emu_embodied.storage import write_json
+    from emu_embodied.storage import write_bytes, write_json
 
     for name, least in (("episodes", 1), ("steps", 10), ("planning", 0), ("workers", 1), ("horizon", 1), ("worst", 0)):
         if config[name] is not None and config[name] < least:
@@ -72,7 +72,7 @@ def run(config: DictConfig) -> None:
     }
     write_json(folder / "result.json", result)
     tables = quality.as_markdown(figures) + ("\n" + metrics.as_markdown(rows) if rows else "")
-    (folder / "table.md").write_text(tables)
+    write_bytes(folder / "table.md", tables.encode())
     if config.card:
         add_card(checkpoint_path(config.checkpoint), _card(config, figures, rows, model, cache.fps), result)
     _print(figures)
