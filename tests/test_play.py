@@ -321,7 +321,7 @@ def test_fields_that_pass_are_of_their_types(data: st.DataObject, path: str):
         ("seed=-1", "seed: -1; give"),
         ("instruction=sing", "instruction: sing"),
         ("instruction=[1]", "instruction: [1]; give a text"),
-        ("checkpoint=nowhere", "checkpoint: nowhere; choose one of"),
+        ("checkpoint=nowhere", "checkpoint: nowhere; choose among"),
         ("passes=0", "passes: 0; give"),
     ],
 )

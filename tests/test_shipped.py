@@ -68,7 +68,7 @@ def test_each_env_has_its_own_checkpoint_and_who_has_none_is_told(capsys):
     with pytest.raises(ConfigError, match="subgoals: .*no shipped checkpoint draws key frames of reacher"):
         shipped_proposer(compose_config("plan", ["env=reacher"]).env, "subgoals")
     assert main(["plan", "env=reacher", "goal=reward", "episodes=1"]) == 2
-    assert "checkpoint: nano-reacher; choose one of" in capsys.readouterr().err
+    assert "checkpoint: nano-reacher; choose among" in capsys.readouterr().err
 
 
 def test_plan_writes_what_it_promises(tmp_path, capsys):

@@ -280,7 +280,7 @@ def test_batches_are_balanced_and_told_what_they_show(taught):
 def test_a_proposer_needs_a_checkpoint_that_learnt_it(taught):
     with pytest.raises(InputError, match="stage=language"):
         load_proposer(taught / "plain")
-    with pytest.raises(CheckpointError, match="choose one of"):
+    with pytest.raises(CheckpointError, match="choose among"):
         load_proposer("nano-nothing")
 
 
