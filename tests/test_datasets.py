@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import sys
@@ -15,7 +16,7 @@ import torch
 from foreign import FPS, JOINTS, TOP, WRIST, picture, recorded_actions, write_foreign
 
 from emu_embodied.commands import main
-from emu_embodied.data.frame_cache import FrameCache, build_frame_cache, frames_for, load_frame_cache
+from emu_embodied.data.frame_cache import FrameCache, _as_json, build_frame_cache, frames_for, load_frame_cache
 from emu_embodied.data.lerobot_files import SIDECAR
 from emu_embodied.data.lerobot_info import read_info
 from emu_embodied.data.mixing import mix
@@ -550,6 +551,9 @@ def test_a_dataset_of_others_trains_a_model_that_dreams(arms, spoilt, tmp_path, 
         ("data=7", "data: 7"),
         ("data=[]", "data: no dataset"),
         ("camera=[top,top]", "camera"),
+        ("action_keys=[0,1]", "action_keys: 0; choose among"),
+        ("action_keys=[pan.pos,pan.pos]", "action_keys"),
+        ("cache=/proc/x", "cache"),
         ("fps=fast", "fps: fast"),
         ("skipped_actions=sum", "skipped_actions: sum"),
         ("action_range=mean", "action_range: mean"),
@@ -581,3 +585,22 @@ def test_nothing_is_learnt_of_labels_that_were_not_recorded(recorded: bool):
     learnt = [p.grad is not None and bool(p.grad.any()) for p in model.heads.parameters()]
     assert all(learnt) if recorded else not any(learnt)
     assert model.transformer.lm_head.weight.grad.any()
+
+
+def test_training_keeps_frames_where_they_can_be_kept(images, tmp_path, capsys):
+    words = ["train", "preset=tiny", "threads=1", "recipe.held_out=1", "recipe.tokenizer_loop.steps=1"]
+    words += ["recipe.trajectory_loop.steps=2", "recipe.text_size=262", f"out={tmp_path / 'run'}"]
+    root = copied(images, tmp_path / "data")
+    assert main([*words, f"data={root}", f"cache={tmp_path / 'kept'}"]) == 0
+    assert len(list((tmp_path / "kept").iterdir())) == 1 and len(list((tmp_path / "data").iterdir())) == 1
+    (cache,) = frames_of(root)
+    (tmp_path / "data" / cache).write_text("")  # what a read-only folder does: nothing can be written there
+    shutil.rmtree(tmp_path / "run")
+    assert main([*words, f"data={root}"]) == 0
+    assert len(list((tmp_path / "run" / "frames").iterdir())) == 1
+
+
+def frames_of(root: Path) -> list[str]:
+    """How a dataset's frames for 64 px are called."""
+    options = settle(root, read_info(root), ReadOptions(image_size=64))
+    return [f"{root.name}.frames-{hashlib.sha256(_as_json(options)).hexdigest()[:8]}"]

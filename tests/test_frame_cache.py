@@ -79,7 +79,8 @@ def small_cache() -> FrameCache:
     rng = np.random.default_rng(0)
     return FrameCache(
         rng.integers(0, 256, (9, 8, 8, 3), np.uint8),
-        *(rng.normal(size=(9, size)).astype(np.float32) for size in (2, 3, 2)),
+        *(rng.normal(size=(9, size)).astype(np.float32) for size in (2, 3)),
+        rng.uniform(-1, 1, (9, 2)).astype(np.float32),
         rng.normal(size=9).astype(np.float32),
         rng.random(9) < 0.5,
         np.array([0, 2, 5, 9]),
@@ -295,6 +296,60 @@ def test_a_cache_of_another_format_is_refused(tmp_path):
     save_folder(tmp_path / "other", {}, {"cache": {"format": "something"}})
     with pytest.raises(DatasetError, match="something"):
         load_frame_cache(tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"actions": np.full((9, 2), 1e30, np.float32)},
+        {"actions": np.zeros((8, 2), np.float32)},
+        {"rewards": np.zeros((9, 1), np.float32)},
+        {"successes": np.zeros(9, np.float32)},
+        {"pixels": np.zeros((9, 8, 8), np.uint8)},
+        {"episode_starts": np.array([0, 5, 2, 9])},
+        {"episode_starts": np.array([0, 2, 5, 8])},
+        {"sources": np.array([0, 1, 0])},
+        {"known": np.ones((2, 3), bool)},
+        {"action_scale": np.ones((1, 2, 3), np.float32)},
+        {"instructions": (None, "a", "b")},
+        {"instructions": ("a", "b")},
+        {"names": {"agent_pos": [], "state": [1], "action": []}},
+        {"names": []},
+        {"fps": 0},
+        {"fps": "4"},
+        {"shares": (0.5, 0.5)},
+    ],
+)
+def test_a_cache_that_cannot_be_is_refused(tmp_path, changes: dict):
+    save_frame_cache(tmp_path / "cache", replace(small_cache(), **changes))
+    with pytest.raises(DatasetError, match="cache: .*it is no cache that this release wrote"):
+        load_frame_cache(tmp_path / "cache")
+
+
+@pytest.mark.parametrize("blocked", ["beside", "cache"])
+def test_where_the_datasets_place_cannot_be_written(dataset, tmp_path, monkeypatch, caplog, blocked: str):
+    wanted, spare = build_frame_cache(dataset), tmp_path / "out"
+    if blocked == "cache":  # what was asked for is not where something else is
+        (tmp_path / "file").write_text("")
+        with pytest.raises(DatasetError, match="cache: .*file"):
+            frames_for(dataset, cache=tmp_path / "file" / "frames")
+        return
+    (tmp_path / "dataset.frames").write_text("")  # the place is taken, as a read-only one refuses even the superuser
+    assert same(frames_for(dataset), wanted) and "they are not kept" in caplog.text
+    assert same(frames_for(dataset, spare=spare), wanted) and f"they are kept in {spare}" in caplog.text
+    (kept,) = spare.iterdir()
+    monkeypatch.setattr(frame_cache, "build_frame_cache", lambda *job: pytest.fail("built again"))
+    assert same(frames_for(dataset, spare=spare), wanted) and kept.name.endswith(".frames")
+    assert (tmp_path / "dataset.frames").read_text() == "" and not list(tmp_path.glob(".*"))
+
+
+def test_frames_are_kept_where_it_is_asked_for(dataset, tmp_path, monkeypatch):
+    first = frames_for(dataset, cache=tmp_path / "kept")
+    other = Path(shutil.copytree(dataset, tmp_path / "elsewhere" / "dataset"))
+    frames_for(other, cache=tmp_path / "kept")
+    assert len(list((tmp_path / "kept").iterdir())) == 2 and not list(tmp_path.glob("dataset.frames*"))
+    monkeypatch.setattr(frame_cache, "build_frame_cache", lambda *job: pytest.fail("built again"))
+    assert same(frames_for(dataset, cache=tmp_path / "kept"), first)
 
 
 def test_numbers_that_are_none_are_not_saved(tmp_path):

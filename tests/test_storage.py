@@ -543,3 +543,10 @@ def test_links_of_a_snapshot_stay_in_its_cache(tmp_path, leads: str):
     (root / "config.json").symlink_to(leads) if leads else os.mkfifo(root / "config.json")
     with pytest.raises(CheckpointError, match="config.json: leads to .*; only regular files"):
         load_folder(root)
+
+
+def test_clearing_away_does_not_hide_why(tmp_path):
+    (tmp_path / "file").write_text("")
+    for target in (tmp_path / "file" / "x", tmp_path / ("n" * 300)):
+        with pytest.raises(CheckpointError, match="not written"):
+            save_folder(target, {}, {"config": {}})

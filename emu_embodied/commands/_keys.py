@@ -134,6 +134,7 @@ RULES: dict[str, Rule] = {
     "plan.frames": whole(1),
     "report.out": place,
     "report.rerun": place,
+    "train.cache": folder,
     "train.camera": anything,
     "train.data": paths,
 }

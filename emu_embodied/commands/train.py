@@ -290,7 +290,8 @@ def _frames(config: DictConfig, image_size: int):
         options, weights = _read_options(config, image_size), OmegaConf.to_container(config)["data_weights"]
         if not isinstance(weights, list | None):
             raise ConfigError("data_weights", weights, "give a list, one number for each dataset")
-        return mix({name: frames_for(name, options) for name in _texts(config, "data")}, weights)
+        kept = {"cache": config.cache, "spare": Path(config.out) / "frames"}
+        return mix({name: frames_for(name, options, **kept) for name in _texts(config, "data")}, weights)
     from emu_embodied.rollouts.collect import collect
 
     wanted, root = config.recipe.collect, Path(config.out) / "dataset"
@@ -323,6 +324,8 @@ def _texts(config: DictConfig, key: str) -> tuple[str, ...]:
     """
     value = OmegaConf.to_container(config)[key]
     texts = () if value is None else tuple(value) if isinstance(value, list) else (value,)
+    if key == "action_keys":  # elements without names are called by their numbers
+        texts = tuple(str(text) if type(text) is int else text for text in texts)
     if not all(isinstance(text, str) for text in texts) or len(set(texts)) < len(texts):
         raise ConfigError(key, value, "give a text, or a list of different texts")
     return texts

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -154,49 +155,108 @@ def load_frame_cache(path: str | Path) -> FrameCache:
     except CheckpointError as error:
         raise DatasetError(error.field, error.value, f"{error.remedy}; or remove it, to build it again") from error
     document, arrays = documents.get("cache", {}), tensors.get("frames", {})
-    if document.get("format") != FORMAT or not {*_PER_FRAME, "episode_starts"} <= set(arrays) <= {
-        *_PER_FRAME,
-        *_OTHERS,
-    }:
+    if document.get("format") != FORMAT:
         raise DatasetError(str(path), document.get("format"), f"expected a folder of format {FORMAT!r}; build it again")
-    return FrameCache(
-        **{name: tensor.numpy() for name, tensor in arrays.items()},
-        instructions=tuple(document["instructions"]),
-        names=document["names"],
-        fps=document["fps"],
-        shares=tuple(document.get("shares", (1.0,))),
-        dropped=tuple(Dropped(**fault) for fault in documents.get("report", {}).get("dropped", ())),
-    )
+    try:
+        cache = FrameCache(
+            **{name: tensor.numpy() for name, tensor in arrays.items()},
+            instructions=tuple(document["instructions"]),
+            names=document["names"],
+            fps=document["fps"],
+            shares=tuple(document.get("shares", (1.0,))),
+            dropped=tuple(Dropped(**fault) for fault in documents.get("report", {}).get("dropped", ())),
+        )
+        fault = _misfit(cache)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        fault = f"{type(error).__name__}: {error}"
+    if fault:
+        raise DatasetError(str(path), fault, "it is no cache that this release wrote; remove it, to build it again")
+    return cache
 
 
-def frames_for(dataset: str | Path, options: ReadOptions | None = None) -> FrameCache:
-    """The frames of a dataset: read from the folder beside it if that was built from it, else built and kept there.
+def _misfit(cache: FrameCache) -> str:
+    """What a cache that anybody may have written has and no cache can have; empty where nothing is."""
+    frames, episodes, starts, k = len(cache.pixels), cache.episodes, cache.episode_starts, len(cache.action_scale)
+    size = cache.actions.shape[-1]
+    shapes = {
+        "pixels": (np.uint8, (frames, *cache.pixels.shape[1:3], 3)),
+        "agent_pos": (np.float32, (frames, cache.agent_pos.shape[-1])),
+        "states": (np.float32, (frames, cache.states.shape[-1])),
+        "actions": (np.float32, (frames, size)),
+        "rewards": (np.float32, (frames,)),
+        "successes": (np.bool_, (frames,)),
+        "episode_starts": (np.int64, (episodes + 1,)),
+        "known": (np.bool_, (episodes, 3)),
+        "action_scale": (np.float32, (k, 2, size)),
+        "sources": (np.int64, (episodes,)),
+    }
+    for name, (dtype, shape) in shapes.items():
+        found = getattr(cache, name)
+        if found.dtype != dtype or found.shape != shape:
+            return f"{name}: {found.dtype} of shape {found.shape}, not {np.dtype(dtype)} of shape {shape}"
+    if starts[0] != 0 or starts[-1] != frames or (np.diff(starts) < 1).any():
+        return "episode_starts: not ascending from 0 to the number of frames"
+    if len(cache.shares) != k or not all(0 <= share <= 1 for share in cache.shares) or not 0 < cache.fps < 1e6:
+        return f"shares {cache.shares} of {k} datasets, at {cache.fps} frames a second"
+    if ((cache.sources < 0) | (cache.sources >= k)).any() or np.abs(cache.actions).max() > 1 + 1e-5:
+        return "sources or actions: out of range"
+    words = [cache.instructions, *(cache.names[name] for name in ("agent_pos", "state", "action"))]
+    return "" if all(isinstance(word, str) for part in words for word in part) else "instructions or names: no texts"
 
-    The folder is `<dataset>.frames`, or `<dataset>.frames-<hash>` where options change what is read.
+
+def frames_for(
+    dataset: str | Path,
+    options: ReadOptions | None = None,
+    cache: str | Path | None = None,
+    spare: str | Path | None = None,
+) -> FrameCache:
+    """The frames of a dataset: read from where they are kept if they are of that dataset, else built and kept there.
+
+    That is `<dataset>.frames` beside it, or `<dataset>.frames-<hash>` where options change what is read.
 
     Args:
         dataset: its folder, or its name on the hub.
         options: how it is read.
+        cache: a folder that keeps the frames instead of the dataset's own place.
+        spare: a folder that keeps them where the dataset's place cannot be written; without one they are not kept there.
 
     Raises:
-        DatasetError: see `build_frame_cache`; or the hub does not have it.
+        DatasetError: see `build_frame_cache`; or the hub does not have it; or `cache` cannot be written.
     """
     root = dataset_folder(dataset)
     options = settle(root, read_info(root), options or ReadOptions())
     source, suffix = fingerprint(root, options), ".frames"
     if options != ReadOptions():
         suffix += "-" + hashlib.sha256(_as_json(options)).hexdigest()[:8]
-    path = root.with_name(root.name + suffix)
-    if path.is_dir():
+    beside = root.with_name(root.name + suffix)
+    place = hashlib.sha256(os.fsencode(root)).hexdigest()[:8]  # datasets of several places may have one name
+    elsewhere = [Path(folder) / f"{root.name}-{place}{suffix}" for folder in (cache, spare) if folder is not None]
+    places = elsewhere[:1] if cache is not None else [beside, *elsewhere]
+    for path in places:
+        if path.is_dir() and (found := _kept(path, source)) is not None:
+            return found
+    built = build_frame_cache(root, options)
+    for path in places:
         try:
-            if read_json(path / "cache.json").get("source") == source:
-                return load_frame_cache(path)
-            logger.info("%s has changed: building %s again", root, path)
-        except (DatasetError, CheckpointError, AttributeError) as error:
-            logger.warning("building %s again: %s", path, error)
-    cache = build_frame_cache(root, options)
-    save_frame_cache(path, cache, source)
-    return cache
+            save_frame_cache(path, built, source)
+            break
+        except CheckpointError as error:
+            if cache is not None:
+                raise DatasetError(f"cache: {error.field}", error.value, error.remedy) from error
+            kept = f"kept in {places[1]}" if path == beside and spare is not None else "not kept"
+            logger.warning("the frames of %s cannot be kept beside it (%s); they are %s", root, error.value, kept)
+    return built
+
+
+def _kept(path: Path, source: str) -> FrameCache | None:
+    """The cache there, if it was built from `source`."""
+    try:
+        if read_json(path / "cache.json", path).get("source") == source:
+            return load_frame_cache(path)
+        logger.info("the dataset has changed: building %s again", path)
+    except (DatasetError, CheckpointError, AttributeError) as error:
+        logger.warning("building %s again: %s", path, error)
+    return None
 
 
 def fingerprint(dataset_root: str | Path, options: ReadOptions | None = None) -> str:
