@@ -1,11 +1,11 @@
-# make demo | test | bench | lint | clean. Each sets up .venv by itself, once; more words go in ARGS: make test ARGS="-k cli".
+# make demo | test | torture | bench | lint | clean. Each sets up .venv by itself, once; more words go in ARGS: make test ARGS="-k cli".
 
 PYTHON := .venv/bin/python
 STAMP := .venv/.installed
 MUJOCO_GL ?= egl
 export MUJOCO_GL
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test torture bench lint clean
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)
@@ -13,6 +13,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(PYTHON) -m pytest $(ARGS)
+
+torture: $(STAMP)
+	$(PYTHON) -m benchmarks.torture $(ARGS)
 
 bench: $(STAMP)
 	$(PYTHON) -m benchmarks.decoding $(ARGS)
