@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import io
 import json
 import os
-import pickle
 import random
 import shutil
 import struct
@@ -16,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-import torch
+from payloads import payloads
 
 from emu_embodied.storage import MANIFEST, save_folder
 
@@ -165,31 +163,6 @@ def mutations(job: Job) -> Iterator[Trial]:
         yield Trial(outcome.name, not outcome.fault, outcome.seconds, f"{outcome.fault}; {outcome.result}"[:400])
 
 
-class _Payload:
-    """Unpickled, it leaves a file behind."""
-
-    def __reduce__(self):
-        return os.system, ("touch canary",)
-
-
-def _pickles() -> dict[str, bytes]:
-    """Files that run code where they are unpickled or imported."""
-    zipped, objects = io.BytesIO(), io.BytesIO()
-    torch.save({"weights": _Payload()}, zipped)
-    np.save(objects, np.array([_Payload()], dtype=object), allow_pickle=True)
-    archive = io.BytesIO()
-    np.savez(archive, weights=np.array([_Payload()], dtype=object))
-    return {
-        "pickle": pickle.dumps(_Payload()),
-        "old pickle": pickle.dumps(_Payload(), protocol=0),
-        "torch.save": zipped.getvalue(),
-        "object array": objects.getvalue(),
-        "object archive": archive.getvalue(),
-        "yaml": b"!!python/object/apply:os.system ['touch canary']",
-        "python": b"import os; os.system('touch canary')",
-    }
-
-
 def _targets() -> dict[str, Callable[[dict], None]]:
     """Changes of config.json that name code."""
     call = {"_target_": "os.system", "command": "touch canary"}
@@ -243,7 +216,7 @@ def code(job: Job) -> Iterator[Trial]:
     """Files that run code where a loader trusts them, each beside a module `gift` that leaves a canary when imported."""
     intact, cases = tiny_checkpoint(job.folder / "intact"), []
     opened(intact, load_and_dream)
-    for kind, data in _pickles().items():
+    for kind, data in payloads().items():
         for name in ("token_model.safetensors", "frame_tokenizer.safetensors", "config.json", "text.json"):
             cases.append((f"{kind} as {name}", {name: data}, None, True))
         for name in ("pytorch_model.bin", "model.pt", "zz.npy", "modeling.py", "config.yaml"):

@@ -51,7 +51,7 @@ def in_child(work: Callable[[], object], seconds: float = 30.0) -> Ending:
         seconds: after which it is killed, with all processes of its group.
     """
     reader, writer = os.pipe()
-    before, begun = _resident("self"), time.monotonic()
+    begun = time.monotonic()
     if (pid := os.fork()) == 0:
         os.close(reader)
         _be_child(work, writer)
@@ -62,7 +62,9 @@ def in_child(work: Callable[[], object], seconds: float = 30.0) -> Ending:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)
     _, status, usage = os.wait4(pid, 0)
-    facts = (time.monotonic() - begun, usage.ru_utime + usage.ru_stime, max(0, usage.ru_maxrss * 1024 - before))
+    before, _, answer = answer.partition(b"\n")
+    grown = usage.ru_maxrss * 1024 - int(before) if before else 0
+    facts = (time.monotonic() - begun, usage.ru_utime + usage.ru_stime, grown)
     if hung:
         return Ending("hung", f"killed after {seconds:.0f} s", *facts)
     if not answer:
@@ -195,6 +197,7 @@ def _be_child(work: Callable[[], object], writer: int) -> None:
     _quiet()
     limit = _virtual() + ROOM
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    os.write(writer, b"%d\n" % _resident("self"))
     try:
         answer = ["done", work()]
     except EmuEmbodiedError as error:
@@ -202,7 +205,7 @@ def _be_child(work: Callable[[], object], writer: int) -> None:
     except BaseException as error:
         answer = ["untyped", f"{type(error).__name__}: {error}"[:1000]]
     with contextlib.suppress(BaseException):
-        os.write(writer, json.dumps(answer).encode())
+        os.write(writer, json.dumps(answer).encode() + b"\n")
     os._exit(0)
 
 
@@ -221,17 +224,9 @@ def _read_until(pipe, end: float) -> tuple[bytes, bool]:
         if not part:
             return data, False
         data += part
-        if _whole(data):  # grandchildren may hold the pipe open
+        if data.count(b"\n") == 2:  # grandchildren may hold the pipe open
             return data, False
     return data, True
-
-
-def _whole(data: bytes) -> bool:
-    try:
-        json.loads(data)
-    except ValueError:
-        return False
-    return True
 
 
 def _processes():
