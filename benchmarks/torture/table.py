@@ -10,6 +10,10 @@ from emu_embodied.storage import write_bytes
 
 from .processes import ROOT
 
+ORDER = (
+    *("kills", "training", "signals", "stale", "mutations", "bombs", "disk", "code", "traversal", "datasets", "calls", "words"),
+    *("simulator", "workers", "same_seed", "batches", "memory", "engines", "recording", "clock", "http", "reports", "network"),
+)
 INTRODUCTION = """# Under faults
 
 `make torture` runs seeded batteries of faults against the package: kills at random moments, damaged and hostile files, odd
@@ -26,6 +30,8 @@ of files stands in [SECURITY.md](../SECURITY.md).
 
 def write_table(path: Path, batteries: dict[str, dict]) -> None:
     """Writes the table, and below it what did not hold or was not run."""
+    places = {name: place for place, name in enumerate(ORDER)}
+    batteries = dict(sorted(batteries.items(), key=lambda item: places.get(item[0], len(places))))
     rows = [_row(name, result) for name, result in batteries.items()]
     write_bytes(path, (INTRODUCTION + "\n".join(rows) + "\n" + "".join(_notes(batteries))).encode())
 
