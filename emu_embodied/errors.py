@@ -22,7 +22,7 @@ class EmuEmbodiedError(Exception):
             super().__init__(field)
             self.field, self.value, self.remedy = "", None, ""
             return
-        shown = value if isinstance(value, str) else _shown(value)
+        shown = value if isinstance(value, str) and value.isprintable() else _shown(value)  # one line, whatever it is
         shown = shown if len(shown) <= 120 else shown[:117] + "..."
         super().__init__(f"{field}: {shown}; {remedy}")
         self.field, self.value, self.remedy = field, value, remedy

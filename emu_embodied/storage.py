@@ -8,9 +8,11 @@ import math
 import os
 import re
 import shutil
+import stat
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -18,14 +20,15 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
 from emu_embodied.errors import CheckpointError
+from emu_embodied.strict_json import parse_json, parse_object
+from emu_embodied.tensor_header import RESTORE, fit, header_bytes, read_header
 
 FORMAT, VERSION = "emu-embodied-folder", 1
 MANIFEST = "manifest.json"
-MAX_JSON_BYTES = 64 << 20
+MAX_JSON_BYTES = 16 << 20  # of a JSON file, and of a text beside it
 _NAME = re.compile(r"(?!.*\.\.)[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 _NAMES = "plain names of [A-Za-z0-9_.-]"
 _SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}")
-_RESTORE = "restore the file from a copy"
 
 
 def save_folder(
@@ -70,14 +73,86 @@ def save_folder(
         _swap(partial, target, previous)
 
 
+class Folder:
+    """A folder that `save_folder` wrote, opened. Its tensors are read when they are asked for.
+
+    Whatever is read is checked against the manifest that was read first, so that two versions of a folder never mix. Only
+    regular files that the manifest names are opened.
+
+    Args:
+        path: the folder; if a crash left only its predecessor, that is read. A reader that races a save may get an
+            error instead of one of the two: open it again.
+
+    Attributes:
+        path: where its files are.
+        documents: the JSON documents by name (without `.json`).
+
+    Raises:
+        CheckpointError: a folder or file is missing, damaged, hostile, or of another format.
+    """
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self.path = _find(path)
+        self._files, self._entries = _read_manifest(self.path), {}
+        self.documents: dict[str, dict] = {}
+        for name, entry in self._files.items():
+            stem, suffix = os.path.splitext(name)
+            if suffix == ".safetensors":
+                shard = _SHARD.fullmatch(stem)
+                self._entries.setdefault(shard[1] if shard else stem, []).append(name)
+                continue
+            data = _read_verified(self.path, name, entry, MAX_JSON_BYTES)
+            if suffix == ".json":
+                self.documents[stem] = parse_object(str(self.path / name), data)
+
+    @property
+    def entries(self) -> list[str]:
+        """Names of what has tensors."""
+        return list(self._entries)
+
+    def tensors(
+        self,
+        name: str,
+        expected: Mapping[str, torch.Tensor] | None = None,
+        kinds: Collection[torch.dtype] = (),
+        device: str | torch.device = "cpu",
+    ) -> dict[str, torch.Tensor]:
+        """The tensors of an entry, by name.
+
+        Args:
+            name: of the entry.
+            expected: whose names, shapes and dtypes they must have, on any device; compared with what the files say they hold
+                before these are read.
+            kinds: dtypes that will do as well.
+            device: where they go.
+
+        Raises:
+            CheckpointError: the entry is missing, damaged, hostile, not finite, or not what is expected.
+        """
+        if name not in self._entries:
+            raise CheckpointError(str(self.path), f"has no tensors {name!r}", f"ask for one listed in {MANIFEST}")
+        headers: dict[str, Any] = {}
+        for file in self._entries[name]:
+            header = _peek(self.path, file, self._files[file])
+            if twice := header.keys() & headers.keys():
+                raise CheckpointError(str(self.path / file), f"in two shards: {sorted(twice)}", "save it anew")
+            headers |= header
+        if expected is not None:
+            fit(str(self.path / self._entries[name][0]), headers, expected, kinds)
+        tensors: dict[str, torch.Tensor] = {}
+        for file in self._entries[name]:
+            part = _parse_tensors(self.path / file, _read_verified(self.path, file, self._files[file]))
+            tensors |= {key: tensor.to(device) for key, tensor in part.items()}
+        return tensors
+
+
 def load_folder(
     path: str | os.PathLike, *, tensors: Collection[str] | None = None, device: str | torch.device = "cpu"
 ) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, dict]]:
     """Reads what `save_folder` wrote; each file but the tensors not wanted is checked against the manifest first.
 
     Args:
-        path: the folder; if a crash left only its predecessor, that is read. A reader that races a save may get an
-            error instead of one of the two: load again.
+        path: see `Folder`.
         tensors: the tensor entries wanted; all of them when None.
         device: where the tensors go.
 
@@ -87,28 +162,18 @@ def load_folder(
     Raises:
         CheckpointError: a folder, file or entry is missing, damaged, hostile, non-finite, or of another format.
     """
-    folder = Path(os.path.realpath(path))
-    if not folder.exists() and _previous(folder).is_dir():
-        folder = _previous(folder)
-    loaded: dict[str, dict[str, torch.Tensor]] = {}
-    documents: dict[str, dict] = {}
-    for name, entry in _read_manifest(folder).items():
-        stem, suffix = os.path.splitext(name)
-        if suffix != ".safetensors":
-            data = _read_verified(folder, name, entry)
-            if suffix == ".json":
-                documents[stem] = _parse_document(str(folder / name), data)
-            continue
-        shard = _SHARD.fullmatch(stem)
-        stem = shard[1] if shard else stem
-        if tensors is None or stem in tensors:
-            part = _parse_tensors(folder / name, _read_verified(folder, name, entry))
-            if twice := part.keys() & loaded.setdefault(stem, {}).keys():
-                raise CheckpointError(str(folder / name), f"in two shards: {sorted(twice)}", "save it anew")
-            loaded[stem] |= {key: tensor.to(device) for key, tensor in part.items()}
-    if missing := set(tensors or ()) - loaded.keys():
-        raise CheckpointError(str(folder), f"has no tensors {sorted(missing)}", f"ask for one listed in {MANIFEST}")
-    return loaded, documents
+    folder = Folder(path)
+    names = folder.entries if tensors is None else tensors
+    return {name: folder.tensors(name, device=device) for name in names}, folder.documents
+
+
+def sums(path: str | os.PathLike) -> dict[str, str]:
+    """The SHA-256 of each file of a folder that `save_folder` wrote, by name, as its manifest has them; nothing else is read.
+
+    Raises:
+        CheckpointError: the manifest is missing or damaged.
+    """
+    return {name: entry["sha256"] for name, entry in _read_manifest(_find(path)).items()}
 
 
 def load_file(path: str | os.PathLike, name: str) -> bytes:
@@ -117,11 +182,11 @@ def load_file(path: str | os.PathLike, name: str) -> bytes:
     Raises:
         CheckpointError: the folder or the file is missing or damaged.
     """
-    folder = Path(os.path.realpath(path))
+    folder = _find(path)
     files = _read_manifest(folder)
     if name not in files:
         raise CheckpointError(str(folder / name), f"not in {MANIFEST}", f"ask for one of {sorted(files)}")
-    return _read_verified(folder, name, files[name])
+    return _read_verified(folder, name, files[name], MAX_JSON_BYTES if name.endswith(".json") else math.inf)
 
 
 def write_json(path: str | os.PathLike, value: object) -> None:
@@ -160,6 +225,15 @@ def writing(path: str | os.PathLike) -> Iterator[None]:
         raise CheckpointError(str(path), f"not written: {fault}", "free space or choose another path") from error
 
 
+def read_file(path: str | os.PathLike, limit: int) -> bytes:
+    """Reads one regular file of at most `limit` bytes; links are followed.
+
+    Raises:
+        CheckpointError: missing, too large, or something else, which is not opened.
+    """
+    return _read(Path(path), limit)
+
+
 def read_json(path: str | os.PathLike, folder: Path | None = None) -> object:
     """Reads one JSON file.
 
@@ -170,7 +244,7 @@ def read_json(path: str | os.PathLike, folder: Path | None = None) -> object:
     Raises:
         CheckpointError: missing, elsewhere, too large, not JSON, duplicate keys or non-finite numbers.
     """
-    return _parse_json(str(path), _read(Path(path), MAX_JSON_BYTES, folder))
+    return parse_json(str(path), _read(Path(path), MAX_JSON_BYTES, folder))
 
 
 def regular_file(path: str | os.PathLike, folder: Path | None = None) -> Path:
@@ -189,7 +263,7 @@ def regular_file(path: str | os.PathLike, folder: Path | None = None) -> Path:
         regular = real.is_file()
     except (OSError, ValueError) as error:
         found = getattr(error, "strerror", None) or str(error)
-        raise CheckpointError(str(path), found, f"check the path, or {_RESTORE}") from error
+        raise CheckpointError(str(path), found, f"check the path, or {RESTORE}") from error
     if not regular or not (folder is None or any(real.is_relative_to(home) for home in _homes(folder))):
         raise CheckpointError(str(path), f"leads to {real}", "only regular files inside the folder are read")
     return real
@@ -335,7 +409,7 @@ def _encode(tensors: Mapping, documents: Mapping, max_shard_bytes: int | None) -
         if name.endswith(".safetensors"):
             raise CheckpointError(name, "a text under a tensor file's name", "choose another name")
         if name.endswith(".json"):
-            _parse_document(name, data)
+            parse_object(name, data)
         yield name, data
 
 
@@ -376,13 +450,13 @@ def _encode_json(field: str, value: object) -> bytes:
         data = (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
     except (RecursionError, TypeError, ValueError) as error:
         raise CheckpointError(field, str(error), "use finite numbers, texts, lists and dicts with text keys") from error
-    _parse_json(field, data)  # keys such as 1 and "1" fall together only here
+    parse_json(field, data)  # keys such as 1 and "1" fall together only here
     return data
 
 
 def _read_manifest(folder: Path) -> dict[str, dict]:
     path = folder / MANIFEST
-    manifest = _parse_document(str(path), _read(path, MAX_JSON_BYTES, folder))
+    manifest = parse_object(str(path), _read(path, MAX_JSON_BYTES, folder))
     kind, files = (manifest.get("format"), manifest.get("version")), manifest.get("files")
     if kind != (FORMAT, VERSION):
         raise CheckpointError(str(path), kind, f"this release reads format {FORMAT!r}, version {VERSION}")
@@ -395,63 +469,57 @@ def _read_manifest(folder: Path) -> dict[str, dict]:
     return files
 
 
-def _read_verified(folder: Path, name: str, entry: dict) -> bytes:
-    limit = min(entry["bytes"], MAX_JSON_BYTES) if name.endswith(".json") else entry["bytes"]
-    data = _read(folder / name, limit, folder)
+def _read_verified(folder: Path, name: str, entry: dict, limit: float = math.inf) -> bytes:
+    data = _read(folder / name, min(entry["bytes"], limit), folder)
     if len(data) != entry["bytes"] or hashlib.sha256(data).hexdigest() != entry["sha256"]:
-        raise CheckpointError(str(folder / name), f"{len(data)} bytes that do not match {MANIFEST}", _RESTORE)
+        raise CheckpointError(str(folder / name), f"{len(data)} bytes that do not match {MANIFEST}", RESTORE)
     return data
 
 
-def _read(path: Path, limit: int, folder: Path | None = None) -> bytes:
+def _read(path: Path, limit: float, folder: Path | None = None) -> bytes:
     """Reads a file of at most `limit` bytes; see `regular_file`."""
+    with _opened(path, limit, folder) as (file, size):
+        return file.read(size)
+
+
+@contextmanager
+def _opened(path: Path, limit: float, folder: Path | None = None) -> Iterator[tuple[BinaryIO, int]]:
+    """Such a file and its size. Nothing else is opened, for a device can act and a pipe can wait."""
     real = regular_file(path, folder)
     try:
-        size = real.stat().st_size
-        data = real.read_bytes() if size <= limit else b""
+        with open(real, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):  # it was exchanged meanwhile
+                raise CheckpointError(str(path), "no regular file", "only regular files inside the folder are read")
+            if found.st_size > limit:
+                raise CheckpointError(
+                    str(path), f"{found.st_size} bytes", f"at most {limit:.0f} are expected; {RESTORE}"
+                )
+            yield file, found.st_size
     except OSError as error:
-        raise CheckpointError(str(path), error.strerror or str(error), f"check the path, or {_RESTORE}") from error
-    if size > limit:
-        raise CheckpointError(str(path), f"{size} bytes", f"at most {limit} are expected; {_RESTORE}")
-    return data
+        raise CheckpointError(str(path), error.strerror or str(error), f"check the path, or {RESTORE}") from error
+
+
+def _find(path: str | os.PathLike) -> Path:
+    """The folder, or the predecessor that a crash left of it."""
+    folder = Path(os.path.realpath(path))
+    return _previous(folder) if not folder.exists() and _previous(folder).is_dir() else folder
+
+
+def _peek(folder: Path, name: str, entry: dict):
+    """What a tensor file of the folder says it holds; no more than that is read."""
+    path = str(folder / name)
+    with _opened(folder / name, entry["bytes"], folder) as (file, size):
+        start = file.read(8)
+        return read_header(path, start + file.read(header_bytes(path, start, size) - 8), size)
 
 
 def _parse_tensors(path: Path, data: bytes) -> dict[str, torch.Tensor]:
-    end = 8 + int.from_bytes(data[:8], "little")
-    if not 8 < end <= min(len(data), MAX_JSON_BYTES):
-        raise CheckpointError(str(path), data[:8], f"not a safetensors file; {_RESTORE}")
-    _parse_document(str(path), data[8:end])  # safetensors itself lets duplicate keys pass
+    read_header(str(path), data, len(data))  # safetensors itself lets duplicate keys pass
     try:
         tensors = load_safetensors(data)
         for key, tensor in tensors.items():
             _require_finite(key, tensor)
     except Exception as error:  # a hostile header makes the library raise nearly anything
-        raise CheckpointError(str(path), str(error), f"dense, finite safetensors are read; {_RESTORE}") from error
+        raise CheckpointError(str(path), str(error), f"dense, finite safetensors are read; {RESTORE}") from error
     return tensors
-
-
-def _parse_document(field: str, data: bytes) -> dict:
-    value = _parse_json(field, data)
-    if not isinstance(value, dict):
-        raise CheckpointError(field, value, "the top level must be a JSON object")
-    return value
-
-
-def _parse_json(field: str, data: bytes) -> object:
-    try:
-        return json.loads(data.decode(), object_pairs_hook=_unique, parse_float=_finite, parse_constant=_finite)
-    except (RecursionError, ValueError) as error:
-        raise CheckpointError(field, str(error), "must be UTF-8 JSON with unique keys and finite numbers") from error
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("duplicate keys")
-    return result
-
-
-def _finite(text: str) -> float:
-    if not math.isfinite(number := float(text)):
-        raise ValueError(f"{text} is not finite")
-    return number

@@ -5,11 +5,13 @@ from __future__ import annotations
 import difflib
 import math
 import numbers
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Mapping
 
 from emu_embodied.errors import ConfigError, EmuEmbodiedError
 
 Kind = type[EmuEmbodiedError]
+_ENV_ID = re.compile(r"(?:[A-Za-z0-9_-]+/)?[A-Za-z0-9_.-]+")
 
 
 def whole_number(
@@ -42,10 +44,23 @@ def number(
     Raises:
         EmuEmbodiedError: of the class `error`: another type, not finite, or outside the range.
     """
-    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if real and math.isfinite(value) and _within(value, least, most):
-        return float(value)
+    try:
+        found = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
+    except OverflowError:  # of an integer of 400 digits
+        found = math.inf
+    if math.isfinite(found) and _within(found, least, most):
+        return found
     raise error(field, value, f"give a finite number{_range(least, most)}")
+
+
+def whole_fields(config: object, ranges: Mapping[str, tuple[int, int | None]], error: Kind = ConfigError) -> None:
+    """Checks whole numbers among an object's attributes: name -> the smallest and the largest value allowed.
+
+    Raises:
+        EmuEmbodiedError: of the class `error`, for the first that is none, or outside its range.
+    """
+    for name, (least, most) in ranges.items():
+        whole_number(name, getattr(config, name), least, most, error)
 
 
 def choice(field: str, value: object, options: Collection[str], error: Kind = ConfigError) -> str:
@@ -57,6 +72,25 @@ def choice(field: str, value: object, options: Collection[str], error: Kind = Co
     if isinstance(value, str) and value in options:
         return value
     raise error(field, value, suggest(value, options))
+
+
+def env_id(field: str, value: object, error: Kind = ConfigError) -> str:
+    """Returns a Gymnasium id that names an env and nothing else: `MODULE:ID` would have Gymnasium import the module.
+
+    Raises:
+        EmuEmbodiedError: of the class `error`: something else.
+    """
+    if isinstance(value, str) and len(value) <= 200 and _ENV_ID.fullmatch(value):
+        return value
+    rule = (
+        "a file names a registered env, like emu_embodied/TabletopPush-v0, and no module to import: import it yourself"
+    )
+    raise error(field, value, rule)
+
+
+def registered_id(env_id: str) -> str:
+    """The id under which Gymnasium registers an env, of one that may also name the module to import first."""
+    return env_id.rpartition(":")[2]
 
 
 def suggest(word: object, options: Collection[str]) -> str:

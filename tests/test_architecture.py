@@ -26,6 +26,7 @@ ALLOWED = {
         "static_step",
         "step",
         "storage",
+        "strict_json",
         "token_model",
         "transformer",
         "types",

@@ -9,6 +9,7 @@ import pytest
 
 from emu_embodied import storage
 from emu_embodied.engines.cache import FOLDER, EngineCache, EngineKey
+from emu_embodied.errors import EngineError
 
 KEY = EngineKey("w0", "c0", "s0", "denoise", "tensorrt", "11.4", "9.0", "580.65", "bf16", (1, 16))
 ENGINE = bytes(range(256)) * 40
@@ -89,6 +90,31 @@ def test_no_bit_of_an_engine_may_flip(cache, caplog):
         data[bit // 8] ^= 1 << bit % 8
         file.write_bytes(data)
         assert_rebuilt(cache, caplog)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "{", "", "5", '{"weights": NaN}', "{}"])
+def test_a_key_of_right_sums_that_is_none_is_built_again(cache, caplog, text):
+    storage.save_folder(cache.path(KEY), {}, {"key.txt": text, "denoise.tensorrt": ENGINE})
+    entry = cache.path(KEY)
+    (entry / "key.txt").rename(entry / "key.json")
+    (entry / storage.MANIFEST).write_text((entry / storage.MANIFEST).read_text().replace("key.txt", "key.json"))
+    assert_rebuilt(cache, caplog)
+
+
+def test_an_entry_that_is_of_no_use_is_built_again(cache, caplog):
+    used = []
+
+    def use(engine: bytes) -> None:
+        used.append(engine)
+        if engine != ENGINE:
+            raise EngineError("engine", "garbage", "build it again")
+
+    assert cache.fetch(KEY, Builder(b"garbage")) == b"garbage"
+    assert cache.fetch(KEY, Builder(), use) == ENGINE and used == [b"garbage", ENGINE]
+    assert len(caplog.records) == 1 and cache.fetch(KEY, Builder(b"never"), use) == ENGINE
+    with pytest.raises(EngineError, match="garbage"):
+        cache.fetch(replace(KEY, step="commit"), Builder(b"bad"), use)
+    assert not cache.path(replace(KEY, step="commit")).exists()
 
 
 def test_an_entry_under_another_name_is_not_taken(cache, caplog):

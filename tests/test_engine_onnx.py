@@ -116,6 +116,25 @@ def test_the_key_follows_the_model_and_an_engine_is_exported_once(engines, monke
     assert len({key.digest for key in keys}) == 3
 
 
+@pytest.mark.parametrize("damage", ["garbage", "empty", "swapped", "another model's"])
+def test_an_entry_of_right_sums_that_is_no_such_step_is_built_again(engines, tmp_path, caplog, monkeypatch, damage):
+    model, executors = engines["plain, shifted, no context"]
+    kept = {name: executors[name].build() for name in ("denoise", "next_token")}
+    other = engines["source, context"][1]["denoise"].build()
+    bytes_of = {"garbage": bytes(999), "empty": b"", "swapped": kept["next_token"], "another model's": other}
+    executor = onnx.executors(model, cache=tmp_path)["denoise"]
+    executor.cache.fetch(executor.key, lambda: bytes_of[damage])
+    monkeypatch.setattr(Exporter, "export", lambda self, step: kept[step])  # that it would make is known
+    given = arguments(executor, 2)
+    assert all(map(torch.equal, executor(*given), executors["denoise"](*given)))
+    assert [record.message.partition(":")[0] for record in caplog.records] == [
+        "building the onnx engine of denoise again"
+    ]
+    caplog.clear()
+    onnx.executors(model, cache=tmp_path)["denoise"].load()
+    assert not caplog.records
+
+
 def test_a_tensor_of_another_shape_is_refused(engines):
     _, executors = engines["source, context"]
     given = arguments(executors["denoise"], 2)

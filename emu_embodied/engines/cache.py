@@ -15,8 +15,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from emu_embodied.errors import CheckpointError
+from emu_embodied.errors import CheckpointError, EngineError
 from emu_embodied.storage import load_file, save_folder
+from emu_embodied.strict_json import parse_object
 
 FOLDER = "EMU_EMBODIED_CACHE"  # environment variable
 logger = logging.getLogger(__name__)
@@ -73,19 +74,33 @@ class EngineCache:
         """The sub-folder of an engine, whether it is there or not."""
         return self.folder / key.digest
 
-    def fetch(self, key: EngineKey, build: Callable[[], bytes]) -> bytes:
+    def fetch(
+        self, key: EngineKey, build: Callable[[], bytes], use: Callable[[bytes], None] = lambda engine: None
+    ) -> bytes:
         """An engine's bytes, from the cache, or built and kept there.
 
-        A damaged entry is thrown away with a warning and built again; what the disk does not take is used all the same.
+        An entry that is damaged or of no use is thrown away with a warning and built again; what the disk does not take is used
+        all the same.
+
+        Args:
+            key: what it follows from.
+            build: makes it.
+            use: takes it; an EngineError says that these bytes are no such engine.
+
+        Raises:
+            EngineError: what was built just now is of no use either.
         """
         entry = self.path(key)
         if os.path.lexists(entry):
             try:
-                return self._load(entry, key)
-            except CheckpointError as error:
+                data = self._load(entry, key)
+                use(data)
+                return data
+            except (CheckpointError, EngineError) as error:
                 logger.warning("building the %s engine of %s again: %s", key.flavour, key.step, error)
                 _discard(entry)
         data = build()
+        use(data)
         try:
             self._make_folder()
             save_folder(entry, {}, {"key": key.document, _name(key): data})
@@ -96,7 +111,7 @@ class EngineCache:
     def _load(self, entry: Path, key: EngineKey) -> bytes:
         if entry.is_symlink():
             raise CheckpointError(str(entry), "a link", "engines are read from the cache's own folder alone")
-        found = json.loads(load_file(entry, "key.json"))
+        found = parse_object(str(entry / "key.json"), load_file(entry, "key.json"))
         if found != key.document:
             raise CheckpointError(str(entry), "the key of another engine", "an entry stays under its own name")
         return load_file(entry, _name(key))

@@ -66,8 +66,18 @@ class StepExecutor(ABC):
             EngineError: it cannot be built or run here.
         """
         if not self._loaded:
-            self._open(self.build())
+            self.cache.fetch(self.key, self._build, self._take)
             self._loaded = True
+
+    def _take(self, engine: bytes) -> None:
+        """Opens an engine and runs it once, on zeros: here it shows whether it is one of this step."""
+        self._open(engine)
+        device = self.exporter.model.noised.device
+        inputs, results = (
+            {port.name: torch.zeros(port.shape(1), dtype=port.dtype, device=device) for port in ports}
+            for ports in (self.inputs, self.results)
+        )
+        self._run(inputs, results, 1)
 
     def __call__(self, *arguments: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Runs the step; see `StaticStep`'s method of this name.

@@ -8,11 +8,18 @@ import torch
 
 from emu_embodied.engines.cache import EngineCache, EngineKey
 from emu_embodied.engines.executor import StepExecutor
-from emu_embodied.engines.export import Exporter, require
+from emu_embodied.engines.export import Exporter, Port, require
 from emu_embodied.errors import EngineError
 from emu_embodied.static_step import STEPS
 from emu_embodied.token_model import TokenModel
 
+_TYPES = {
+    torch.float32: "tensor(float)",
+    torch.int64: "tensor(int64)",
+    torch.bool: "tensor(bool)",
+    torch.float16: "tensor(float16)",
+    torch.bfloat16: "tensor(bfloat16)",
+}
 _ELEMENTS = {torch.float32: 1, torch.int64: 7, torch.bool: 9, torch.float16: 10, torch.bfloat16: 16}  # ONNX's numbers
 
 
@@ -72,10 +79,24 @@ class OnnxStep(StepExecutor):
             self.session = runtime.InferenceSession(engine, options, [(provider, settings)])
         except Exception as error:  # it has many types of its own
             raise EngineError(f"engine onnx, {self.step}", str(error), "use the eager engine here") from error
+        for found, ports in ((self.session.get_inputs(), self.inputs), (self.session.get_outputs(), self.results)):
+            self._check_ports({port.name: port for port in ports}, found)
+        if len(self.session.get_outputs()) != len(self.results):
+            raise EngineError(f"engine onnx, {self.step}", "it is of another step", "remove it from the cache")
         if self.session.get_providers()[0] != provider:  # it falls back to the CPU without an error
             raise EngineError(
                 "engine onnx", f"{provider} does not start", "check the CUDA libraries, or use device=cpu"
             )
+
+    def _check_ports(self, ports: dict[str, Port], found) -> None:
+        """Whether a graph's inputs or outputs are among this step's: it reads and writes raw memory."""
+        for given in found:
+            port = ports.get(given.name)
+            shape = tuple(size if isinstance(size, int) else "B" for size in given.shape)
+            expected = port and tuple("B" if axis == "B" else port.sizes[axis] for axis in port.axes)
+            if port is None or shape != expected or given.type != _TYPES[port.dtype]:
+                told = f"{given.name}: {given.type} {shape}"
+                raise EngineError(f"engine onnx, {self.step}", told, "it is of another step: remove it from the cache")
 
     def _run(self, inputs: dict[str, torch.Tensor], results: dict[str, torch.Tensor], batch: int) -> None:
         binding, device = self.session.io_binding(), next(iter(results.values())).device
@@ -87,4 +108,7 @@ class OnnxStep(StepExecutor):
             binding.bind_input(name, *place, _ELEMENTS[x.dtype], tuple(x.shape), x.data_ptr())
         for name, x in results.items():
             binding.bind_output(name, *place, _ELEMENTS[x.dtype], tuple(x.shape), x.data_ptr())
-        self.session.run_with_iobinding(binding)
+        try:
+            self.session.run_with_iobinding(binding)
+        except Exception as error:  # it has many types of its own
+            raise EngineError(f"engine onnx, {self.step}", str(error), "use the eager engine here") from error

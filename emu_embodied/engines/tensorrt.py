@@ -130,13 +130,18 @@ class TensorRTStep(StepExecutor):
     def _open(self, engine: bytes) -> None:
         trt = require(FLAVOURS[self.flavour])
         self._trt, self._errors = trt, _log(trt)
-        self._runtime = trt.Runtime(self._errors)
+        self._runtime, self._contexts = trt.Runtime(self._errors), {}
         with _on(self.exporter.model.noised.device):
             self._engine = self._runtime.deserialize_cuda_engine(engine)
         if self._engine is None:
             raise _refused(trt, "does not load the engine", self._errors)
         count = self._engine.num_io_tensors
         self._names = {self._engine.get_tensor_name(index) for index in range(count)}  # what has no effect is left out
+        known, results = ({port.name for port in ports} for ports in ((*self.inputs, *self.results), self.results))
+        if not results <= self._names <= known:
+            raise EngineError(
+                f"engine {self.flavour}, {self.step}", "it is of another step", "remove it from the cache"
+            )
 
     def _run(self, inputs: dict[str, torch.Tensor], results: dict[str, torch.Tensor], batch: int) -> None:
         device = next(iter(results.values())).device

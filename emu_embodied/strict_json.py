@@ -1,0 +1,56 @@
+"""JSON of others, read strictly: unique keys, finite numbers, no more than a reader can hold. Knows the errors only."""
+
+from __future__ import annotations
+
+import json
+import math
+
+from emu_embodied.errors import CheckpointError, EmuEmbodiedError
+
+Kind = type[EmuEmbodiedError]
+MAX_VALUES = 1_500_000  # of a document; counted before it is parsed, for a byte can become a hundred
+
+
+def parse_json(field: str, data: bytes, error: Kind = CheckpointError) -> object:
+    """The value that a JSON text stands for.
+
+    Args:
+        field: what the text is, for the error: a file's path.
+        data: UTF-8.
+        error: the class of the error.
+
+    Raises:
+        EmuEmbodiedError: of the class `error`: no JSON, duplicate keys, numbers that are not finite, too many values, or too
+            many levels.
+    """
+    if sum(map(data.count, b",:[{")) > MAX_VALUES:
+        raise error(field, f"{len(data)} bytes", f"more than {MAX_VALUES} values are not read")
+    try:
+        return json.loads(data.decode(), object_pairs_hook=_unique, parse_float=_finite, parse_constant=_finite)
+    except (RecursionError, ValueError) as fault:
+        raise error(field, str(fault), "must be UTF-8 JSON with unique keys and finite numbers") from fault
+
+
+def parse_object(field: str, data: bytes, error: Kind = CheckpointError) -> dict:
+    """The same, of a text whose top level is an object.
+
+    Raises:
+        EmuEmbodiedError: as `parse_json`; or it is something else.
+    """
+    value = parse_json(field, data, error)
+    if not isinstance(value, dict):
+        raise error(field, value, "the top level must be a JSON object")
+    return value
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("duplicate keys")
+    return result
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text} is not finite")
+    return number
