@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
+from torch import nn
 
 import emu_embodied
-from emu_embodied.errors import CheckpointError
-from emu_embodied.storage import load_folder, save_folder
-from emu_embodied.token_model import TokenModel, TokenModelConfig
+from emu_embodied.errors import CheckpointError, ConfigError, InputError
+from emu_embodied.schema import build
+from emu_embodied.storage import Folder, load_folder, save_folder, sums
+from emu_embodied.token_model import TokenModel, TokenModelConfig, check_objects, check_scale
 from emu_embodied.tokenizers.frames import FrameTokenizer, FrameTokenizerConfig
 from emu_embodied.tokenizers.text import TextTokenizer
-from emu_embodied.transformer import TransformerConfig
-from emu_embodied.vocabulary import Vocabulary
+from emu_embodied.validation import env_id, number, whole_number
 
 FORMAT = "emu-embodied-world-model"
 
@@ -29,12 +30,16 @@ class World:
     Attributes:
         objects: name -> RGB in 0..255; the robot itself comes first. Their `NAME.x`, `NAME.y` are labels in the states.
         position_scale: world units at the right and at the lower edge of the frame.
-        env_id: the Gymnasium id of the real environment, for the imagined one's spaces and reset.
+        env_id: the Gymnasium id of the real environment, for the imagined one's spaces and reset; without a module to import.
+            Empty where there is none.
         action_names: names of the action's values.
         eye: what reads objects from frames, one of `rollouts.eyes.EYES`.
         landmarks: object -> the object whose second point it is, so that the two give its angle.
         action_scale: centres and half-ranges by which recorded actions became values in [-1, 1], for each dataset trained on;
             empty where they were so from the beginning. See `data.resampling.denormalise`.
+
+    Raises:
+        ConfigError: a name, colour or number that is none.
     """
 
     objects: Mapping[str, tuple[int, int, int]]
@@ -43,7 +48,34 @@ class World:
     action_names: tuple[str, ...] = field(default=())
     eye: str = "colours"
     landmarks: Mapping[str, str] = field(default_factory=dict)
-    action_scale: tuple = field(default=())
+    action_scale: tuple[tuple[tuple[float, ...], ...], ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        check_objects(self.objects)
+        for name, colour in self.objects.items():
+            if len(colour) != 3:
+                raise ConfigError(f"objects.{name}", colour, "give red, green and blue")
+            for part in colour:
+                whole_number(f"objects.{name}", part, 0, 255)
+        check_scale(self.position_scale)
+        if self.env_id:
+            env_id("env_id", self.env_id)
+        for names in (self.landmarks.keys(), self.landmarks.values()):
+            if unknown := set(names) - set(self.objects):
+                raise ConfigError("landmarks", min(unknown), f"choose among the objects {list(self.objects)}")
+        for scale in self.action_scale:
+            _check_action_scale(scale)
+
+
+def _check_action_scale(scale: tuple) -> None:
+    """Centres and half-ranges, as many of the one as of the other."""
+    if len(scale) != 2 or len(scale[0]) != len(scale[1]):
+        raise ConfigError(
+            "action_scale", scale, "give each dataset's centres and half-ranges, one of each an action value"
+        )
+    for centre, half in zip(*scale, strict=True):
+        number("action_scale", centre, -1e12, 1e12)
+        number("action_scale", half, 1e-45, 1e12)
 
 
 def versions() -> dict[str, str]:
@@ -77,7 +109,9 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: Path) -> tuple[FrameTokenizer, TextTokenizer, TokenModel, World, dict]:
-    """Reads a checkpoint that `save_checkpoint` wrote, after checking its sums; modules come in eval mode.
+    """Reads a checkpoint that `save_checkpoint` wrote; modules come in eval mode.
+
+    Its sums, the whole of its configuration, and what its files say they hold are checked before anything is built.
 
     Returns:
         frame tokenizer, text tokenizer, trajectory model, world, and the whole configuration.
@@ -85,39 +119,108 @@ def load_checkpoint(path: Path) -> tuple[FrameTokenizer, TextTokenizer, TokenMod
     Raises:
         CheckpointError: missing, damaged, or of another format.
     """
-    tensors, documents = load_folder(path)
-    config = documents.get("config", {})
-    if config.get("format") != FORMAT or config.get("version") != 1:
-        raise CheckpointError(f"{path}/config.json", config.get("format"), "expected a world model of version 1")
+    folder, config, place = open_checkpoint(path, FORMAT, "expected a world model of version 1")
     if "base" in config:
         raise CheckpointError(
             str(path), "stands on a released model", "load it by its path, or train it with preset=emu3.5"
         )
+    frames = build(FrameTokenizerConfig, config.get("tokenizer"), f"{place}: tokenizer")
+    sizes = build(TokenModelConfig, config.get("model"), f"{place}: model")
+    world = build(World, config.get("world"), f"{place}: world")
+    if not isinstance(config.get("training"), dict):
+        raise CheckpointError(f"{place}: training", config.get("training"), "must be a JSON object")
     try:
-        tokenizer = FrameTokenizer(
-            FrameTokenizerConfig(**{**config["tokenizer"], "levels": tuple(config["tokenizer"]["levels"])})
-        )
-        m = dict(config["model"])
-        m["vocabulary"], m["transformer"] = Vocabulary(**m["vocabulary"]), TransformerConfig(**m["transformer"])
-        m["objects"], m["position_scale"] = tuple(m["objects"]), tuple(m["position_scale"])
-        model = TokenModel(TokenModelConfig(**m))
-        world = World(**config["world"])
-        tokenizer.load_state_dict(tensors["frame_tokenizer"])
-        model.load_state_dict(tensors["token_model"])
-        text = TextTokenizer.from_json(documents["text"]["tokenizer"])
-    except (KeyError, TypeError, RuntimeError, ValueError) as error:
-        raise CheckpointError(
-            str(path), str(error).splitlines()[0], "it was written by another version: train it again"
-        ) from None
-    return tokenizer.eval(), text, model.eval(), world, config
+        text = TextTokenizer.from_json(folder.documents.get("text", {}).get("tokenizer"))
+    except InputError as error:
+        raise CheckpointError(f"{folder.path / 'text.json'}: {error.field}", error.value, error.remedy) from None
+    _check_fit(place, frames, sizes, text, world)
+    tokenizer = restore(folder, "frame_tokenizer", lambda: FrameTokenizer(frames))
+    return tokenizer, text, restore(folder, "token_model", lambda: TokenModel(sizes)), world, config
+
+
+def _check_fit(
+    place: str, frames: FrameTokenizerConfig, model: TokenModelConfig, text: TextTokenizer, world: World
+) -> None:
+    """Whether the parts of a checkpoint speak of the same tokens, objects and actions."""
+    check_actions(place, world, model.action_dim)
+    for name, found, expected in (
+        ("model.grid", model.grid, frames.grid),
+        ("model.vocabulary.codebook_size", model.vocabulary.codebook_size, frames.codebook_size),
+        ("model.vocabulary.text_size", model.vocabulary.text_size, text.size),
+        ("model.objects", model.objects, tuple(world.objects)),
+        ("model.position_scale", model.position_scale, world.position_scale),
+    ):
+        if found != expected:
+            raise CheckpointError(
+                f"{place}: {name}", found, f"the other parts say {expected}: use those of one training"
+            )
+
+
+def check_actions(place: str, world: World, action_dim: int) -> None:
+    """Whether a world scales as many values of an action as a model takes.
+
+    Raises:
+        CheckpointError: it does not; `place` is where it stands.
+    """
+    for centres, _ in world.action_scale:
+        if len(centres) != action_dim:
+            rule = f"actions have {action_dim} values: use the parts of one training"
+            raise CheckpointError(f"{place}: world.action_scale", centres, rule)
+
+
+def open_checkpoint(path: Path, kind: str, remedy: str) -> tuple[Folder, dict, str]:
+    """Opens a folder that has a `config.json` with a format and a version.
+
+    Args:
+        path: the folder.
+        kind: the format.
+        remedy: what is said where it is another.
+
+    Returns:
+        the folder, its configuration, and what errors about that are to be called.
+
+    Raises:
+        CheckpointError: missing, damaged, or of another format or version.
+    """
+    folder = Folder(path)
+    config, place = folder.documents.get("config", {}), str(folder.path / "config.json")
+    if config.get("format") != kind or config.get("version") != 1:
+        raise CheckpointError(place, config.get("format"), remedy)
+    return folder, config, place
+
+
+def restore[Module: nn.Module](folder: Folder, name: str, make: Callable[[], Module]) -> Module:
+    """A module with the weights of a folder's entry, in eval mode.
+
+    It is made on the `meta` device first, and what the files say they hold is compared with that; so nothing takes memory that
+    the files do not fill.
+
+    Args:
+        folder: of a checkpoint.
+        name: of the entry.
+        make: makes the module, of a checked configuration.
+
+    Raises:
+        CheckpointError: the entry is missing, damaged, or not of such a module.
+    """
+    with torch.device("meta"):
+        expected = make().state_dict()
+    tensors = folder.tensors(name, expected)
+    module = make()
+    module.load_state_dict(tensors)
+    return module.eval()
 
 
 def fingerprint(path: Path) -> str:
-    """Twelve hex digits that name a checkpoint's weights."""
-    digest = hashlib.sha256()
-    for file in sorted(path.glob("*.safetensors")):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:12]
+    """Twelve hex digits that name a checkpoint's weights: a hash of the sums that its manifest has of them.
+
+    Nothing but the manifest is read; loading compares the files with it.
+
+    Raises:
+        CheckpointError: the manifest is missing or damaged.
+    """
+    weights = sorted((name, found) for name, found in sums(path).items() if name.endswith(".safetensors"))
+    return hashlib.sha256("".join(f"{name} {found}\n" for name, found in weights).encode()).hexdigest()[:12]
 
 
 def add_card(path: Path, card: str, metrics: dict) -> None:

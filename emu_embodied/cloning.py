@@ -9,9 +9,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from emu_embodied.checkpoint import versions
-from emu_embodied.errors import CheckpointError, InputError
-from emu_embodied.storage import load_folder, save_folder
+from emu_embodied.checkpoint import open_checkpoint, restore, versions
+from emu_embodied.errors import InputError
+from emu_embodied.schema import build
+from emu_embodied.storage import save_folder
+from emu_embodied.validation import whole_fields
 
 FORMAT = "emu-embodied-cloning"
 
@@ -25,12 +27,19 @@ class CloningConfig:
         action_dim: A.
         width: channels of the first layer.
         hidden: features before the action.
+
+    Raises:
+        ConfigError: a size out of range.
     """
 
     image_size: int
     action_dim: int
     width: int = 32
     hidden: int = 256
+
+    def __post_init__(self) -> None:
+        sizes = {"image_size": (1, 2048), "action_dim": (1, 4096), "width": (1, 4096), "hidden": (1, 1 << 16)}
+        whole_fields(self, sizes)
 
 
 class ClonedPolicy(nn.Module):
@@ -98,14 +107,6 @@ def load_policy(path: Path) -> ClonedPolicy:
     Raises:
         CheckpointError: missing, damaged, or of another format.
     """
-    tensors, documents = load_folder(path)
-    found = documents.get("config", {})
-    if found.get("format") != FORMAT or found.get("version") != 1:
-        remedy = "expected a policy of version 1: train stage=cloning"
-        raise CheckpointError(f"{path}/config.json", found.get("format"), remedy)
-    try:
-        policy = ClonedPolicy(CloningConfig(**found["policy"]))
-        policy.load_state_dict(tensors["policy"])
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise CheckpointError(str(path), str(error).splitlines()[0], "train the policy again") from None
-    return policy.eval()
+    folder, found, place = open_checkpoint(path, FORMAT, "expected a policy of version 1: train stage=cloning")
+    config = build(CloningConfig, found.get("policy"), f"{place}: policy")
+    return restore(folder, "policy", lambda: ClonedPolicy(config))

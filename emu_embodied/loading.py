@@ -48,7 +48,7 @@ def load(
         decoding: options of `decoding.config.DecodingConfig`: `decoding="exact"`, `passes=4`, `temperature=1.0`, ...
 
     Raises:
-        CheckpointError: missing, damaged, or of another format.
+        CheckpointError: missing, damaged, of another format, or of parts that do not fit together.
         InputError: a decoding option out of range, or an unknown engine.
         EngineError: an engine that is not installed, or does not run here.
     """
@@ -62,7 +62,7 @@ def load(
     tokenizer, text, model, world, _ = load_adapted(path, device=place) if is_adapted(path) else load_checkpoint(path)
     model.to(place)
     job = (tokenizer.to(place), text, model, world)
-    return TokenWorldModel(*job, decoding=how, engine=_engine(engine, model, precision), seed=seed)
+    return TokenWorldModel(*job, decoding=how, engine=_engine(engine, model, precision), seed=seed, name=str(path))
 
 
 def load_proposer(

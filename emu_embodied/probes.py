@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -10,9 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from emu_embodied.checkpoint import versions
-from emu_embodied.errors import CheckpointError, InputError
-from emu_embodied.storage import load_folder, save_folder
+from emu_embodied.checkpoint import open_checkpoint, restore, versions
+from emu_embodied.errors import InputError
+from emu_embodied.schema import build, convert
+from emu_embodied.storage import save_folder
+from emu_embodied.token_model import check_objects
+from emu_embodied.validation import whole_fields
 
 FORMAT = "emu-embodied-probes"
 GRID_PX = 64.0  # positions are in px of a frame this wide, whatever its size
@@ -29,6 +33,9 @@ class ProbeConfig:
         action_dim: A.
         width: channels of the first layer.
         points: feature points, each the mean place of one channel's softmax.
+
+    Raises:
+        ConfigError: a size out of range, or names that stand twice.
     """
 
     image_size: int
@@ -36,6 +43,10 @@ class ProbeConfig:
     action_dim: int
     width: int = 32
     points: int = 32
+
+    def __post_init__(self) -> None:
+        whole_fields(self, {"image_size": (1, 2048), "action_dim": (1, 4096), "width": (1, 4096), "points": (1, 4096)})
+        check_objects(self.objects)
 
 
 class FrameReader(nn.Module):
@@ -176,21 +187,12 @@ def load_probes(path: Path) -> Probes:
     Raises:
         CheckpointError: missing, damaged, or of another format.
     """
-    tensors, documents = load_folder(path)
-    found = documents.get("config", {})
-    if found.get("format") != FORMAT or found.get("version") != 1:
-        raise CheckpointError(
-            f"{path}/config.json", found.get("format"), "expected probes of version 1: train stage=probes"
-        )
-    try:
-        config = ProbeConfig(**found["probes"] | {"objects": tuple(found["probes"]["objects"])})
-        inverse, state = InverseDynamics(config), StateProbe(config) if config.objects else None
-        inverse.load_state_dict(tensors["inverse_dynamics"])
-        if state:
-            state.load_state_dict(tensors["state_probe"])
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise CheckpointError(str(path), str(error).splitlines()[0], "train the probes again") from None
-    return Probes(config, inverse, state, found["floors"])
+    folder, found, place = open_checkpoint(path, FORMAT, "expected probes of version 1: train stage=probes")
+    config = build(ProbeConfig, found.get("probes"), f"{place}: probes")
+    floors = convert(Mapping[str, float], found.get("floors"), f"{place}: floors")
+    inverse = restore(folder, "inverse_dynamics", lambda: InverseDynamics(config))
+    state = restore(folder, "state_probe", lambda: StateProbe(config)) if config.objects else None
+    return Probes(config, inverse, state, floors)
 
 
 def _planes(frames: torch.Tensor) -> torch.Tensor:

@@ -90,7 +90,9 @@ class TokenSubgoals:
             words_L = (place < c.instruction_length) | (place >= c.text_length - c.caption_length)
             engine = _UntoldEngine(engine, frames.guidance, words_L, c.vocabulary.pad)
         parts = (world_model.tokenizer, world_model.text, world_model.model, world_model.world)
-        self.world_model = TokenWorldModel(*parts, decoding=replace(frames, guidance=1.0), engine=engine)
+        self.world_model = TokenWorldModel(
+            *parts, decoding=replace(frames, guidance=1.0), engine=engine, name=world_model.name
+        )
 
     @functools.cached_property
     def again(self) -> TokenSubgoals:
@@ -218,6 +220,7 @@ class TokenSubgoals:
                 logits_RV[rows, barred] = -torch.inf
             scores_RV = log_probs(logits_RV, how)
             tokens_R, sure_R = draw(scores_RV, how, generator)
+            self.world_model.require_finite(caption=sure_R)
             written = dict(zip(rows, tokens_R.tolist(), strict=True))
             for row, sure in zip(rows, sure_R.tolist(), strict=True):
                 sums[row] += sure
@@ -243,6 +246,7 @@ class TokenSubgoals:
         cache = engine.prefill(text_BL, history.codes_BCN, history.actions_BCA, ahead=1)
         logits_BNV, _ = engine.verify(cache, still[:, 0, 0], drawn_BN)
         sure_BN = logits_BNV.float().log_softmax(-1).gather(-1, drawn_BN[..., None])[..., 0]
+        self.world_model.require_finite(likelihood=sure_BN)
         return drawn_BN, places.float().cpu().numpy(), sure_BN.mean(-1).cpu()
 
     def _codes(self, pixels: np.ndarray, copies: int) -> torch.Tensor:

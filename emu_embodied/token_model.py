@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,11 +20,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from emu_embodied.attention import TokenPlan, dida_blocks, dida_mask, token_plan
-from emu_embodied.errors import InputError
+from emu_embodied.errors import ConfigError, InputError
+from emu_embodied.noise import NOISES
 from emu_embodied.tokenizers.actions import bin_actions
 from emu_embodied.transformer import Transformer, TransformerConfig
 from emu_embodied.types import short_repr
+from emu_embodied.validation import choice, number, whole_fields
 from emu_embodied.vocabulary import Emu35Vocabulary, Vocabulary
+
+LONGEST_TEXT, METRIC_CODES = 1024, 4096  # ids of an instruction; codes of which all pairs are kept
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ class TokenModelConfig:
 
     Raises:
         InputError: a previous-frame source in the released layout.
+        ConfigError: a size out of range, or sizes that do not fit together.
     """
 
     vocabulary: Vocabulary | Emu35Vocabulary
@@ -67,13 +73,40 @@ class TokenModelConfig:
     caption_length: int = 0
 
     def __post_init__(self) -> None:
-        if self.draws_subgoals and self.text_length != self.instruction_length + self.frame_tokens + self.caption_length:
+        self._check_ranges()
+        if (
+            self.draws_subgoals
+            and self.text_length != self.instruction_length + self.frame_tokens + self.caption_length
+        ):
             rule = "must be the lengths of instruction, frame and caption together, or give both lengths as 0"
             raise InputError("text_length", self.text_length, rule)
         if self.previous_frame_source and self.block > self.slots:
             raise InputError(
                 "previous_frame_source", True, "choose false where frames have structure between their slots"
             )
+
+    def _check_ranges(self) -> None:
+        """What no tensor of the model would tell: lengths, names, scales."""
+        whole_fields(
+            self,
+            {
+                "grid": (1, 128),
+                "action_dim": (1, 4096),
+                "context_frames": (0, 64),
+                "instruction_length": (0, LONGEST_TEXT),
+                "caption_length": (0, LONGEST_TEXT),
+            },
+        )
+        longest = LONGEST_TEXT + (self.frame_tokens + LONGEST_TEXT if self.draws_subgoals else 0)
+        whole_fields(self, {"text_length": (1, longest)})
+        if self.transformer.vocab_size != self.vocabulary.size:
+            raise ConfigError("transformer.vocab_size", self.transformer.vocab_size, f"must be {self.vocabulary.size}")
+        choice("noise", self.noise, NOISES)
+        if self.noise == "metric" and self.vocabulary.codebook_size > METRIC_CODES:
+            rule = f"it keeps all pairs of codes, of at most {METRIC_CODES}: choose absorbing or uniform"
+            raise ConfigError("noise", self.noise, rule)
+        check_objects(self.objects)
+        check_scale(self.position_scale)
 
     @property
     def slots(self) -> int:
@@ -97,6 +130,29 @@ class TokenModelConfig:
     @property
     def draws_subgoals(self) -> bool:
         return bool(self.instruction_length or self.caption_length)
+
+
+def check_objects(names: Collection[str]) -> None:
+    """Checks the names of objects.
+
+    Raises:
+        ConfigError: names that are none or stand twice, or more than 256 of them.
+    """
+    plain = all(isinstance(name, str) and 0 < len(name) <= 200 for name in names)
+    if len(names) > 256 or not plain or len(set(names)) < len(names):
+        raise ConfigError("objects", list(names), "give at most 256 names, each once")
+
+
+def check_scale(position_scale: Sequence[float]) -> None:
+    """Checks the scale of positions.
+
+    Raises:
+        ConfigError: it is not two numbers, or one of them is 0.
+    """
+    if len(position_scale) != 2:
+        raise ConfigError("position_scale", position_scale, "give two numbers, for the right and the lower edge")
+    for edge in position_scale:
+        number("position_scale", abs(number("position_scale", edge)), 1e-9, 1e9)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,19 @@ import torch.nn.functional as F
 from torch import nn
 
 from emu_embodied.attention import BlockMask, KVCache, attend, rotary_tables, rotate
+from emu_embodied.errors import ConfigError
+from emu_embodied.validation import choice, number, whole_fields
+
+SIZES = {  # each size's least and most; the released model's are far from both
+    "vocab_size": (1, 1 << 24),
+    "hidden_size": (1, 1 << 16),
+    "intermediate_size": (1, 1 << 18),
+    "num_hidden_layers": (1, 1024),
+    "num_attention_heads": (1, 1024),
+    "num_key_value_heads": (1, 1024),
+    "head_dim": (2, 4096),
+    "max_position_embeddings": (1, 1 << 24),
+}
 
 
 @dataclass(frozen=True)
@@ -24,6 +37,9 @@ class TransformerConfig:
         max_position_embeddings: tokens of the longest sequence it was trained on.
         rope_scaling, rope_factor: None, or how longer sequences are read: "linear" divides positions by the factor; "dynamic"
             enlarges theta with the sequence's length once that exceeds the longest (NTK-aware).
+
+    Raises:
+        ConfigError: a size out of range, or sizes that do not fit together.
     """
 
     vocab_size: int
@@ -38,6 +54,20 @@ class TransformerConfig:
     max_position_embeddings: int = 32768
     rope_scaling: str | None = None
     rope_factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        whole_fields(self, SIZES)
+        if self.num_attention_heads % self.num_key_value_heads:
+            rule = f"choose a divisor of num_attention_heads, {self.num_attention_heads}"
+            raise ConfigError("num_key_value_heads", self.num_key_value_heads, rule)
+        if self.head_dim % 2:
+            raise ConfigError("head_dim", self.head_dim, "choose an even number, for rotary positions")
+        for name, least, most in (("rms_norm_eps", 1e-30, 1.0), ("rope_theta", 1e-3, 1e12), ("rope_factor", 1.0, 1e6)):
+            number(name, getattr(self, name), least, most)
+        if self.rope_scaling is not None:
+            choice("rope_scaling", self.rope_scaling, ("linear", "dynamic"))
+        if self.rope_scaling == "dynamic" and self.head_dim == 2:
+            raise ConfigError("head_dim", 2, "choose at least 4 where rope_scaling is dynamic")
 
 
 class RMSNorm(nn.Module):

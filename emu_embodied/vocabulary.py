@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from emu_embodied.errors import InputError
+from emu_embodied.validation import whole_fields
 
 STRUCTURE = ("<|pad|>", "<|image start|>", "<|no action|>", "<|end|>")
 
@@ -17,11 +18,17 @@ class Vocabulary:
         text_size: ids of the text BPE, starting at 0.
         codebook_size: visual codes.
         action_bins: bins an action value falls into; every action dimension uses the same ids.
+
+    Raises:
+        ConfigError: a size out of range.
     """
 
     text_size: int
     codebook_size: int
     action_bins: int = 64
+
+    def __post_init__(self) -> None:
+        whole_fields(self, {"text_size": (1, 1 << 20), "codebook_size": (1, 1 << 20), "action_bins": (1, 1 << 16)})
 
     @property
     def pad(self) -> int:
@@ -95,6 +102,7 @@ class Emu35Vocabulary:
     action_bins: int = 64
 
     def __post_init__(self) -> None:
+        whole_fields(self, {"ranks": (1, 1 << 24), "codebook_size": (1, 1 << 24)})
         if not 1 <= self.action_bins <= 90:
             raise InputError("action_bins", self.action_bins, "choose 1 to 90: so many specials are free in one run")
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -11,8 +12,8 @@ import torch.nn.functional as F
 from emu_embodied.decoding import autoregressive, dida, exact
 from emu_embodied.decoding.config import DecodingConfig
 from emu_embodied.decoding.guidance import GuidedEngine
-from emu_embodied.decoding.sampling import check_finite, entropy
-from emu_embodied.errors import InputError
+from emu_embodied.decoding.sampling import entropy
+from emu_embodied.errors import CheckpointError, InputError
 from emu_embodied.noise import make_noise
 from emu_embodied.protocols import StepEngine
 from emu_embodied.step import FrameStep, soft_step
@@ -33,6 +34,7 @@ class TokenWorldModel:
         seed: of the sampling noise; see `seed`.
         chunk: most dreams (B x S) that are imagined at once; more are done in turn, which keeps memory and caches small. By
             default 16 on the CPU, whose caches then hold a layer's states, and 1,024 elsewhere.
+        name: of the checkpoint, for errors about its weights.
 
     Raises:
         InputError: more passes than a frame has tokens.
@@ -49,6 +51,7 @@ class TokenWorldModel:
         engine: StepEngine | None = None,
         seed: int = 0,
         chunk: int | None = None,
+        name: str = "checkpoint",
     ) -> None:
         decoding = decoding or DecodingConfig()
         if decoding.passes > model.config.slots:
@@ -56,6 +59,7 @@ class TokenWorldModel:
                 "passes", decoding.passes, f"choose K from 1 to {model.config.slots}, the tokens of a frame"
             )
         self.tokenizer, self.text, self.model, self.world = tokenizer.eval(), text, model.eval(), world
+        self.name = name
         self.engine = engine or FrameStep(model)
         self.decoding = decoding
         if decoding.guidance != 1:
@@ -111,7 +115,8 @@ class TokenWorldModel:
         """Imagines the futures of actions (B, S, T, A) in [-1, 1]; the S candidates of a world share its prefix.
 
         Raises:
-            InputError: actions of another shape or dtype, out of range or not finite; or logits that are not finite.
+            InputError: actions of another shape or dtype, out of range or not finite.
+            CheckpointError: weights that give an estimate which is not finite.
         """
         actions_BSTA = self._actions(actions, (len(history), None, None, self.action_dim))
         batch, candidates, steps, _ = actions_BSTA.shape
@@ -122,9 +127,25 @@ class TokenWorldModel:
             for part in actions_BSTA.split(per_world, dim=1)
         ]
         split = [[x.unflatten(0, (batch, -1)) for x in part] for part in parts]
-        rollout = Rollout(*(torch.cat(pieces, 1) for pieces in zip(*split, strict=True)))
-        check_finite(rollout.entropy_BST)  # once: a captured frame cannot tell
-        return rollout
+        return self._rollout(*(torch.cat(pieces, 1) for pieces in zip(*split, strict=True)))
+
+    def require_finite(self, **estimates: torch.Tensor) -> None:
+        """Refuses estimates that are not finite, whatever they are of: finite weights can give them.
+
+        Raises:
+            CheckpointError: one of them; it names the checkpoint and the estimate.
+        """
+        fine = torch.stack([torch.isfinite(x).all() for x in estimates.values()])
+        if not fine.all():  # one wait for the device
+            wrong = next(name for name, good in zip(estimates, fine.tolist(), strict=True) if not good)
+            remedy = "its weights give no numbers here: take another checkpoint, or train it again"
+            raise CheckpointError(f"{self.name}: {wrong}", "NaN or inf", remedy)
+
+    def _rollout(self, codes, reward, success, positions, presence, entropy) -> Rollout:
+        """What was dreamt, checked; success and presence come as logits."""
+        heads = {"positions": positions, "presence": presence, "reward": reward, "success": success}  # as they depend
+        self.require_finite(entropy=entropy, **heads)  # once: a captured frame cannot tell
+        return Rollout(codes, reward, success.sigmoid(), positions, presence.sigmoid(), entropy)
 
     def soft_rollout(self, history: History, actions: torch.Tensor, hard: bool = False) -> Rollout:
         """Imagines futures whose estimates have a gradient by the actions (B, S, T, A); implements `protocols.SoftWorldModel`.
@@ -139,6 +160,7 @@ class TokenWorldModel:
 
         Raises:
             InputError: as `rollout`; or a model that was not trained with hidden tokens.
+            CheckpointError: as `rollout`.
         """
         actions_BSTA = self._actions(actions, (len(history), None, None, self.action_dim))
         if self.model.config.noise != "absorbing":
@@ -161,20 +183,19 @@ class TokenWorldModel:
                     likeliest_MNV = F.one_hot(codes_MN, probs_MNV.shape[-1]).float()
                     probs_MNV = likeliest_MNV + probs_MNV - probs_MNV.detach()
                 state = self.model.estimate(hidden, text_ML, through=True)
-                estimates = (state.reward, state.success.sigmoid(), state.positions, state.presence.sigmoid())
+                estimates = (state.reward, state.success, state.positions, state.presence)
                 rows.append((codes_MN, *estimates, entropy(log_probs_MNV).mean(-1)))
                 probs_MCNV = torch.cat([probs_MCNV, probs_MNV[:, None]], 1)[:, 1:]
                 past_MCA = past_MCA[:, 1:]
         columns = (torch.stack(column, 1).unflatten(0, (batch, candidates)) for column in zip(*rows, strict=True))
-        rollout = Rollout(*columns)
-        check_finite(rollout.entropy_BST)
-        return rollout
+        return self._rollout(*columns)
 
     @torch.inference_mode()
     def decode(self, codes: torch.Tensor) -> np.ndarray:
         """Renders visual codes (..., N) as frames (..., H, W, 3) uint8."""
         flat = codes.reshape(-1, self.tokens_per_frame)
-        frames = torch.cat([self.tokenizer.decode(part).cpu() for part in flat.split(256)])
+        with self._named():
+            frames = torch.cat([self.tokenizer.decode(part).cpu() for part in flat.split(256)])
         return frames.numpy().reshape(*codes.shape[:-1], *frames.shape[1:])
 
     def agent_pos(self, rollout: Rollout) -> np.ndarray:
@@ -182,18 +203,17 @@ class TokenWorldModel:
         return rollout.positions_BSTOD[..., :1, :].flatten(-2).cpu().numpy()
 
     def _dream(self, cache, actions_BTA: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Codes, rewards, success, positions, presence and entropy of each step, (B, T, ...)."""
+        """Codes, rewards, positions, entropy and the logits of success and presence of each step, (B, T, ...)."""
         steps, text_BL = actions_BTA.shape[1], cache.text_BL
         method = {"dida": dida, "exact": exact, "autoregressive": autoregressive}[self.decoding.decoding]
         decode = self.engine.whole_frame(method.decode_frame)
         rows: list[tuple[torch.Tensor, ...]] = []
         for t in range(steps):
             job = (self.engine, cache, actions_BTA[:, t], self.decoding, self.generator, self.noise)
-            codes, hidden, entropy = decode(*job)
+            with self._named():
+                codes, hidden, entropy = decode(*job)
             state: StateEstimate = self.model.estimate(hidden, text_BL)
-            rows.append(
-                (codes, state.reward, state.success.sigmoid(), state.positions, state.presence.sigmoid(), entropy)
-            )
+            rows.append((codes, state.reward, state.success, state.positions, state.presence, entropy))
         return tuple(torch.stack(column, 1) for column in zip(*rows, strict=True))
 
     def _codes(self, observations: Sequence[Observation]) -> torch.Tensor:
@@ -206,7 +226,16 @@ class TokenWorldModel:
                 found = f"{getattr(pixels, 'dtype', type(pixels).__name__)} {getattr(pixels, 'shape', '')}"
                 raise InputError("pixels", found, f"give uint8 RGB of shape {size}")
         pixels = torch.from_numpy(np.stack([o.pixels for o in observations]))
-        return self.tokenizer.encode(pixels.to(self.device))
+        with self._named():
+            return self.tokenizer.encode(pixels.to(self.device))
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Adds the checkpoint's name to what those say of its weights who do not know it."""
+        try:
+            yield
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.name}: {error.field}", error.value, error.remedy) from None
 
     def _actions(self, actions: np.ndarray | torch.Tensor, shape: tuple[int | None, ...]) -> torch.Tensor:
         """Checks actions once, at the boundary, and moves them to the device."""

@@ -12,6 +12,7 @@ import torch
 
 from emu_embodied.envs.beliefs import belief_space, believe, believed, instruction_space, instruction_words
 from emu_embodied.envs.checks import check_index, check_names, check_observation
+from emu_embodied.envs.registration import make_registered
 from emu_embodied.errors import InputError
 from emu_embodied.protocols import WorldModel
 from emu_embodied.types import (
@@ -57,6 +58,7 @@ class Starts:
         if not isinstance(given, gymnasium.Env | str):
             raise InputError("real_env", given, "give the real env, or its Gymnasium id")
         self._id = given if isinstance(given, str) else ""
+        self._make = make_registered if real_env is None else gymnasium.make  # a file's id is not the caller's
         self._made: gymnasium.Env | None = None  # by us: ours to close
         self._real = given if isinstance(given, gymnasium.Env) else None
         self._dataset = None if dataset is None else check_dataset(dataset)
@@ -77,7 +79,7 @@ class Starts:
         """
         if self._real is None:
             try:
-                env = gymnasium.make(self._id, disable_env_checker=True)
+                env = self._make(self._id, disable_env_checker=True)
             except gymnasium.error.Error as error:
                 raise InputError("real_env", self._id, f"give a registered id or the env itself ({error})") from error
             for name in ("observation_space", "action_space"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import gymnasium
 from gymnasium.envs.registration import register, registry
 
 from emu_embodied.envs.window import render_modes
@@ -33,6 +34,24 @@ def imagined_vector(checkpoint: str = "nano-tabletop", world_model: Any = None, 
     from emu_embodied.envs.imagined_vector import ImaginedVectorEnv
 
     return ImaginedVectorEnv(_world_model(checkpoint, world_model, options), **options)
+
+
+def make_registered(env_id: str, **options: Any):
+    """`gymnasium.make` of an id that came from a file: of envs that are registered by now, and nothing is imported for it.
+
+    Args:
+        env_id: of a checkpoint, a dataset or a run. (`MODULE:ID` would have Gymnasium import the module.)
+        options: of `gymnasium.make`.
+
+    Raises:
+        InputError: no such env is registered.
+    """
+    if env_id not in registry:
+        from emu_embodied.errors import InputError
+
+        rule = "no env is registered under that id: import the package that registers it first, or give the env itself"
+        raise InputError("real_env", env_id, rule)
+    return gymnasium.make(env_id, **options)
 
 
 # for `make` to know before there is an env

@@ -10,7 +10,9 @@ from collections.abc import Callable
 import numpy as np
 
 from emu_embodied.envs.tee import ARENA_CM, TIP_CM, outside
+from emu_embodied.errors import InputError
 from emu_embodied.metrics import colour_centroids
+from emu_embodied.validation import choice
 
 Eye = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 """(frames (..., H, W, 3) uint8, palette (O, 3)) -> positions (..., O, 2), NaN where not found, and found (..., O)."""
@@ -51,6 +53,15 @@ def see_pusht(frames: np.ndarray, palette: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 EYES: dict[str, Eye] = {"colours": see_colours, "pusht": see_pusht}
+
+
+def eye_named(name: str) -> Eye:
+    """The eye of a world.
+
+    Raises:
+        InputError: none of that name.
+    """
+    return EYES[choice("eye", name, EYES, InputError)]
 
 
 def _unmix(pixels: np.ndarray, colours: np.ndarray) -> np.ndarray:

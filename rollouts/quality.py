@@ -11,7 +11,7 @@ import torch
 from emu_embodied.data.frame_cache import FrameCache
 from emu_embodied.errors import DatasetError, InputError
 from emu_embodied.metrics import bootstrap_interval
-from emu_embodied.rollouts.eyes import EYES
+from emu_embodied.rollouts.eyes import eye_named
 from emu_embodied.rollouts.pictures import strip
 from emu_embodied.types import Observation
 
@@ -37,7 +37,7 @@ class Truth:
             tuple(world.objects),
             np.array([tuple(c) for c in world.objects.values()], np.float32),
         )
-        self.eye = EYES[world.eye]
+        self.eye = eye_named(world.eye)
         self.bodies = np.array([i > 0 and name not in world.landmarks for i, name in enumerate(self.names)])
         self.landmarks = [(self.names.index(body), self.names.index(name)) for name, body in world.landmarks.items()]
         lengths = np.diff(cache.episode_starts)

@@ -18,7 +18,7 @@ from emu_embodied.errors import ConfigError
 from emu_embodied.policies.hierarchical import SubgoalConfig, SubgoalManager, see_places
 from emu_embodied.policies.planner import SearchPlanner
 from emu_embodied.protocols import SubgoalProposer, WorldModel
-from emu_embodied.rollouts.eyes import EYES
+from emu_embodied.rollouts.eyes import eye_named
 from emu_embodied.types import History, Observation, Subgoal, short_repr
 
 STRAY_CM = 2.0  # things that the instruction does not name may go so far
@@ -61,7 +61,7 @@ class Sight:
 
     def see(self, frame: np.ndarray) -> np.ndarray:
         """Places (O, 3) float32 in a frame (H, W, 3) uint8: x and y in world units, 0 where not found, and presence."""
-        positions, found = EYES[self.eye](frame[None], self.palette)
+        positions, found = eye_named(self.eye)(frame[None], self.palette)
         places = np.nan_to_num((positions[0] - 32) / 32 * np.array(self.scale))
         return np.concatenate([places, found[0][:, None]], -1).astype(np.float32)
 

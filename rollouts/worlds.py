@@ -13,6 +13,7 @@ from emu_embodied.envs.dreams import SEEDS, Dreams, Starts
 from emu_embodied.errors import ConfigError
 from emu_embodied.protocols import WorldModel
 from emu_embodied.types import AGENT_POS, IS_SUCCESS, OBS_ENVIRONMENT_STATE, OBS_IMAGE, OBS_STATE, PIXELS, short_repr
+from emu_embodied.validation import registered_id
 
 STATE = "environment_state"
 
@@ -127,7 +128,7 @@ class DreamtWorlds:
 
     def __init__(self, model: WorldModel, env_id: str, options: Mapping[str, Any]) -> None:
         known = getattr(getattr(model, "world", None), "env_id", env_id)
-        if known != env_id:
+        if registered_id(known) != registered_id(env_id):
             raise ConfigError("checkpoint", known or "a model of an unknown world", f"give a model of {env_id}")
         self.model, self.objects, self._real = model, tuple(model.objects), make_real(env_id, options)
         self._starts = Starts(model, self._real)

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from emu_embodied.commands._config import compose_config, group_options
 from emu_embodied.errors import ConfigError
+from emu_embodied.validation import registered_id
 
 PACKAGES = ("emu-embodied", "torch", "mujoco", "gym-pusht", "pymunk", "gymnasium", "numpy")
 
@@ -129,7 +130,7 @@ def _environment(config: DictConfig, env_id: str) -> DictConfig:
     Raises:
         ConfigError: an env was asked for that is not the checkpoint's, or nobody knows the checkpoint's.
     """
-    if config.env.id == env_id:
+    if registered_id(config.env.id) == env_id:
         return config.env
     known = {name: compose_config("evaluate", [f"env={name}"]).env for name in group_options("evaluate")["env"]}
     of_checkpoint = [env for env in known.values() if env.id == env_id]

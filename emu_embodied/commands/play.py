@@ -20,7 +20,7 @@ def run(config: DictConfig) -> None:
     """
     import gymnasium
 
-    import emu_embodied.envs  # noqa: F401  registers them
+    from emu_embodied.envs.registration import make_registered
     from emu_embodied.loading import load
     from emu_embodied.rollouts.play import Play
     from emu_embodied.rollouts.serve import PlayServer
@@ -33,7 +33,7 @@ def run(config: DictConfig) -> None:
     model = load(config.checkpoint, passes=config.passes, engine=config.engine)
     options = {"image_size": model.image_size} if str(model.world.env_id).startswith("emu_embodied/") else {}
     try:
-        env = gymnasium.make(model.world.env_id, disable_env_checker=True, **options)
+        env = make_registered(model.world.env_id, disable_env_checker=True, **options)
     except gymnasium.error.Error as error:
         raise InputError("checkpoint", model.world.env_id, f"its dreams start in that env ({error})") from None
     play = Play(model, env, str(config.checkpoint), config.real)

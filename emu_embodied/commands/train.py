@@ -156,6 +156,7 @@ def _world(config: DictConfig, cache):
     """What a new model is told about the frames: the environment's description, or, where the dataset labels none of its
     objects, what the dataset calls its actions."""
     from emu_embodied.checkpoint import World
+    from emu_embodied.validation import registered_id
 
     identity = not cache.action_scale[:, 0].any() and (cache.action_scale[:, 1] == 1).all()
     scale = () if identity else tuple(map(tuple, cache.action_scale.tolist()))
@@ -164,7 +165,8 @@ def _world(config: DictConfig, cache):
         return World({}, (1.0, -1.0), "", tuple(cache.names["action"]), action_scale=scale)
     objects = {name: tuple(rgb) for name, rgb in described["objects"].items()}
     place, actions = tuple(described["position_scale"]), tuple(described["action_names"])
-    return World(objects, place, config.env.id, actions, described["eye"], described["landmarks"], scale)
+    env_id = registered_id(config.env.id)  # what is to be imported for it stays the user's to say
+    return World(objects, place, env_id, actions, described["eye"], described["landmarks"], scale)
 
 
 def _evaluators(held_out, world, horizon: int):

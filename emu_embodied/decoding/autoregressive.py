@@ -31,7 +31,7 @@ def decode_frame(
         codes (B, N), the slots' hidden states (B, N, D), and the mean entropy of the slots (B,) in nats.
 
     Raises:
-        InputError: logits that are not finite.
+        CheckpointError: logits that are not finite.
     """
     config, slots = config or DecodingConfig(), cache.previous_BN.shape[1]
     source_BND = engine.frame_source(cache, actions_BA)

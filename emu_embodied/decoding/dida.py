@@ -37,7 +37,8 @@ def decode_frame(
         codes (B, N), the last pass's hidden states (B, N, D), and the mean entropy of the slots when decided (B,) in nats.
 
     Raises:
-        InputError: more passes than slots, or logits that are not finite.
+        InputError: more passes than slots.
+        CheckpointError: logits that are not finite.
     """
     config = config or DecodingConfig()
     slots = cache.previous_BN.shape[1]

@@ -40,7 +40,7 @@ def decode_frame(
         codes (B, N), the clean slots' hidden states (B, N, D), and the mean entropy of the causal half (B,) in nats.
 
     Raises:
-        InputError: logits that are not finite.
+        CheckpointError: logits that are not finite.
     """
     config, noise = config or DecodingConfig(), noise or Absorbing()
     codes_BN = torch.zeros_like(cache.previous_BN)

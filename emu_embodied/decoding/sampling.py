@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from emu_embodied.decoding.config import DecodingConfig
-from emu_embodied.errors import InputError
+from emu_embodied.errors import CheckpointError
 from emu_embodied.noise import uniform
 from emu_embodied.protocols import StepEngine
 from emu_embodied.types import Proposal
@@ -86,9 +86,11 @@ def check_finite(entropies: torch.Tensor) -> None:
     """Refuses what came of NaN or infinite logits, by the entropies of the slots. While a graph is captured nothing is known.
 
     Raises:
-        InputError: entropies that are not finite.
+        CheckpointError: entropies that are not finite.
     """
     if entropies.is_cuda and torch.cuda.is_current_stream_capturing():
         return
     if not torch.isfinite(entropies.sum()):
-        raise InputError("logits", "NaN or inf", "check the actions and the checkpoint")
+        raise CheckpointError(
+            "logits", "NaN or inf", "its weights give no numbers here: take another, or a higher temperature"
+        )

@@ -8,17 +8,20 @@ from pathlib import Path
 
 import torch
 
-from emu_embodied.checkpoint import FORMAT, World, versions
+from emu_embodied.checkpoint import FORMAT, World, check_actions, open_checkpoint, versions
 from emu_embodied.emu35.adopt import AdoptionConfig, InstructionText, adopt
 from emu_embodied.emu35.language_model import open_language_model
 from emu_embodied.emu35.loading import load
 from emu_embodied.emu35.lora import LoRAConfig, add_adapters, merge_adapters
-from emu_embodied.errors import CheckpointError
-from emu_embodied.storage import load_folder, read_json, save_folder
+from emu_embodied.errors import CheckpointError, ConfigError, InputError
+from emu_embodied.schema import build
+from emu_embodied.storage import read_json, save_folder
 from emu_embodied.token_model import TokenModel
 from emu_embodied.tokenizers.ibq_frames import IBQFrames
+from emu_embodied.validation import whole_number
 
 SHARD = 4 << 30  # bytes
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)  # trained parts are in the dtype of the training's device
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,8 @@ def _fingerprint(folders: list[str]) -> str:
     digest = hashlib.sha256()
     for folder in folders:
         for path in sorted(Path(folder).glob("*")):
+            if not path.is_file():  # a pipe would wait, a device would never end
+                continue
             if path.suffix in (".json", ".yaml", ".tiktoken", ".txt") and path.name != "manifest.json":
                 digest.update(path.name.encode() + path.read_bytes())
             elif path.suffix in (".safetensors", ".ckpt"):
@@ -116,9 +121,15 @@ def save_adapted(
     save_folder(path, {"trained": state}, {"config": config}, max_shard_bytes=SHARD)
 
 
+PARTS = {"base": Base, "world": World, "adoption": AdoptionConfig, "lora": LoRAConfig}
+
+
 def is_adapted(path: str | Path) -> bool:
     """Whether a folder is a checkpoint of `save_adapted`; False too for one that is none at all."""
-    return "base" in read_json(Path(path, "config.json")) if Path(path, "manifest.json").is_file() else False
+    if not Path(path, "manifest.json").is_file():
+        return False
+    config = read_json(Path(path, "config.json"))
+    return isinstance(config, dict) and "base" in config
 
 
 def load_adapted(
@@ -136,28 +147,25 @@ def load_adapted(
     Raises:
         CheckpointError: it is missing or damaged, its base is missing or another, or its parts do not fit it.
     """
-    folders, documents = load_folder(path)
-    tensors, config = folders.get("trained", {}), documents.get("config", {})
-    try:
-        base, world = Base(**config["base"]), World(**config["world"])
-        adoption = AdoptionConfig(**config["adoption"])
-        lora = LoRAConfig(**{**config["lora"], "targets": tuple(config["lora"]["targets"])})
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(str(path), str(error), "it was written by another version: train it again") from None
+    folder, config, place = open_checkpoint(path, FORMAT, "expected a world model of version 1")
+    parts = {name: build(kind, config.get(name), f"{place}: {name}") for name, kind in PARTS.items()}
+    base, world, adoption, lora = parts.values()
+    actions = whole_number(f"{place}: action_dim", config.get("action_dim"), 1, 4096, CheckpointError)
+    check_actions(place, world, actions)
+    if not isinstance(config.get("training"), dict):
+        raise CheckpointError(f"{place}: training", config.get("training"), "must be a JSON object")
     device = torch.device(device)
     released = base.load(dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16), device)
-    frames, text, model = adopt(released, world, config["action_dim"], adoption)
+    try:
+        frames, text, model = adopt(released, world, actions, adoption)
+    except (ConfigError, InputError) as error:
+        raise CheckpointError(f"{place}: {error.field}", error.value, error.remedy) from None
     if lora.rank:
         add_adapters(model.transformer, lora)
     else:
         model.transformer.requires_grad_(True)
-    wanted = {name for name, p in model.named_parameters() if p.requires_grad}
-    if missing := wanted - tensors.keys():
-        raise CheckpointError(str(path), f"no {sorted(missing)[0]}", "train it again")
-    try:
-        model.load_state_dict(tensors, strict=False)
-    except RuntimeError as error:
-        raise CheckpointError(str(path), str(error).splitlines()[-1].strip(), "it does not fit its base") from None
+    wanted = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    model.load_state_dict(folder.tensors("trained", wanted, FLOATS), strict=False)
     if lora.rank and base.quantisation is None:
         merge_adapters(model.transformer)
     return frames.eval(), text, model.eval().requires_grad_(False), world, config

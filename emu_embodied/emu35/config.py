@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from emu_embodied.errors import CheckpointError
+from emu_embodied.errors import CheckpointError, ConfigError
 from emu_embodied.storage import read_json
 from emu_embodied.transformer import TransformerConfig
 
@@ -65,13 +65,11 @@ def read_config(path: str | os.PathLike) -> TransformerConfig:
         refuse("head_dim", "an even number, for rotary positions")
     kind, factor = _scaling(values.get("rope_scaling"), refuse)
     sizes = {key: values[key] for key in SIZES}
-    return TransformerConfig(
-        **sizes,
-        rms_norm_eps=float(values["rms_norm_eps"]),
-        rope_theta=float(values["rope_theta"]),
-        rope_scaling=kind,
-        rope_factor=factor,
-    )
+    numbers = {key: float(values[key]) for key in ("rms_norm_eps", "rope_theta")}
+    try:
+        return TransformerConfig(**sizes, **numbers, rope_scaling=kind, rope_factor=factor)
+    except ConfigError as error:
+        raise CheckpointError(f"{file}: {error.field}", error.value, error.remedy) from None
 
 
 def _scaling(value: object, refuse) -> tuple[str | None, float]:

@@ -15,6 +15,7 @@ import tiktoken
 import torch
 
 from emu_embodied.errors import CheckpointError, InputError
+from emu_embodied.storage import read_file
 from emu_embodied.tokenizers.text import pad_batch
 from emu_embodied.vocabulary import Emu35Vocabulary
 
@@ -165,11 +166,9 @@ def load_text_tokenizer(path: str | os.PathLike) -> Emu35Text:
 
 def _read(path: Path) -> bytes:
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise CheckpointError(str(path), f"{path.stat().st_size} bytes", f"at most {MAX_FILE_BYTES} are expected")
-        return path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(str(path), error.strerror or str(error), "give the tokenizer's folder") from error
+        return read_file(path, MAX_FILE_BYTES)
+    except CheckpointError as error:
+        raise CheckpointError(error.field, error.value, f"give the tokenizer's folder; {error.remedy}") from error
 
 
 def _lines(path: Path, content: bytes | str) -> list[str]:

@@ -13,6 +13,7 @@ import yaml
 from safetensors import safe_open
 
 from emu_embodied.errors import CheckpointError, ConfigError
+from emu_embodied.storage import read_file
 from emu_embodied.tokenizers.ibq import IBQ, IBQConfig
 
 CONFIG, PICKLED, PLAIN = "config.yaml", "model.ckpt", "model.safetensors"
@@ -52,7 +53,7 @@ def load_vision_tokenizer(
     """
     folder = Path(path)
     config = _read_config(folder / CONFIG)
-    weights = folder / (PLAIN if (folder / PLAIN).exists() else PICKLED)
+    weights = folder / (PLAIN if (folder / PLAIN).is_file() else PICKLED)
     if not weights.is_file():
         raise CheckpointError(str(weights), "no such file", f"the folder must hold {PLAIN} or {PICKLED}")
     with torch.device("meta"):
@@ -70,11 +71,7 @@ def load_vision_tokenizer(
 
 def _read_config(path: Path) -> IBQConfig:
     try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise CheckpointError(str(path), f"{path.stat().st_size} bytes", f"at most {MAX_CONFIG_BYTES} are expected")
-        document = yaml.safe_load(path.read_text("utf-8"))
-    except OSError as error:
-        raise CheckpointError(str(path), error.strerror or str(error), "give the tokenizer's folder") from error
+        document = yaml.safe_load(read_file(path, MAX_CONFIG_BYTES).decode())
     except (RecursionError, ValueError, yaml.YAMLError) as error:
         found = " ".join(str(error).split())
         raise CheckpointError(str(path), found, "must be plain YAML in UTF-8, without tags") from error

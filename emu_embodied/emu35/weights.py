@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from emu_embodied.errors import CheckpointError
 from emu_embodied.storage import read_json
+from emu_embodied.tensor_header import MAX_TENSORS
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -109,7 +110,7 @@ class Weights:
         """Each file with the names that the index gives it; none where there is no index."""
         index, single = self.folder / INDEX, self.folder / SINGLE
         if not index.exists():
-            if single.exists():
+            if single.is_file():
                 return {single: []}
             found = sorted(path.name for pattern in PICKLES for path in self.folder.glob(pattern))
             what = f"only {found[0]}, which is a pickle and may run code" if found else "nothing"
@@ -128,7 +129,7 @@ class Weights:
                 )
             files.setdefault(self.folder / file, []).append(name)
         for file in files:
-            if not file.exists():
+            if not file.is_file():
                 raise CheckpointError(str(file), "missing", f"{INDEX} names it: fetch all shards")
         return files
 
@@ -153,6 +154,8 @@ def _header(file: Path) -> dict[str, dict]:
                 )
             header = json.loads(opened.read(length), object_pairs_hook=_unique)
         header.pop("__metadata__", None)
+        if len(header) > MAX_TENSORS:
+            raise CheckpointError(str(file), f"{len(header)} tensors", f"at most {MAX_TENSORS} are read")
         spans = sorted((*entry["data_offsets"], name) for name, entry in header.items())
         _check_spans(file, header, spans, size - 8 - length)
     except OSError as error:

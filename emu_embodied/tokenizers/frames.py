@@ -13,6 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from emu_embodied.errors import CheckpointError, ConfigError
+from emu_embodied.validation import whole_fields, whole_number
+
+LARGEST_CODEBOOK = 1 << 20
+
 
 @dataclass(frozen=True)
 class FrameTokenizerConfig:
@@ -22,11 +27,14 @@ class FrameTokenizerConfig:
         image_size: side of a frame in px, a multiple of `patch`.
         patch: downsampling; one token per patch.
         margin: pixels around its patch that the encoder also sees.
-        levels: FSQ levels per latent channel; their product is the codebook size.
+        levels: FSQ levels per latent channel, each at least 2; their product is the codebook size.
         width: channels of encoder and decoder.
         encoder_layers: further 1x1 layers of the encoder, which sort what a patch may show into codes.
         blocks: residual 3x3 blocks of the decoder at token resolution.
         placed: encoder and decoder know where a patch lies, so that codes need not tell a background that stands still.
+
+    Raises:
+        ConfigError: a size out of range, or sizes that do not fit together.
     """
 
     image_size: int = 64
@@ -37,6 +45,29 @@ class FrameTokenizerConfig:
     encoder_layers: int = 0
     blocks: int = 3
     placed: bool = False
+
+    def __post_init__(self) -> None:
+        whole_fields(
+            self,
+            {
+                "image_size": (2, 2048),
+                "patch": (2, 256),
+                "margin": (0, 256),
+                "width": (2, 1 << 14),
+                "encoder_layers": (0, 256),
+                "blocks": (0, 256),
+            },
+        )
+        if self.patch % 2:
+            raise ConfigError("patch", self.patch, "choose an even number: the decoder doubles the resolution last")
+        if self.image_size % self.patch:
+            raise ConfigError("image_size", self.image_size, f"choose a multiple of patch, {self.patch}")
+        if not isinstance(self.levels, tuple) or not 1 <= len(self.levels) <= 16:
+            raise ConfigError("levels", self.levels, "give 1 to 16 whole numbers")
+        for level in self.levels:  # a single level says nothing, and is divided by zero
+            whole_number("levels", level, 2, 1 << 16)
+        if self.codebook_size > LARGEST_CODEBOOK:
+            raise ConfigError("levels", self.levels, f"their product may be at most {LARGEST_CODEBOOK}")
 
     @property
     def codebook_size(self) -> int:
@@ -141,13 +172,21 @@ class FrameTokenizer(nn.Module):
 
     @torch.inference_mode()
     def encode(self, frames: torch.Tensor) -> torch.Tensor:
-        """Frames (B, H, W, 3) uint8 -> codes (B, N) int64."""
-        q = self.latents(to_float(frames)).round().long()
+        """Frames (B, H, W, 3) uint8 -> codes (B, N) int64.
+
+        Raises:
+            CheckpointError: weights that give no numbers.
+        """
+        q = _finite("frame codes", self.latents(to_float(frames))).round().long()
         return (q * self.basis.view(1, -1, 1, 1)).sum(1).flatten(1)
 
     @torch.inference_mode()
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
-        """Codes (B, N) int64 -> frames (B, H, W, 3) uint8."""
+        """Codes (B, N) int64 -> frames (B, H, W, 3) uint8.
+
+        Raises:
+            CheckpointError: weights that give no numbers.
+        """
         return to_uint8(self.reconstruct(self._level_indices(codes)))
 
     @torch.inference_mode()
@@ -166,9 +205,20 @@ def to_float(frames: torch.Tensor) -> torch.Tensor:
     return frames.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
+def _finite(name: str, x: torch.Tensor) -> torch.Tensor:
+    if not torch.isfinite(x).all():
+        remedy = "the tokenizer's weights give no numbers here: take another checkpoint, or train it again"
+        raise CheckpointError(name, "NaN or inf", remedy)
+    return x
+
+
 def to_uint8(images: torch.Tensor) -> torch.Tensor:
-    """(B, 3, H, W) in [-1, 1] -> (B, H, W, 3) uint8."""
-    return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+    """(B, 3, H, W) in [-1, 1] -> (B, H, W, 3) uint8.
+
+    Raises:
+        CheckpointError: images that are not finite, which came of weights.
+    """
+    return ((_finite("frames", images) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
 
 def reconstruction_loss(
