@@ -165,7 +165,7 @@ def _texts() -> Iterator[Mutation]:
     """Of the text tokenizer's document, and of the library's document in it."""
     for value in (None, 5, [], {}, "", "{", "[" * 100_000, "null", "[]", "{}", '{"version": "1.0"}', "\ud800"):
         yield (
-            f"text.json tokenizer = {str(value)[:20]!r}",
+            f"text.json tokenizer = {repr(value)[:20]}",
             lambda folder, value=value: edit_json(folder, "text.json", lambda d: d.update(tokenizer=value)),
         )
     yield "text.json empty", lambda folder: edit_json(folder, "text.json", lambda d: d.clear())
