@@ -14,10 +14,12 @@ from pathlib import Path
 from threading import RLock
 from typing import Any
 
+import gymnasium
 import numpy as np
 
 from emu_embodied.data.lerobot_files import SIDECAR
 from emu_embodied.data.lerobot_format import Names, read_notes
+from emu_embodied.envs.opening import open_env
 from emu_embodied.errors import DatasetError, SimulationError
 from emu_embodied.rollouts.parallel import Tell, work_in_parallel
 from emu_embodied.rollouts.parts import STATISTICS, Part, check_settings, join_parts, locked, split, write_part
@@ -107,6 +109,7 @@ def collect(
         What the dataset holds; `recorded` is 0 where it was complete before.
 
     Raises:
+        ConfigError, InputError: an unknown env, or what it says of its options.
         DatasetError: an episode that raised, a part whose episodes all failed, or a worker that died, was stopped or
             stalled (naming its seed; finished parts stay), settings other than those of the dataset begun at `root`, a
             folder at `root` that is something else, or a second collector at work on it.
@@ -117,6 +120,8 @@ def collect(
         raise DatasetError("workers", workers, "give a whole number of at least 1")
     root = Path(root).absolute()
     folder = root.with_name(root.name + ".parts")
+    if not (root.exists() or folder.exists()):
+        _open(settings).close()  # what is wrong with it shows here, before anything is written and workers start
     with locked(folder):
         check_settings(asdict(settings), root, folder)
         if (root / SIDECAR).is_file() and (before := read_summary(root)).complete:
@@ -190,18 +195,19 @@ def _record(
             at[part] = value
 
 
+def _open(settings: CollectSettings) -> gymnasium.Env:
+    """The env to record, which goes on after success and has no time limit."""
+    return open_env(settings.env_id, **settings.env_options, terminate_on_success=False, max_episode_steps=-1)
+
+
 @contextmanager
 def _recorder(settings: CollectSettings, folder: Path) -> Iterator[Callable[[Part, Tell], None]]:
     """What records parts, in a worker's process."""
     os.environ.setdefault("LP_NUM_THREADS", "1")  # a software renderer's threads would fight the other workers'
-    import gymnasium
     from tqdm import tqdm
 
     tqdm.set_lock(RLock())  # its own is a semaphore, which a worker that is stopped would leak
-    import emu_embodied.envs  # noqa: F401  registers the worlds
-
-    options = {**settings.env_options, "terminate_on_success": False}
-    with closing(gymnasium.make(settings.env_id, max_episode_steps=-1, **options)) as env:
+    with closing(_open(settings)) as env:
         world = env.unwrapped
         names = {
             OBS_STATE: getattr(world, "agent_names", ("x", "y")),
@@ -282,6 +288,8 @@ def _display(total: int, there: int, shown: bool) -> Iterator[Callable[[int], No
             yield advance
         return
     printed = time.monotonic()
+    if shown and there < total:
+        print(f"collect: {there}/{total} episodes; workers start", flush=True)
 
     def advance(n: int) -> None:
         nonlocal printed

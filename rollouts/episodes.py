@@ -6,6 +6,7 @@ import gymnasium
 import numpy as np
 
 from emu_embodied.data.frame_cache import FrameCache
+from emu_embodied.envs.opening import open_env
 from emu_embodied.rollouts.behaviours import behaviour_of
 from emu_embodied.types import AGENT_POS, IS_SUCCESS, PIXELS, Episode
 
@@ -47,7 +48,7 @@ def record_frames(env_id: str, env_options: dict, seeds: range, steps: int) -> F
         seeds: one episode each.
         steps: model steps an episode.
     """
-    env = gymnasium.make(env_id, **env_options, terminate_on_success=False, max_episode_steps=steps + 1)
+    env = open_env(env_id, **env_options, terminate_on_success=False, max_episode_steps=steps + 1)
     try:
         episodes = [collect_episode(env, seed, steps) for seed in seeds]
     finally:

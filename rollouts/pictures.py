@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import textwrap
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -164,7 +165,8 @@ def film(sides: Mapping[str, np.ndarray], path: str | Path, caption: str = "", f
                 writer.append_data(_page(now, f"t={t}", caption, scale))
         os.replace(partial, path)
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
     return path
 
 

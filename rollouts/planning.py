@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
 
+from emu_embodied.envs.opening import open_env
 from emu_embodied.errors import ConfigError, InputError
 from emu_embodied.metrics import wilson_interval
 from emu_embodied.policies.cem import CEMConfig
@@ -106,13 +106,10 @@ class Player:
         make_model: Callable[[], WorldModel] | None,
         make_proposer: Callable[[], SubgoalProposer] | None = None,
     ) -> None:
-        import emu_embodied.envs  # noqa: F401  registers them
-
         self.settings = settings
-        try:
-            self.env = gymnasium.make(settings.env_id, max_episode_steps=settings.max_steps, **settings.env_options)
-        except gymnasium.error.Error as error:
-            raise ConfigError("env_id", settings.env_id, str(error).partition("\n")[0]) from None
+        self.env = open_env(
+            settings.env_id, "env_id", max_episode_steps=settings.max_steps, **settings.env_options
+        )
         if not can_plan(self.env):
             raise InputError("env_id", settings.env_id, "planning needs the table-top's or PushT's tasks")
         if settings.agent == "model" and make_model is None:

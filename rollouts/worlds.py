@@ -10,6 +10,7 @@ import gymnasium
 import numpy as np
 
 from emu_embodied.envs.dreams import SEEDS, Dreams, Starts
+from emu_embodied.envs.opening import open_env
 from emu_embodied.errors import ConfigError
 from emu_embodied.protocols import WorldModel
 from emu_embodied.types import AGENT_POS, IS_SUCCESS, OBS_ENVIRONMENT_STATE, OBS_IMAGE, OBS_STATE, PIXELS, short_repr
@@ -48,12 +49,7 @@ def make_real(env_id: str, options: Mapping[str, Any]) -> gymnasium.Env:
         ConfigError: an unknown env.
         InputError: options out of range.
     """
-    import emu_embodied.envs  # noqa: F401  registers them
-
-    try:
-        return gymnasium.make(env_id, max_episode_steps=-1, terminate_on_success=False, **options)
-    except gymnasium.error.Error as error:
-        raise ConfigError("env", env_id, str(error).partition("\n")[0]) from None
+    return open_env(env_id, "env", max_episode_steps=-1, terminate_on_success=False, **options)
 
 
 class RealWorlds:

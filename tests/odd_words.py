@@ -1,6 +1,7 @@
 """Odd command lines, each refused in one line with exit code 2 before anything heavy is loaded; more of them by seed.
 
-`FIXED` are instances that users met. `odd_commands(seed, n)` draws others: any verb, any of its keys, a value that is never right.
+`FIXED` are instances that users met. `odd_commands(seed, n)` draws others: any verb, any of its keys, a value that is never
+right for it.
 """
 
 from __future__ import annotations
@@ -72,6 +73,11 @@ FIXED = [
     Odd(("collect", "episodes=1", "root=''"), "root: ; it is empty"),
     Odd(("collect", "episodes=1", "root=."), "you are in that folder"),
     Odd(("imagine", "episodes=1", "out=/"), "you are in that folder"),
+    Odd(("collect", "episodes=1", "env.options.image_size=63"), "image_size: 63; give a multiple of 8"),
+    Odd(("collect", "episodes=1", "env.id=zork"), "env.id: zork; Environment `zork` doesn't exist"),
+    Odd(("collect", "episodes=1", "env.id=nosuch:X-v0"), "env.id: nosuch:X-v0; No module named 'nosuch'"),
+    Odd(("collect", "episodes=1", "env.id=emu_embodied/TabletopPush-v7"), "Environment version `v7`"),
+    Odd(("collect", "episodes=1", "env.id=''"), "env.id: ; it is empty"),
     Odd(("collect",), "episodes: ???; has no default"),
     Odd(("evaluate", f"out={LONG_PATH}"), "at most 255 bytes, its path 4095"),
     Odd(("plan", "out=/dev/null"), "/dev/null is no folder"),

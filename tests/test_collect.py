@@ -20,7 +20,7 @@ import pytest
 
 import emu_embodied.envs  # noqa: F401  registers the env
 from emu_embodied.data.frame_cache import build_frame_cache
-from emu_embodied.errors import DatasetError
+from emu_embodied.errors import ConfigError, DatasetError, InputError
 from emu_embodied.rollouts import collect as module
 from emu_embodied.rollouts.collect import collect, moving_steps, read_summary
 from emu_embodied.rollouts.episodes import collect_episode
@@ -257,10 +257,14 @@ def test_a_dead_worker_is_named_by_its_seed_and_costs_only_its_part(tmp_path):
     assert done.is_dir() and not multiprocessing.active_children()
 
 
-def test_an_env_that_fails_is_named_by_the_seed(tmp_path):
-    with pytest.raises(DatasetError, match="image_size") as caught:
-        record(tmp_path / "dataset", env_options={**DEFAULTS, "image_size": 4}, workers=1)
-    assert caught.value.field == f"episode of seed {SEED}" and not list(tmp_path.iterdir())
+def test_what_is_wrong_with_the_env_shows_before_workers_start(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_record", None)
+    with pytest.raises(InputError, match="image_size: 4; choose"):
+        record(tmp_path / "dataset", env_options={**DEFAULTS, "image_size": 4})
+    for env_id, said in (("zork", "`zork` doesn't exist"), ("nosuch:X-v0", "No module named 'nosuch'"), (":", "MODULE:ID")):
+        with pytest.raises(ConfigError, match=f"env.id: {env_id}; .*{said}"):
+            record(tmp_path / "dataset", env_id=env_id, env_options={})
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_stuck_worker_is_given_up(tmp_path, monkeypatch):

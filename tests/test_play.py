@@ -317,7 +317,7 @@ def test_fields_that_pass_are_of_their_types(data: st.DataObject, path: str):
 @pytest.mark.parametrize(
     ("word", "expected"),
     [
-        ("port=70000", "port: 70000; give one from 1 to 65535"),
+        ("port=70000", "port: 70000; give a whole number from 0 to 65535"),
         ("seed=-1", "seed: -1; give"),
         ("instruction=sing", "instruction: sing"),
         ("instruction=[1]", "instruction: [1]; give a text"),

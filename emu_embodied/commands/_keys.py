@@ -38,6 +38,13 @@ def words(*options: str) -> Rule:
     return lambda key, value: choice(key, value, options)
 
 
+def side(key: str, value: Any) -> int:
+    """A frame's side in px, which models cut into patches."""
+    if whole_number(key, value, 16, 512) % 8:
+        raise ConfigError(key, value, "give a multiple of 8 px, for models cut frames into patches")
+    return value
+
+
 def text(key: str, value: Any) -> str:
     """A text that says something."""
     if isinstance(value, str) and value.strip():
@@ -118,6 +125,8 @@ RULES: dict[str, Rule] = {
     "precision": words("fp32", "fp16", "bf16"),
     "out": folder,
     "root": new_folder,
+    "env.options.image_size": side,
+    "env.options.control_steps": whole(1),
     "recipe.tokenizer.image_size": whole(8, 4096),
     "recipe.tokenizer.patch": whole(1, 1024),
     "recipe.tokenizer.width": whole(1, 65536),

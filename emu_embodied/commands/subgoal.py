@@ -71,11 +71,9 @@ def _start(config: DictConfig, proposer):
             raise ConfigError("instruction", None, "say what is to be done with the picture")
         frame = read_picture(str(config.image), proposer.image_size)
         return Observation(frame, np.zeros(2, np.float32), config.instruction or "")
-    import gymnasium
+    from emu_embodied.envs.opening import open_env
 
-    import emu_embodied.envs  # noqa: F401  registers them
-
-    env = gymnasium.make(config.env.id, **OmegaConf.to_container(config.env.options))
+    env = open_env(config.env.id, **OmegaConf.to_container(config.env.options))
     try:
         observation, info = env.reset(seed=config.seed)
     finally:

@@ -1,0 +1,40 @@
+"""The door by which an env id that a user gave becomes an env: what Gymnasium says of it as one typed error. Knows no env."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+
+from emu_embodied.errors import ConfigError
+
+
+def open_env(env_id: str, field: str = "env.id", **options: Any) -> gymnasium.Env:
+    """`gymnasium.make` for a user's own words; `MODULE:ID` imports the user's module. Never for an id that a file names.
+
+    Args:
+        env_id: a Gymnasium id.
+        field: what the error calls it.
+        options: keywords of `gymnasium.make`.
+
+    Raises:
+        ConfigError: no such env, version or module.
+        EmuEmbodiedError: what the env itself says of its options.
+    """
+    import emu_embodied.envs  # noqa: F401  registers the worlds
+
+    module, _, name = env_id.rpartition(":") if isinstance(env_id, str) else ("", "", "")
+    if not name or ":" in env_id and not all(part.isidentifier() for part in module.split(".")):
+        raise ConfigError(field, env_id, "give a Gymnasium id, or MODULE:ID of your own")
+    try:
+        return gymnasium.make(env_id, **options)
+    except gymnasium.error.Error as error:
+        raise ConfigError(field, env_id, f"{_line(error)} Give a registered id, or MODULE:ID of your own") from None
+    except ModuleNotFoundError as error:
+        if not module or error.name is not None:  # another module, which the env or the user's own module imports
+            raise
+        raise ConfigError(field, env_id, f"{_line(error)} Give a module that can be imported") from None
+
+
+def _line(error: Exception) -> str:
+    return str(error).partition("\n")[0].rstrip(".") + "."
