@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -28,9 +29,9 @@ from hostile_datasets import (
 from hub_cache import snapshot
 
 from emu_embodied.data.frame_cache import build_frame_cache, frames_for
-from emu_embodied.data.images import picture_size
+from emu_embodied.data.images import picture_size, read_picture
 from emu_embodied.data.reader import ReadOptions
-from emu_embodied.errors import DatasetError
+from emu_embodied.errors import DatasetError, InputError
 
 BOTH = ReadOptions(camera=(TOP, WRIST), image_size=16)
 SPECIAL = [kind for kind in FILES if kind not in ("empty", "garbage", "gone", "8 GB of holes")]
@@ -105,6 +106,22 @@ def test_a_picture_is_measured_before_it_is_decoded(dataset):
         made = cv2.imencode(".jpg", np.zeros((30, 50, 3), np.uint8), options)[1].tobytes()
         assert picture_size(made) == (30, 50)
         assert all(picture_size(made[:end]) in (None, (30, 50)) for end in range(len(made)))
+    for channels, quality in ((3, 80), (3, 101), (4, 80), (4, 101)):  # lossy, lossless (VP8L), with transparency (VP8X)
+        picture = np.full((30, 50, channels), 100, np.uint8)
+        made = cv2.imencode(".webp", picture, [cv2.IMWRITE_WEBP_QUALITY, quality])[1].tobytes()
+        assert picture_size(made) == (30, 50)
+        assert all(picture_size(made[:end]) in (None, (30, 50)) for end in range(len(made)))
+
+
+def test_a_picture_that_a_user_names_is_a_regular_file_of_bounded_size(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/zero")
+    (tmp_path / "bomb.png").write_bytes(png(16_000, 12_000, rows=1))
+    (tmp_path / "sparse.png").touch()
+    os.truncate(tmp_path / "sparse.png", 2**40)
+    for path in ("/dev/zero", *(tmp_path / name for name in ("pipe", "link", "bomb.png", "sparse.png", "", "none"))):
+        with pytest.raises(InputError, match="^image: "):
+            read_picture(path, 64)
 
 
 @pytest.mark.parametrize("kind", VIDEOS)

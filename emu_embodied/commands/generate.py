@@ -151,24 +151,14 @@ def _read_image(file: str):
     Raises:
         InputError: a file that is missing, no image, or smaller than a visual token.
     """
-    import cv2
-    import numpy as np
+    from emu_embodied.data.images import load_picture
 
-    try:
-        data = np.frombuffer(Path(file).read_bytes(), np.uint8)
-    except (OSError, ValueError) as error:
-        raise InputError("images", file, getattr(error, "strerror", None) or str(error)) from None
-    try:
-        pixels = cv2.imdecode(data, cv2.IMREAD_COLOR) if len(data) else None
-    except cv2.error:
-        pixels = None
-    if pixels is None:
-        raise InputError("images", file, "no image that can be read: give PNG, JPEG or WebP")
+    pixels = load_picture(file, "images")
     if min(pixels.shape[:2]) < PIXELS:
         raise InputError(
             "images", f"{file}, {pixels.shape[0]} x {pixels.shape[1]} px", f"sides have {PIXELS} px or more"
         )
-    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+    return pixels
 
 
 def _encode(pixels, area: int, vision):

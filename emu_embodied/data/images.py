@@ -46,10 +46,12 @@ def letterbox(picture: np.ndarray, into: np.ndarray) -> None:
 
 
 def picture_size(data: bytes) -> tuple[int, int] | None:
-    """(height, width) that the header of a PNG or JPEG file tells, before anything is decoded; None: neither of them."""
+    """(height, width) that the header of a PNG, JPEG or WebP file tells, before anything is decoded; None: none of them."""
     if data[:8] == b"\x89PNG\r\n\x1a\n" and data[12:16] == b"IHDR" and len(data) >= 24:
         width, height = struct.unpack(">II", data[16:24])
         return height, width
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP" and len(data) >= 30:
+        return _webp_size(data)
     at = 2 if data[:2] == b"\xff\xd8" else len(data)
     while at + 9 <= len(data) and data[at] == 0xFF:  # JPEG's segments: a marker, a length, what is in it
         marker = data[at + 1]
@@ -60,8 +62,26 @@ def picture_size(data: bytes) -> tuple[int, int] | None:
     return None
 
 
+def _webp_size(data: bytes) -> tuple[int, int] | None:
+    """The same of a WebP file, by its first chunk: extended, lossless or lossy."""
+    if data[12:16] == b"VP8X":
+        return 1 + int.from_bytes(data[27:30], "little"), 1 + int.from_bytes(data[24:27], "little")
+    if data[12:16] == b"VP8L":
+        bits = int.from_bytes(data[21:25], "little")
+        return 1 + (bits >> 14 & 0x3FFF), 1 + (bits & 0x3FFF)
+    width, height = struct.unpack("<HH", data[26:30])
+    return (height & 0x3FFF, width & 0x3FFF) if data[12:16] == b"VP8 " else None
+
+
 def read_picture(path: str | Path, size: int) -> np.ndarray:
-    """A PNG or JPEG file as (size, size, 3) uint8 RGB, letterboxed; grey ones get three channels, transparency is dropped.
+    """A picture file as (size, size, 3) uint8 RGB, letterboxed; see `load_picture`."""
+    frame = np.empty((size, size, 3), np.uint8)
+    letterbox(load_picture(path), frame)
+    return frame
+
+
+def load_picture(path: str | Path, field: str = "image") -> np.ndarray:
+    """A PNG, JPEG or WebP file as (h, w, 3) uint8 RGB; grey ones get three channels, transparency is dropped.
 
     Raises:
         InputError: no such file, none that can be read, or a picture of more than `MOST_PIXELS`.
@@ -75,15 +95,13 @@ def read_picture(path: str | Path, size: int) -> np.ndarray:
         fits = told is not None and math.prod(told) <= MOST_PIXELS
         found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if fits else None
     except CheckpointError as error:
-        raise InputError("image", str(path), f"{error.value}: give a PNG or JPEG file") from None
+        raise InputError(field, str(path), f"{error.value}: give a PNG, JPEG or WebP file") from None
     except (OSError, cv2.error) as error:
-        raise InputError("image", str(path), getattr(error, "strerror", None) or "no picture can be read") from None
+        raise InputError(field, str(path), getattr(error, "strerror", None) or "no picture can be read") from None
     if found is None:
         least = f"of at most {MOST_PIXELS / 1e6:.0f} megapixels"
-        raise InputError("image", str(path), f"no picture that can be read: give a PNG or JPEG file {least}")
-    frame = np.empty((size, size, 3), np.uint8)
-    letterbox(cv2.cvtColor(found, cv2.COLOR_BGR2RGB), frame)
-    return frame
+        raise InputError(field, str(path), f"no image that can be read: give a PNG, JPEG or WebP file {least}")
+    return cv2.cvtColor(found, cv2.COLOR_BGR2RGB)
 
 
 def decode_pictures(pictures: Sequence[bytes | None], into: np.ndarray, shape: tuple[int, ...]) -> dict[int, str]:
