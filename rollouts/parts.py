@@ -105,10 +105,13 @@ def write_part(
         statistics: what is noted of it; read after the episodes, which may fill it in.
     """
     partial = folder / f"{part.name}.{os.getpid()}.partial"
-    write_dataset(partial, episodes, names, fps)
-    write_notes(partial / STATISTICS, statistics)
-    _sync(partial)
-    partial.rename(folder / part.name)
+    try:
+        write_dataset(partial, episodes, names, fps)
+        write_notes(partial / STATISTICS, statistics)
+        _sync(partial)
+        partial.rename(folder / part.name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # on a full disk what was half written is in the way
 
 
 def join_parts(done: Sequence[Part], folder: Path, root: Path, notes: dict[str, Any], packages: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import shutil
@@ -23,6 +24,7 @@ from emu_embodied.data.frame_cache import (
 from emu_embodied.data.lerobot_files import SIDECAR
 from emu_embodied.data.lerobot_format import merge_datasets, write_dataset, write_notes
 from emu_embodied.errors import CheckpointError, DatasetError
+from emu_embodied.rollouts.parts import Part, write_part
 from emu_embodied.types import ACTION, OBS_ENVIRONMENT_STATE, OBS_IMAGE, OBS_STATE, REWARD, SUCCESS, Episode
 
 NAMES = {OBS_STATE: ("x", "y"), OBS_ENVIRONMENT_STATE: ("a.x", "a.y", "a.yaw"), ACTION: ("dx", "dy")}
@@ -381,3 +383,13 @@ def test_a_copied_dataset_keeps_its_cache(dataset, tmp_path, monkeypatch):
     shutil.copytree(dataset.with_name("dataset.frames"), tmp_path / "copy.frames")
     monkeypatch.setattr(frame_cache, "build_frame_cache", lambda *job: pytest.fail("built again"))
     frames_for(tmp_path / "copy")
+
+
+def test_a_part_that_cannot_be_written_leaves_nothing_half_done(tmp_path):
+    def broken():
+        yield episode(0)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError):
+        write_part(Part(0, 0, 2), tmp_path, broken(), NAMES, 4, {})
+    assert not any(tmp_path.iterdir())

@@ -55,7 +55,7 @@ def _write(job: Job, run: Path, verb: str, fault: str, place: Path) -> Trial:
         place.chmod(0o555)
     else:
         out.write_text("precious")
-    before, words = _files(place), _words(job, run, verb, out)
+    before, words = _files(place), _words(job, run, verb, out / "page.html" if (verb, fault) == ("report", "a file") else out)
     ending = in_child(lambda: _under(fault, limit, words), 240)
     place.chmod(0o755)
     return _judge(what, ending, before, _files(place), out)
