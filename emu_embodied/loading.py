@@ -11,7 +11,7 @@ import torch
 from emu_embodied.checkpoint import fingerprint, load_checkpoint
 from emu_embodied.decoding.config import DecodingConfig
 from emu_embodied.emu35.checkpoint import is_adapted, load_adapted
-from emu_embodied.errors import InputError
+from emu_embodied.errors import CheckpointError, InputError
 from emu_embodied.protocols import StepEngine
 from emu_embodied.shipped import checkpoint_path
 from emu_embodied.step import FrameStep
@@ -89,10 +89,13 @@ def load_proposer(
     """
     path = checkpoint_path(name_or_path)
     world_model = load(path, device=device, engine=engine, **{**decoding, "guidance": 1.0})
-    facts = read_json(path / "config.json")["training"]
+    config = read_json(path / "config.json")
+    words = config["training"].get("words", []) if isinstance(config, dict) else None  # load has checked the rest
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise CheckpointError(f"{path / 'config.json'}: training.words", words, "must be a list of texts")
     frames = replace(world_model.decoding, guidance=decoding.get("guidance", 1.0))
     caption = DecodingConfig("autoregressive", temperature=caption_temperature)
-    return TokenSubgoals(world_model, facts.get("words", ()), SubgoalDecoding(frames, caption, samples))
+    return TokenSubgoals(world_model, words, SubgoalDecoding(frames, caption, samples))
 
 
 def _engine(name: str, model: TokenModel, precision: str) -> StepEngine:

@@ -23,6 +23,7 @@ from emu_embodied.envs.opening import open_env
 from emu_embodied.errors import DatasetError, SimulationError
 from emu_embodied.rollouts.parallel import Tell, work_in_parallel
 from emu_embodied.rollouts.parts import STATISTICS, Part, check_settings, join_parts, locked, split, write_part
+from emu_embodied.schema import build
 from emu_embodied.types import ACTION, OBS_ENVIRONMENT_STATE, OBS_STATE, Episode
 
 EPISODES_PER_PART = 25
@@ -147,9 +148,10 @@ def read_summary(root: str | Path) -> CollectSummary:
     Raises:
         DatasetError: there is none at `root`.
     """
+    place = Path(root) / SIDECAR
     try:
-        return CollectSummary(**read_notes(Path(root) / SIDECAR)["summary"])
-    except (DatasetError, KeyError, TypeError) as error:
+        return build(CollectSummary, read_notes(place).get("summary"), f"{place}: summary", DatasetError)
+    except DatasetError as error:
         raise DatasetError(str(root), str(error), "give the root of a dataset that `collect` made") from error
 
 

@@ -18,6 +18,7 @@ from emu_embodied.errors import DatasetError
 from emu_embodied.policies.scripted import Collector
 from emu_embodied.protocols import WorldModel
 from emu_embodied.rollouts.parts import STATISTICS, Part, check_settings, join_parts, locked, split, write_part
+from emu_embodied.schema import build
 from emu_embodied.types import ACTION, AGENT_POS, OBS_ENVIRONMENT_STATE, OBS_STATE, PIXELS, Episode
 
 EPISODES_PER_PART = 25  # dreamt together
@@ -109,7 +110,8 @@ def imagine(
     with locked(folder):
         check_settings(asdict(settings), root, folder)
         if (root / SIDECAR).is_file():
-            before = ImagineSummary(**read_notes(root / SIDECAR)["summary"])
+            notes, place = read_notes(root / SIDECAR), f"{root / SIDECAR}: summary"
+            before = build(ImagineSummary, notes.get("summary"), place, DatasetError)
             if before.complete:
                 shutil.rmtree(folder, ignore_errors=True)
                 return before

@@ -29,8 +29,8 @@ def open_journal(path: Path, settings: Mapping[str, Any]) -> dict[int, dict[str,
         return {}
     try:
         then, *rows = map(json.loads, lines)
-        then, by_seed = then["settings"], {row["seed"]: row for row in rows}
-    except (ValueError, KeyError, TypeError):
+        then, by_seed = dict(then["settings"]), {row["seed"]: row for row in rows}
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise ConfigError("journal", str(path), "it is no journal of episodes; choose another folder") from None
     for name in now:
         if now[name] != then.get(name):

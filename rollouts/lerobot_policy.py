@@ -136,7 +136,7 @@ def policy_label(folder: str | Path) -> str:
     """A policy's folder and a hash of what is in it, so that no journal is continued with another."""
     digest = hashlib.sha256()
     for path in sorted(Path(folder).glob("*")):
-        if path.suffix in (".json", ".safetensors"):
+        if path.suffix in (".json", ".safetensors") and path.is_file():  # a pipe would wait, a device would never end
             digest.update(path.name.encode())
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
@@ -146,7 +146,7 @@ def policy_label(folder: str | Path) -> str:
 def _json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError("policy", str(path), f"it cannot be read ({error}): save the policy anew") from None
     if not isinstance(found, dict):
         raise CheckpointError("policy", str(path), "it is no JSON object: save the policy anew")

@@ -80,7 +80,10 @@ def check_settings(settings: dict[str, Any], root: Path, folder: Path) -> None:
     for path, key in ((folder / CONFIG, None), (root / SIDECAR, "settings")):
         if path.is_file():
             then = read_notes(path)
-            then = _flat(then.get(key, {}) if key else then)
+            then = then.get(key, {}) if key else then
+            if not isinstance(then, dict):
+                raise DatasetError(f"{path}: {key}", then, "must be a JSON object; choose another root")
+            then = _flat(then)
             for name in sorted(now.keys() | then.keys()):
                 if now.get(name) != then.get(name):
                     remedy = f"{root} was begun with {then.get(name)!r}; give the same, or another root"
@@ -90,7 +93,10 @@ def check_settings(settings: dict[str, Any], root: Path, folder: Path) -> None:
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:
     # An option that is off counts as not given: it may not have been there yet when the dataset was begun.
-    options = {f"env_options.{name}": value for name, value in settings.get("env_options", {}).items() if value}
+    found = settings.get("env_options")
+    options = (
+        {f"env_options.{name}": value for name, value in found.items() if value} if isinstance(found, dict) else {}
+    )
     return {name: value for name, value in settings.items() if name != "env_options"} | options
 
 

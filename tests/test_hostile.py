@@ -22,19 +22,26 @@ import emu_embodied.envs  # noqa: F401  registers them
 from emu_embodied import load
 from emu_embodied.checkpoint import World, add_card, fingerprint, load_checkpoint, restore, save_checkpoint
 from emu_embodied.cloning import ClonedPolicy, CloningConfig, load_policy, save_policy
+from emu_embodied.commands import main
 from emu_embodied.commands.train import _world
 from emu_embodied.envs.imagined import ImaginedEnv
 from emu_embodied.envs.registration import make_registered
-from emu_embodied.errors import CheckpointError, ConfigError, EmuEmbodiedError, InputError
+from emu_embodied.errors import CheckpointError, ConfigError, DatasetError, EmuEmbodiedError, InputError
+from emu_embodied.loading import load_proposer
 from emu_embodied.policies.cem import CEM, CEMConfig
 from emu_embodied.policies.costs import RewardHead
 from emu_embodied.probes import InverseDynamics, ProbeConfig, Probes, StateProbe, load_probes, save_probes
+from emu_embodied.rollouts.collect import read_summary
 from emu_embodied.rollouts.eyes import eye_named
+from emu_embodied.rollouts.journal import open_journal
+from emu_embodied.rollouts.lerobot_policy import policy_label
+from emu_embodied.rollouts.parts import check_settings
 from emu_embodied.schema import build
 from emu_embodied.shipped import SHIPPED
 from emu_embodied.storage import Folder
 from emu_embodied.tokenizers.frames import FrameTokenizerConfig
 from emu_embodied.tokenizers.text import TextTokenizer
+from emu_embodied.training.recipe import keep_shift
 from emu_embodied.types import Observation
 
 TRIALS = int(os.environ.get("EMU_EMBODIED_HOSTILE_TRIALS", "40"))
@@ -86,7 +93,11 @@ def test_mutations_are_many_and_the_seed_decides_which():
         (("model", "text_length"), 10**9, "model.text_length: 1000000000"),
         (("model", "transformer", "num_hidden_layers"), 10**6, "model.transformer.num_hidden_layers: 1000000"),
         (("model", "transformer", "num_hidden_layers"), 3, "token_model.safetensors: no transformer.model.layers.2."),
-        (("model", "transformer", "hidden_size"), 64, "hidden_token: float32 of shape (32,); its configuration asks for"),
+        (
+            ("model", "transformer", "hidden_size"),
+            64,
+            "hidden_token: float32 of shape (32,); its configuration asks for",
+        ),
         (("model", "transformer", "rms_norm_eps"), "x", "model.transformer.rms_norm_eps: x"),
         (("tokenizer", "encoder_layers"), 10**6, "tokenizer.encoder_layers"),
         (("tokenizer", "levels"), [16, 1], "tokenizer.levels: 1; give a whole number from 2"),
@@ -321,6 +332,35 @@ def test_other_checkpoints_are_checked_alike(tmp_path, change):
         )
         with pytest.raises(CheckpointError, match=str(tmp_path / name)):
             read(tmp_path / name)
+
+
+def test_what_stands_beside_datasets_and_policies_is_checked_too(tmp_path, copy):
+    for read in (read_summary, lambda root: check_settings({"env_id": "x"}, root, tmp_path / "parts")):
+        for document in ({}, {"summary": 5, "settings": 5}, {"summary": {"episodes": "1"}, "settings": []}):
+            (tmp_path / "data" / "meta").mkdir(parents=True, exist_ok=True)
+            (tmp_path / "data" / "meta" / "emu_embodied.json").write_text(json.dumps(document))
+            with pytest.raises(DatasetError):
+                read(tmp_path / "data")
+    os.mkfifo(copy / "zz.json")
+    os.mkfifo(copy / "zz.safetensors")
+    assert policy_label(copy).startswith(str(copy))
+    (tmp_path / "journal.jsonl").write_text('{"settings": [1]}\n')
+    with pytest.raises(ConfigError, match="journal"):
+        open_journal(tmp_path / "journal.jsonl", {"a": 1})
+    for words in (5, "red", [["red"]]):
+        with pytest.raises(CheckpointError, match="training.words"):
+            load_proposer(setting(copy, ("training", "words"), words), device="cpu")
+    for recipe in (None, 5, {"trajectory": []}, {"trajectory": {"autoregressive_until": "x"}}):
+        assert keep_shift({"training": {"recipe": recipe}, "model": {"next_token_shift": False}})
+
+
+@pytest.mark.parametrize(
+    "document", [[], {}, {"base": 5}, {"model": []}, {"model": {"transformer": {"vocab_size": 0}}}]
+)
+def test_the_doctor_refuses_what_is_no_configuration(copy, document, capsys):
+    (copy / "config.json").write_text(json.dumps(document))
+    assert main(["doctor", f"checkpoint={copy}"]) == 2
+    assert str(copy / "config.json") in capsys.readouterr().err
 
 
 # The mechanism

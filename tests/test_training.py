@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hostile import edit_header, edit_json
 from tiny_training import OBJECTS, WORLD, digest, frames, tiny_recipe
 
 from emu_embodied.checkpoint import World, load_checkpoint
@@ -98,6 +99,51 @@ def test_a_stage_learns_and_its_average_is_returned(tmp_path):
     assert trained is not module and (trained(x) - y).square().mean() < 0.01
 
 
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda folder: edit_json(folder, "progress.json", lambda d: d.update(step=10**9)), "progress.json: step"),
+        (lambda folder: edit_json(folder, "progress.json", lambda d: d.update(step="5")), "progress.json: step"),
+        (lambda folder: edit_json(folder, "progress.json", lambda d: d.pop("loop") and None), "progress.json: loop"),
+        (lambda folder: edit_json(folder, "progress.json", lambda d: d["loop"].update(clip="x")), "loop.clip: x"),
+        (lambda folder: edit_header(folder, "module.safetensors", renamed("weight", "other")), "no weight"),
+        (lambda folder: edit_header(folder, "average.safetensors", reshaped("weight")), "weight: float32 of shape"),
+        (lambda folder: edit_header(folder, "optimiser.safetensors", renamed("0.0.exp_avg", "9.x.y")), "9.x.y"),
+        (lambda folder: edit_header(folder, "optimiser.safetensors", renamed("0.0.step", "0.1.step")), "0.1.step|step"),
+        (lambda folder: edit_header(folder, "optimiser.safetensors", reshaped("0.0.exp_avg")), "0.0.exp_avg"),
+        (lambda folder: edit_header(folder, "optimiser.safetensors", lambda header, body: ({}, b"")), None),
+    ],
+)
+def test_a_state_of_right_sums_and_other_content_is_refused(tmp_path, change, named):
+    module, config = torch.nn.Linear(3, 1, bias=False), LoopConfig(steps=4, save_every=1, warmup=1)
+
+    def run(steps: int) -> None:
+        def loss(module, step):
+            if step == steps:
+                raise KeyboardInterrupt
+            return module(torch.ones(2, 3)).square().mean(), {}
+
+        train_stage("toy", module, loss, config, tmp_path, report=lambda line: None)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(2)
+    change(tmp_path / "toy")
+    if named is None:  # optimisers that remember nothing begin anew
+        run(4)
+        return
+    with pytest.raises(CheckpointError, match=named) as caught:
+        run(4)
+    assert str(tmp_path) in str(caught.value)
+
+
+def renamed(old: str, new: str):
+    return lambda header, body: header.update({new: header.pop(old)})
+
+
+def reshaped(name: str):
+    return lambda header, body: header[name].update(shape=[*header[name]["shape"], 1])
+
+
 def test_windows_follow_the_episodes():
     cache = frames()
     codes = torch.arange(len(cache))[:, None].expand(-1, 4)
@@ -115,7 +161,9 @@ def test_windows_follow_the_episodes():
             assert batch.reward_BF[b, t] == cache.rewards[here] and batch.known_BF3[b, t].all()
             assert np.allclose(batch.positions_BFO2[b, t, 0], cache.states[here + 1, :2])
         repeated = gaps == 0
-        assert (batch.actions_BFA[repeated] == 0).all() and (batch.known_BF3[repeated] == torch.tensor([0.0, 0, 1])).all()
+        assert (batch.actions_BFA[repeated] == 0).all() and (
+            batch.known_BF3[repeated] == torch.tensor([0.0, 0, 1])
+        ).all()
         again = sampler.batch(step, 16, 4)
         assert all(torch.equal(getattr(batch, k), getattr(again, k)) for k in vars(batch))
 

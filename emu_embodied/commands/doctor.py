@@ -138,18 +138,26 @@ def _sizes(checkpoint: str):
     """The language model's sizes, of a released folder or of one of our checkpoints."""
     from pathlib import Path
 
+    from emu_embodied.emu35.checkpoint import Base
     from emu_embodied.emu35.config import read_config
     from emu_embodied.emu35.language_model import open_language_model
+    from emu_embodied.errors import CheckpointError
     from emu_embodied.loading import checkpoint_path
+    from emu_embodied.schema import build
     from emu_embodied.storage import read_json
     from emu_embodied.transformer import TransformerConfig
 
     if (Path(checkpoint) / "config.json").is_file() and not (Path(checkpoint) / "manifest.json").is_file():
         return open_language_model(checkpoint)[0].config
-    document = read_json(checkpoint_path(checkpoint) / "config.json")
+    place = checkpoint_path(checkpoint) / "config.json"
+    document = read_json(place)
+    if not isinstance(document, dict):
+        raise CheckpointError(str(place), document, "the top level must be a JSON object")
     if "base" in document:
-        return read_config(document["base"]["model"])
-    return TransformerConfig(**document["model"]["transformer"])
+        return read_config(build(Base, document["base"], f"{place}: base").model)
+    model = document.get("model")
+    sizes = model.get("transformer") if isinstance(model, dict) else model
+    return build(TransformerConfig, sizes, f"{place}: model.transformer")
 
 
 def _memories() -> list[tuple[str, float, int]]:

@@ -16,13 +16,19 @@ import torch
 from torch import nn
 
 from emu_embodied.errors import CheckpointError
-from emu_embodied.storage import load_folder, save_folder
+from emu_embodied.schema import build
+from emu_embodied.storage import Folder, save_folder
 from emu_embodied.training.muon import Muon
 from emu_embodied.training.signals import PatientSignals
+from emu_embodied.validation import whole_number
 
 LossFunction = Callable[[nn.Module, int], tuple[torch.Tensor, dict[str, float]]]
 Evaluator = Callable[[nn.Module], dict[str, float]]
 OPTIMISERS = ("adamw", "muon")
+MOMENTS = {
+    torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"),
+    Muon: ("momentum",),
+}  # what they remember of a parameter
 
 
 @dataclass(frozen=True)
@@ -215,26 +221,42 @@ def _save(folder: Path, module, average, optimisers, config: LoopConfig, step: i
 def _restore(folder: Path, module, average, optimisers, config: LoopConfig) -> int:
     if not folder.exists() and not (folder.parent / f".{folder.name}.previous").exists():
         return 0
-    tensors, documents = load_folder(folder)
-    saved, wanted = documents["progress"]["loop"], asdict(config)
+    state, place, wanted = Folder(folder), f"{folder}/progress.json", asdict(config)
+    progress = state.documents.get("progress", {})
+    saved = asdict(build(LoopConfig, progress.get("loop"), f"{place}: loop"))
     for key in ("steps", "learning_rate", "optimiser", "warmup", "weight_decay", "clip", "average"):
-        if saved.get(key) != wanted[key]:
-            raise CheckpointError(
-                f"{folder}: {key}",
-                saved.get(key),
-                f"this run asks for {wanted[key]}: use the same, or another run folder",
-            )
-    try:
-        load_trained_state(module, tensors["module"])
-        load_trained_state(average, tensors["average"])
-    except RuntimeError as error:
-        raise CheckpointError(
-            str(folder), str(error).splitlines()[0], "it is of another model: use another run folder"
-        ) from None
-    states: list[dict[int, dict[str, torch.Tensor]]] = [{} for _ in optimisers]
-    for key, value in tensors["optimiser"].items():
-        which, index, field = key.split(".", 2)
-        states[int(which)].setdefault(int(index), {})[field] = value
-    for optimiser, state in zip(optimisers, states, strict=True):
-        optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
-    return documents["progress"]["step"]
+        if saved[key] != wanted[key]:
+            rule = f"this run asks for {wanted[key]}: use the same, or another run folder"
+            raise CheckpointError(f"{folder}: {key}", saved[key], rule)
+    step = whole_number(f"{place}: step", progress.get("step"), 0, config.steps, CheckpointError)
+    for name, part in (("module", module), ("average", average)):
+        load_trained_state(part, state.tensors(name, trained_state(part)))
+    moments = _moments(folder, state.tensors("optimiser"), optimisers)
+    for optimiser, found in zip(optimisers, moments, strict=True):
+        optimiser.load_state_dict({**optimiser.state_dict(), "state": found})
+    return step
+
+
+def _moments(folder: Path, tensors: dict[str, torch.Tensor], optimisers) -> list[dict[int, dict[str, torch.Tensor]]]:
+    """What each optimiser remembers of each parameter, of tensors called `OPTIMISER.PARAMETER.NAME`.
+
+    Raises:
+        CheckpointError: names, shapes or dtypes that these optimisers do not have.
+    """
+    wanted = {}
+    for which, optimiser in enumerate(optimisers):
+        for index, p in enumerate(p for group in optimiser.param_groups for p in group["params"]):
+            for name in MOMENTS[type(optimiser)]:
+                wanted[f"{which}.{index}.{name}"] = ((), torch.float32) if name == "step" else (p.shape, p.dtype)
+    found: list[dict[int, dict[str, torch.Tensor]]] = [{} for _ in optimisers]
+    for key, value in tensors.items():
+        if wanted.get(key) != (value.shape, value.dtype):
+            told = f"{key}: {value.dtype} of shape {tuple(value.shape)}"
+            raise CheckpointError(f"{folder}: optimiser", told, "it is of another model: use another run folder")
+        which, index, name = key.split(".")
+        found[int(which)].setdefault(int(index), {})[name] = value
+    for which, optimiser in enumerate(optimisers):
+        for index, state in found[which].items():
+            if missing := set(MOMENTS[type(optimiser)]) - state.keys():
+                raise CheckpointError(f"{folder}: optimiser", f"no {which}.{index}.{min(missing)}", "train anew")
+    return found

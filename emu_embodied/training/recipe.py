@@ -171,8 +171,11 @@ def keep_shift(config: Mapping) -> bool:
     A noisy half that was trained keeps its wiring. Where only the causal half was, slots are best read where it predicts
     them already: one token earlier. Trained it was where the recorded recipe left the autoregressive phase.
     """
-    trained = config["training"].get("recipe", {}).get("trajectory", {}).get("autoregressive_until", 1.0) < 1.0
-    return config["model"]["next_token_shift"] if trained else True
+    until: object = config["training"]
+    for key in ("recipe", "trajectory", "autoregressive_until"):
+        until = until.get(key) if isinstance(until, Mapping) else None
+    trained = isinstance(until, int | float) and until < 1.0
+    return config["model"].get("next_token_shift", False) if trained else True
 
 
 def check_cache(cache: FrameCache, held_out: int, image_size: int) -> None:
