@@ -8,7 +8,7 @@ object out of sight counting as outside the frame. The "simulator" row is a seco
 round trip: what a perfect model would get. "whole_and_far" is the share of frames in which the cube is whole and at least 8 px
 from where it was, after one step because of a gust. The checkpoint is the shipped one, adapted to this world:
 
-    emu-embodied collect env=tabletop env.options.stochastic=true episodes=1200 seed=5000000 root=DATA workers=1
+    emu-embodied collect env=tabletop env.options.stochastic=true episodes=1200 seed=5000000 out=DATA workers=1
     emu-embodied train stage=dida from=nano-tabletop distil=false data=DATA threads=1 out=RUN recipe.held_out=40 \\
         recipe.trajectory.contact_share=0.0 recipe.trajectory.changed=1.0 recipe.trajectory.soften=0.0 \\
         recipe.trajectory.position=0.0 recipe.trajectory.fully_hidden=0.3 recipe.trajectory.causal_share=0.5 \\

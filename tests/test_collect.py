@@ -66,7 +66,7 @@ def start():
     started = []
 
     def start_command(root: Path) -> subprocess.Popen:
-        words = [sys.executable, "-c", COMMAND, *WORDS, f"root={root}"]
+        words = [sys.executable, "-c", COMMAND, *WORDS, f"out={root}"]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         started.append(subprocess.Popen(words, **pipes, text=True, start_new_session=True))
         return started[-1]

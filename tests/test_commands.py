@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,10 +13,18 @@ from pathlib import Path
 
 import pytest
 
-from emu_embodied.commands import _config, doctor, main, verbs
+from emu_embodied.commands import _config, _help, doctor, main, verbs
 from emu_embodied.errors import ConfigError
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+
+def helped() -> list[tuple[str, str, str]]:
+    """Every verb as it is by default, and every option of a group with one of the verbs that have it."""
+    found = [(verb, "", "") for verb in sorted(verbs())]
+    for verb, group in (("collect", "env"), ("plan", "planner"), ("train", "preset")):
+        found += [(verb, group, option) for option in _config.group_options(verb)[group]]
+    return found
 
 
 @pytest.fixture
@@ -23,11 +32,12 @@ def toy_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A configuration package with every kind of key: typed, nested, required, interpolated, and two groups."""
     files = {
         "__init__.py": "",
-        "walk.yaml": "defaults: [_self_, {env: flat}, {preset: null}]\nsteps: 3\nspeed: 0.5\nname: bob\nfast: false\n"
+        "walk.yaml": "defaults: [_self_, {env: flat}, {preset: null}]\n"
+        "# how many, above the key; e.g. 9\nsteps: 3\nspeed: 0.5\nname: bob\nfast: false\n"
         "model: {width: 4}\ntarget: null\nsizes: [1, 2]\ndouble: ${steps}\n",
         "need.yaml": "out: ???\n",
         "env/flat.yaml": "size: 64\n",
-        "env/hilly.yaml": "size: 96\nslope: 1.0\n",
+        "env/hilly.yaml": "size: 96\nslope: 1.0  # of the hills; e.g. 2.0\n",
         "preset/quick.yaml": "# @package _global_\nsteps: 1\n",
     }
     for name, text in files.items():
@@ -137,7 +147,60 @@ def test_help_names_the_groups(toy_configs, monkeypatch, capsys: pytest.CaptureF
     monkeypatch.setattr("emu_embodied.commands.verbs", lambda: {"walk": "Walks."})
     assert main(["walk", "env=hilly", "--help"]) == 0
     printed = capsys.readouterr().out
-    assert "Walks." in printed and "env=...  one of flat, hilly" in printed and "slope: 1.0" in printed
+    assert "Walks." in printed and "env=..." in printed and "  hilly" in printed and "  env.slope=1.0" in printed
+    assert "  env.slope=1.0\n      of the hills\n      Example: env.slope=2.0\n" in printed
+    assert "  steps=3\n      how many, above the key\n      Example: steps=9\n" in printed
+
+
+@pytest.mark.parametrize(("verb", "group", "option"), helped())
+def test_every_key_is_explained_with_an_example_that_the_verb_takes(verb: str, group: str, option: str):
+    verb, words = verb.replace("-", "_"), [f"{group}={option}"] if group else []
+    keys = [key for section in _help.describe(verb, words) for key in section.keys]
+    assert keys and len({key.name for key in keys}) == len(keys)
+    assert not [key.name for key in keys if not key.text or not key.example]
+    _config.compose_config(verb, [*words, *(f"{key.name}={key.example}" for key in keys)])
+
+
+@pytest.mark.parametrize(
+    ("verb", "old", "new"), [("collect", "root=here", "out=here"), ("evaluate_policy", "max_steps=7", "steps=7")]
+)
+def test_old_words_work_and_the_new_one_is_named(verb: str, old: str, new: str, capsys: pytest.CaptureFixture):
+    needed = [f"{key.name}={key.example}" for key in _help.describe(verb)[0].keys if key.default == "???"]
+    assert _config.compose_config(verb, [*needed, old]) == _config.compose_config(verb, [*needed, new])
+    key, _, today = old.partition("=")[0], None, new.partition("=")[0]
+    assert capsys.readouterr().err == f"emu-embodied: {key}= is now called {today}=\n"
+    with pytest.raises(ConfigError, match="key: root"):
+        _config.compose_config("play", ["root=here"])
+
+
+def complete(shell: str, line: str, script: Path) -> set[str]:
+    """What a real shell offers at the end of a line."""
+    if shell == "bash":
+        ask = f"source {script}; COMP_LINE='{line}'; COMP_POINT=${{#COMP_LINE}}; _emu_embodied"
+        command = ["bash", "--norc", "-c", f'{ask}; printf "%s\\n" "${{COMPREPLY[@]}}"']
+    else:
+        command = ["fish", "--no-config", "-c", f"source {script}; complete -C '{line}'"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return {found.partition("\t")[0] for found in done.stdout.split("\n") if found}
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_complete_verbs_keys_and_values(shell: str, tmp_path: Path, capsys: pytest.CaptureFixture):
+    assert main(["completion", shell]) == 0
+    script = tmp_path / "script"
+    script.write_text(capsys.readouterr().out)
+    if shutil.which(shell) is None:
+        pytest.skip(f"no {shell} here")
+    if shell == "zsh":  # completes in a terminal only: read it
+        subprocess.run(["zsh", "-f", "-n", script], check=True)
+        return
+    assert {"plan", "play"} <= complete(shell, "emu-embodied pl", script) <= {"plan", "play"}
+    assert {"seed=", "seconds="} <= complete(shell, "emu-embodied plan se", script)
+    value = "" if shell == "bash" else "env="
+    assert complete(shell, "emu-embodied plan seed=3 env=push", script) == {f"{value}pusher", f"{value}pusht"}
+    value = "" if shell == "bash" else "prune="
+    assert f"{value}true" in complete(shell, "emu-embodied plan prune=t", script)
+    assert complete(shell, "emu-embodied completion z", script) == {"zsh"}
 
 
 @pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

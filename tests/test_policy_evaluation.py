@@ -315,7 +315,7 @@ def test_other_weights_are_another_policy(copy, act):
 
 def test_the_command_compares_worlds_and_goes_on(act, checkpoint, tmp_path, capsys):
     words = ["evaluate-policy", f"policy={act}", f"checkpoint={checkpoint}", "world=both", "episodes=3", "batch=2"]
-    words += ["max_steps=3", "videos=1", "device=cpu"]
+    words += ["steps=3", "videos=1", "device=cpu"]
     assert main([*words, f"out={tmp_path}"]) == 0
     printed = capsys.readouterr().out
     assert "imagined" in printed and "real" in printed and "the same verdict in" in printed

@@ -18,7 +18,7 @@ from emu_embodied.commands._door import end_well
 from emu_embodied.errors import ConfigError
 
 HELP = ("-h", "--help", "help")
-FIRST = {"report": "run"}  # verb -> the key whose value its first word may be, without `key=`
+FIRST = {"completion": "shell", "report": "run"}  # verb -> the key whose value its first word may be, without `key=`
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,7 +72,9 @@ def _check_words(words: list[str]) -> None:
     for word in words:
         shown = word.encode(errors="backslashreplace").decode()
         if word != shown or "\0" in word:
-            raise ConfigError("argument", shown, "it is not UTF-8, or has a null byte: rename the file, or give another")
+            raise ConfigError(
+                "argument", shown, "it is not UTF-8, or has a null byte: rename the file, or give another"
+            )
     try:
         os.getcwd()
     except OSError:
@@ -97,10 +99,8 @@ def _overview(known: dict[str, str]) -> str:
 
 
 def _verb_help(verb: str, known: dict[str, str], overrides: list[str]) -> str:
-    from omegaconf import OmegaConf
+    from emu_embodied.commands._help import verb_help
 
-    from emu_embodied.commands._config import compose_config, group_options
-
-    groups = [f"{name}=...  one of {', '.join(options)}" for name, options in group_options(_module(verb)).items()]
-    config = OmegaConf.to_yaml(compose_config(_module(verb), overrides, complete=False)).rstrip()
-    return "\n".join([f"usage: emu-embodied {verb} [key=value ...]", "", known[verb], "", *groups, config])
+    first = f" {FIRST[verb].upper()}" if verb in FIRST else ""
+    usage = f"usage: emu-embodied {verb}{first} [key=value ...]"
+    return "\n".join([usage, "", known[verb], "", verb_help(_module(verb), overrides)])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import re
+import sys
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -32,6 +33,7 @@ KINDS = {
     list: "a list",
     dict: "a mapping",
 }
+RENAMED = {"root": "out", "max_steps": "steps"}  # what keys were called before -> what they are called in every verb
 QUOTING = "write key=value; quote a text with unusual characters, key=\"'a, b!'\", and write lists as key=[a,b]"
 
 
@@ -49,6 +51,7 @@ def compose_config(verb: str, overrides: Collection[str], complete: bool = True)
     with initialize_config_module(CONFIGS, version_base="1.3"):
         try:
             groups = _group_options(CONFIGS, verb)
+            overrides, notices = _renamed(verb, overrides)
             keys = {word: _check_word(word) for word in overrides}
             chosen = [word for word, key in keys.items() if key in groups]
             for word in chosen:
@@ -67,6 +70,8 @@ def compose_config(verb: str, overrides: Collection[str], complete: bool = True)
         _check_type(key, value, defaults.get(key))
     if complete:
         check_keys(verb, leaves, defaults)
+    for notice in notices:
+        print(notice, file=sys.stderr)
     return config
 
 
@@ -101,6 +106,19 @@ def _check_word(word: str) -> str:
     except ValueError:
         raise ConfigError(key[1], word.partition("=")[2], "a number has at most 4,300 digits") from None
     raise ConfigError("argument", word, QUOTING)
+
+
+def _renamed(verb: str, words: Collection[str]) -> tuple[list[str], list[str]]:
+    """The words with today's names of keys, and for each old one the line that says so."""
+    found, notices = [], []
+    for word in words:
+        key, _, value = word.partition("=")
+        new, known = RENAMED.get(key), _defaults(CONFIGS, verb, ()) if key in RENAMED else {}
+        if new in known and key not in known:
+            notices.append(f"emu-embodied: {key}= is now called {new}=")
+            word = f"{new}={value}"
+        found.append(word)
+    return found, notices
 
 
 def _check_choice(word: str, options: list[str]) -> None:

@@ -105,7 +105,7 @@ def _check_writable(key: str, value: Any, places: Iterable[Path]) -> None:
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(("seed", "planning_seed", "recipe.seed", "recipe.collect.seed"), whole(0, 2**62)),
-    **dict.fromkeys(("episodes", "steps", "max_steps", "batch", "count", "recipe.collect.episodes"), whole(1)),
+    **dict.fromkeys(("episodes", "steps", "batch", "count", "recipe.collect.episodes"), whole(1)),
     **dict.fromkeys(("recipe.collect.steps", "horizon", "samples", "tries", "patience", "rank", "tokens"), whole(1)),
     **dict.fromkeys(("passes", "subgoal_passes"), whole(1, 4096)),
     **dict.fromkeys(("videos", "worst", "planning"), whole()),
@@ -124,7 +124,6 @@ RULES: dict[str, Rule] = {
     "device": words("auto", "cpu", "cuda"),
     "precision": words("fp32", "fp16", "bf16"),
     "out": folder,
-    "root": new_folder,
     "env.options.image_size": side,
     "env.options.control_steps": whole(1),
     "recipe.tokenizer.image_size": whole(8, 4096),
@@ -136,6 +135,7 @@ RULES: dict[str, Rule] = {
     "recipe.action_bins": whole(2, 65536),
     "recipe.held_out": whole(),
     # Where a verb means something else by a name
+    "collect.out": new_folder,
     "compile.batch": anything,
     "generate.images": paths,
     "generate.prompt": anything,
@@ -144,6 +144,7 @@ RULES: dict[str, Rule] = {
     "report.out": place,
     "report.rerun": place,
     "train.cache": folder,
+    "evaluate.camera": anything,
     "train.camera": anything,
     "train.data": paths,
 }

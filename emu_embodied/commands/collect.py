@@ -20,7 +20,7 @@ def run(config: DictConfig) -> None:
     """
     from emu_embodied.rollouts.collect import collect, read_summary
 
-    root = Path(config.root)
+    root = Path(config.out)
     options = OmegaConf.to_container(config.env.options)
     try:
         summary = collect(

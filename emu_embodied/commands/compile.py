@@ -57,4 +57,7 @@ def _build(engine) -> None:
         if hasattr(step, "build"):
             begun = time.monotonic()
             size = len(step.build())
-            print(f"compile: {name}: {size / 1e6:.1f} MB after {time.monotonic() - begun:.1f} s in {step.path}", flush=True)
+            print(
+                f"compile: {name}: {size / 1e6:.1f} MB after {time.monotonic() - begun:.1f} s in {step.path}",
+                flush=True,
+            )

@@ -81,7 +81,7 @@ def _check(config: DictConfig, worlds: tuple[str, ...]) -> None:
     for name, known in (("world", worlds), ("device", ("auto", "cpu", "cuda"))):
         if config[name] not in known:
             raise ConfigError(name, config[name], f"choose one of {known}")
-    least = {"episodes": 1, "batch": 1, "max_steps": 1, "passes": 1, "seed": 0, "videos": 0}
+    least = {"episodes": 1, "batch": 1, "steps": 1, "passes": 1, "seed": 0, "videos": 0}
     for name, number in least.items():
         if config[name] < number:
             raise ConfigError(name, config[name], f"give a whole number of at least {number}")
@@ -132,7 +132,7 @@ def _settings(config: DictConfig, name: str, label: str):
 
     options = OmegaConf.to_container(config.env.options)
     model = weights_label(config.checkpoint, config.passes, config.engine) if name == "imagined" else ""
-    return PolicySettings(label, name, config.env.id, options, model, config.batch, config.max_steps)
+    return PolicySettings(label, name, config.env.id, options, model, config.batch, config.steps)
 
 
 def _device(config: DictConfig) -> str | None:

@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,6 +37,7 @@ def run(config: DictConfig) -> None:
 def plan_command(config: Any) -> str:
     """The `emu-embodied plan` that has this configuration, without what is as by default; empty if there is none."""
     from emu_embodied.commands._config import group_options
+    from emu_embodied.commands._help import as_word
 
     if not isinstance(config, dict):
         return ""
@@ -47,7 +46,7 @@ def plan_command(config: Any) -> str:
         tries = [words, *([*words, f"{group}={option}"] for option in options)]
         words = min(tries, key=lambda words: len(_beyond(config, words)))
     rest = {key: value for key, value in _beyond(config, words).items() if key not in ("out", "resume")}
-    words += [f"{key}={_quoted(value)}" for key, value in rest.items()]
+    words += [f"{key}={as_word(value)}" for key, value in rest.items()]
     return " ".join(["emu-embodied", "plan", *map(shlex.quote, words)])
 
 
@@ -65,13 +64,3 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield from _leaves(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
-
-
-def _quoted(value: Any) -> str:
-    """A value as Hydra's override syntax has it."""
-    if isinstance(value, list):
-        return f"[{','.join(map(_quoted, value))}]"
-    if not isinstance(value, str):
-        return json.dumps(value)
-    plain = re.fullmatch(r"[A-Za-z_./][\w./-]*", value) and value.lower() not in ("null", "true", "false", "nan", "inf")
-    return value if plain else "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
