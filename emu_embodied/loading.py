@@ -10,6 +10,7 @@ import torch
 
 from emu_embodied.checkpoint import fingerprint, load_checkpoint
 from emu_embodied.decoding.config import DecodingConfig
+from emu_embodied.device import find_device
 from emu_embodied.emu35.checkpoint import is_adapted, load_adapted
 from emu_embodied.errors import CheckpointError, InputError
 from emu_embodied.protocols import StepEngine
@@ -40,7 +41,7 @@ def load(
 
     Args:
         name_or_path: a shipped name ("nano-tabletop") or a checkpoint's folder.
-        device: where to run; by default CUDA where there is one, else the CPU.
+        device: where to run, see `device.find_device`; by default CUDA where there is one, else the CPU.
         engine: what executes the model's steps, one of `engines.choose.ENGINES`, or "auto" for the fastest that agrees with the
             eager steps; the world model's `engine.name` says which runs.
         precision: fp32, or fp16 or bf16 for engines that have it.
@@ -49,7 +50,7 @@ def load(
 
     Raises:
         CheckpointError: missing, damaged, of another format, or of parts that do not fit together.
-        InputError: a decoding option out of range, or an unknown engine.
+        InputError: a decoding option out of range, an unknown engine, or a device that is not here.
         EngineError: an engine that is not installed, or does not run here.
     """
     known = [option.name for option in fields(DecodingConfig)]
@@ -57,8 +58,7 @@ def load(
         if name not in known:
             raise InputError("option", name, f"choose among {known}")
     how = DecodingConfig(**decoding)
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    path = checkpoint_path(name_or_path)
+    place, path = find_device(device), checkpoint_path(name_or_path)
     tokenizer, text, model, world, _ = load_adapted(path, device=place) if is_adapted(path) else load_checkpoint(path)
     model.to(place)
     job = (tokenizer.to(place), text, model, world)
@@ -88,6 +88,9 @@ def load_proposer(
         InputError: as `load`; or a checkpoint that did not learn it.
     """
     path = checkpoint_path(name_or_path)
+    if is_adapted(path):
+        rule = "it stands on a released model, which draws no key frames here: name a checkpoint of train stage=language"
+        raise InputError("checkpoint", str(name_or_path), rule)
     world_model = load(path, device=device, engine=engine, **{**decoding, "guidance": 1.0})
     config = read_json(path / "config.json")
     words = config["training"].get("words", []) if isinstance(config, dict) else None  # load has checked the rest

@@ -12,7 +12,7 @@ import gymnasium
 import mujoco
 import numpy as np
 
-from emu_embodied.envs.checks import check_action, check_names
+from emu_embodied.envs.checks import check_action, check_names, frame_rate, require_reset
 from emu_embodied.envs.closing import close_at_exit
 from emu_embodied.envs.readings import READINGS, ROBOTS, Reading, simulator
 from emu_embodied.errors import EmuEmbodiedError, InputError, SimulationError
@@ -86,7 +86,7 @@ class AdaptedEnv(gymnasium.Env):
         if task != reading.task:
             check_names("task", [task], reading.tasks())
         self.task = self.task_description = reading.sentence.format(task=task.removesuffix("-v3").replace("-", " "))
-        self.metadata = {**self.metadata, "render_fps": max(1, round(reading.fps / self.config.control_steps))}
+        self.metadata = {**self.metadata, "render_fps": frame_rate(reading.fps, self.config.control_steps)}
         self.inner = reading.make(task)
         self.task_name, self.agent_names, self.action_names = task, reading.agent_names, reading.action_names
         self.robots = tuple(name for name in reading.points if name in ROBOTS)
@@ -122,6 +122,7 @@ class AdaptedEnv(gymnasium.Env):
 
     def step(self, action: np.ndarray):
         """Holds an action for the control steps."""
+        require_reset(bool(self._last))
         reward = self.act(check_action(action, self.action_space))
         info = self._info()
         terminated = info[IS_SUCCESS] and self.config.terminate_on_success

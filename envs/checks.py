@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -31,6 +32,29 @@ def check_action(action: Any, space: gymnasium.spaces.Box) -> np.ndarray:
     if (array < space.low - 1e-3).any() or (array > space.high + 1e-3).any():
         raise InputError("action", array.tolist(), f"stay within [{space.low.min():g}, {space.high.max():g}]")
     return np.clip(array.astype(np.float64), space.low, space.high)
+
+
+def require_reset(started: bool) -> None:
+    """Says, as Gymnasium's own wrapper does, that there is nothing to step yet.
+
+    Raises:
+        gymnasium.error.ResetNeeded: `reset` was never called.
+    """
+    if not started:
+        raise gymnasium.error.ResetNeeded("call reset() before step(): there is no scene yet")
+
+
+def frame_rate(control_rate: float, control_steps: int) -> int:
+    """The frames a second, a whole number as datasets and videos have it, of so many control steps each.
+
+    Raises:
+        InputError: less than one in two seconds, which rounds to none.
+    """
+    rate = round(control_rate / control_steps)
+    if rate < 1:
+        most = math.ceil(2 * control_rate) - 1
+        raise InputError("control_steps", control_steps, f"the frame rate would be 0 a second: choose at most {most}")
+    return rate
 
 
 def check_observation(observation: Any, instruction: Any, space: gymnasium.spaces.Dict) -> Observation:

@@ -10,7 +10,7 @@ import cv2
 import gymnasium
 import numpy as np
 
-from emu_embodied.envs.checks import check_action, check_names
+from emu_embodied.envs.checks import check_action, check_names, frame_rate, require_reset
 from emu_embodied.envs.tee import (
     ARENA_CM,
     CENTROID_CM,
@@ -94,8 +94,9 @@ class PushTEnv(gymnasium.Env):
         if render_mode not in (None, "rgb_array"):
             raise InputError("render_mode", render_mode, "choose None or 'rgb_array'")
         self.render_mode = render_mode
-        self.metadata = {**self.metadata, "render_fps": round(1 / (CONTROL_SECONDS * self.config.control_steps))}
+        self.metadata = {**self.metadata, "render_fps": frame_rate(1 / CONTROL_SECONDS, self.config.control_steps)}
         self._game = GymPushT(obs_type="state")
+        self._started = False
         self._game._setup()  # bodies, so that there is a state before the first reset
         size, half = self.config.image_size, ARENA_CM / 2
         self.observation_space = gymnasium.spaces.Dict(
@@ -120,10 +121,12 @@ class PushTEnv(gymnasium.Env):
             self._place(**given)
             if len(given) == 2 or self._clearance() > 0.05:
                 break
+        self._started = True
         return self._observe(), self._info()
 
     def step(self, action: np.ndarray):
         """Moves the pusher by one action; see the class for units."""
+        require_reset(self._started)
         self.act(check_action(action, self.action_space))
         reward, success = self.judge()
         return self._observe(), reward, success and self.config.terminate_on_success, False, self._info()

@@ -11,7 +11,7 @@ import gymnasium
 import mujoco
 import numpy as np
 
-from emu_embodied.envs.checks import check_action
+from emu_embodied.envs.checks import check_action, frame_rate, require_reset
 from emu_embodied.envs.closing import close_at_exit
 from emu_embodied.envs.tasks import COLOURS, OBJECTS, UNSEEN_COLOUR, Task, all_tasks, parse_task, spoken_tasks
 from emu_embodied.errors import InputError, SimulationError
@@ -105,7 +105,7 @@ class TabletopPushEnv(gymnasium.Env):
         if render_mode not in (None, "rgb_array"):
             raise InputError("render_mode", render_mode, "choose None or 'rgb_array'")
         self.render_mode = render_mode
-        self.metadata = {**self.metadata, "render_fps": round(1 / (CONTROL_SECONDS * self.config.control_steps))}
+        self.metadata = {**self.metadata, "render_fps": frame_rate(1 / CONTROL_SECONDS, self.config.control_steps)}
         xml = (resources.files("emu_embodied.envs") / "assets" / "tabletop.xml").read_text()
         self.model = mujoco.MjModel.from_xml_string(xml)
         self.data = mujoco.MjData(self.model)
@@ -146,6 +146,7 @@ class TabletopPushEnv(gymnasium.Env):
 
     def step(self, action: np.ndarray):
         """Moves the pusher by one action, 0.25 s long; see the class for units."""
+        require_reset(self.task_spec is not None)
         self.act(check_action(action, self.action_space))
         reward, success = self.judge()
         return self._observe(), reward, success and self.config.terminate_on_success, False, self._info()

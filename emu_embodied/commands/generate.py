@@ -31,6 +31,7 @@ def run(config: DictConfig) -> None:
     """
     import torch
 
+    from emu_embodied.device import find_device
     from emu_embodied.emu35.checkpoint import is_adapted, load_adapted
     from emu_embodied.emu35.loading import DIDA, Emu35, load
     from emu_embodied.emu35.prompts import build_prompt, check_parts, find_task
@@ -46,13 +47,12 @@ def run(config: DictConfig) -> None:
     text, image = _sampling(config, task)
     grid = _grid(config)
     pictures = [_read_image(file) for file in config.images]
-    place = {"dtype": _dtype(config.dtype), "device": _device(config.device)}
+    place = {"dtype": _dtype(config.dtype), "device": find_device(config.device, ConfigError)}
     folder = _folder(config.out)
 
     folders = [name and str(name) for name in (config.checkpoint, config.vision, config.text)]
     if is_adapted(folders[0]):
-        best = "cuda" if torch.cuda.is_available() else "cpu"
-        frames, prompts, noisy, *_ = load_adapted(folders[0], place["dtype"], place["device"] or best)
+        frames, prompts, noisy, *_ = load_adapted(folders[0], **place)
         loaded = Emu35(noisy.transformer, frames.ibq, prompts.text, noisy)
     else:
         loaded = load(*folders, **place, quantisation=config.quantisation)
@@ -198,14 +198,6 @@ def _dtype(name: str):
     if name not in ("auto", "float32", "bfloat16", "float16"):
         raise ConfigError("dtype", name, "choose auto, float32, bfloat16 or float16")
     return None if name == "auto" else getattr(torch, name)
-
-
-def _device(name: str) -> str | None:
-    import torch
-
-    if name not in ("auto", "cpu", "cuda") or (name == "cuda" and not torch.cuda.is_available()):
-        raise ConfigError("device", name, "choose auto, cpu, or cuda where there is a GPU")
-    return None if name == "auto" else name
 
 
 def _folder(out: str | None) -> Path:

@@ -28,6 +28,7 @@ def run(config: DictConfig) -> None:
 
     began = time.monotonic()
     from emu_embodied.checkpoint import load_checkpoint
+    from emu_embodied.device import find_device
     from emu_embodied.emu35.checkpoint import Base
     from emu_embodied.loading import checkpoint_path
     from emu_embodied.training.recipe import adapt_checkpoint, train_checkpoint
@@ -42,7 +43,7 @@ def run(config: DictConfig) -> None:
         return
     released = "adoption" in config.recipe
     source = checkpoint_path(config["from"]) if config.stage == "dida" else None
-    device = _device(config.device)
+    device = find_device(config.device, ConfigError)
     if config.threads:
         torch.set_num_threads(config.threads)
     recipe = make_fine_tuning(config) if released else make_recipe(config)
@@ -127,12 +128,13 @@ def _teach_subgoals(config: DictConfig) -> None:
     import torch
 
     from emu_embodied.checkpoint import load_checkpoint
+    from emu_embodied.device import find_device
     from emu_embodied.loading import checkpoint_path
     from emu_embodied.rollouts.hindsight import relabel
     from emu_embodied.training.loop import LoopConfig
     from emu_embodied.training.subgoals import LanguageConfig, teach_subgoals
 
-    began, device, source = time.monotonic(), _device(config.device), checkpoint_path(config["from"])
+    began, device, source = time.monotonic(), find_device(config.device, ConfigError), checkpoint_path(config["from"])
     if config.threads:
         torch.set_num_threads(config.threads)
     values = OmegaConf.to_container(config.language)
@@ -269,16 +271,6 @@ def _check_optimisers(recipe, *loops: str) -> None:
         optimiser = getattr(recipe, name).optimiser
         if optimiser not in OPTIMISERS:
             raise ConfigError(f"recipe.{name}.optimiser", optimiser, f"choose one of {OPTIMISERS}")
-
-
-def _device(name: str):
-    import torch
-
-    if name not in ("auto", "cpu", "cuda"):
-        raise ConfigError("device", name, "choose auto, cpu or cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device", name, "PyTorch sees no CUDA device here: choose cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def _frames(config: DictConfig, image_size: int):

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from emu_embodied.device import find_device
 from emu_embodied.errors import CheckpointError
+from emu_embodied.shipped import shipped_checkpoints
 from emu_embodied.types import short_repr
 
 if TYPE_CHECKING:
@@ -74,7 +76,8 @@ def load(
     from emu_embodied.emu35.text import load_text_tokenizer
     from emu_embodied.emu35.vision import load_vision_tokenizer
 
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = find_device(device)
+    _check_released(path)
     dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
     tokenizer = load_text_tokenizer(path if text is None else text)
     images = load_vision_tokenizer(path if vision is None else vision, dtype=torch.float32, device=device)
@@ -84,6 +87,16 @@ def load(
     model = load_language_model(path, dtype=dtype, device=device, quantisation=quantisation)
     _check_sizes(model.config.vocab_size, tokenizer)
     return Emu35(model, images, tokenizer, _load_dida(Path(path), model))
+
+
+def _check_released(path: str | os.PathLike) -> None:
+    """Refuses our own checkpoints, which have other files."""
+    if os.fspath(path) in shipped_checkpoints() or (Path(path) / "manifest.json").is_file():
+        rule = (
+            "it is a world model, which answers no prompts: give a released model's folder, or a checkpoint of "
+            "train preset=emu3.5; emu-embodied subgoal, plan and play take a world model"
+        )
+        raise CheckpointError("checkpoint", str(path), rule)
 
 
 def _check_sizes(size: int, tokenizer: Any) -> None:

@@ -96,7 +96,7 @@ def checked_engine(name: str, model: TokenModel, **options) -> StepEngine:
 
 
 def fastest_engine(model: TokenModel, batch: int, **options) -> tuple[StepEngine, list[Trial]]:
-    """The fastest engine that agrees with the eager steps, and what was tried.
+    """The fastest engine that agrees with the eager steps, and what was tried; one that fails leaves it to the others.
 
     On a CPU `compiled` is left out, whose compilation takes minutes.
 
@@ -112,11 +112,16 @@ def fastest_engine(model: TokenModel, batch: int, **options) -> tuple[StepEngine
         if engine is not None and (best is None or trial.ms < best[0]):
             best = (trial.ms, engine)
     logger.info("engines tried: %s", trials)
+    if best is None:
+        raise EngineError("engine auto", trials[0].fault, "not even the eager steps run here")
     return best[1], trials
 
 
 def try_engine(name: str, model: TokenModel, batch: int, **options) -> tuple[Trial, StepEngine | None]:
-    """Makes an engine, compares it, and times it; the engine is None where it does not run, or does not agree."""
+    """Makes an engine, compares it, and times it; the engine is None where it does not run, or does not agree.
+
+    What compilers, drivers and runtimes raise, of whatever kind, is the engine's fault, told by a warning.
+    """
     try:
         engine = make_engine(name, model, **options)
         parity = None if name == "eager" else measure_parity(engine, model)
@@ -125,6 +130,10 @@ def try_engine(name: str, model: TokenModel, batch: int, **options) -> tuple[Tri
         return Trial(name, time_frame(engine, batch), parity), engine
     except (EngineError, InputError) as error:
         return Trial(name, None, None, str(error)), None
+    except Exception as error:
+        fault = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        logger.warning("the %s engine fails (%s): trying the others", name, fault)
+        return Trial(name, None, None, fault), None
 
 
 @torch.inference_mode()

@@ -5,12 +5,17 @@ Knows static buffers and decoding functions as callables, and nothing of what th
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sysconfig
 import weakref
 from collections.abc import Callable
 
 import torch
 
 from emu_embodied.engines.static import StaticCache, StaticEngine
+from emu_embodied.errors import EngineError
 from emu_embodied.static_step import STEPS
 from emu_embodied.token_model import TokenModel
 
@@ -20,10 +25,14 @@ class CompiledEngine(StaticEngine):
 
     Args:
         model: the token model, in eval mode, in the precision to compute in.
+
+    Raises:
+        EngineError: no compiler works here.
     """
 
     def __init__(self, model: TokenModel) -> None:
         super().__init__(model, name="compiled")
+        check_compiler(self._offsets.is_cuda)
         how = {"cpp_wrapper": not self._offsets.is_cuda}  # on the CPU a token's call costs a third less than from Python
         steps = {name: getattr(self.step, name) for name in STEPS}
         self.run = {
@@ -45,6 +54,27 @@ class CompiledEngine(StaticEngine):
             return self._graphs[key](cache, actions_BA)
 
         return frame
+
+
+def check_compiler(cuda: bool = False) -> None:
+    """Has a line compiled against Python's headers, which is what Inductor (C++) or Triton (C, for a GPU) will do.
+
+    Raises:
+        EngineError: there is no compiler, or it does not work.
+    """
+    names = [os.environ.get("CC"), "gcc", "clang", "cc"] if cuda else [os.environ.get("CXX"), "g++", "clang++"]
+    compiler = next((found for name in names if name and (found := shutil.which(name))), None)
+    remedy = "install one with Python's headers (Debian, Ubuntu: apt-get install g++ python3-dev), or use engine=onnx"
+    if compiler is None:
+        raise EngineError("engine compiled", f"no {'C' if cuda else 'C++'} compiler is found", remedy)
+    words = [compiler, "-x", "c" if cuda else "c++", f"-I{sysconfig.get_path('include')}", "-fsyntax-only", "-"]
+    try:
+        done = subprocess.run(words, input="#include <Python.h>\n", capture_output=True, text=True, timeout=60)
+        fault = "" if done.returncode == 0 else (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[0]
+    except (OSError, subprocess.TimeoutExpired) as error:
+        fault = str(error)
+    if fault:
+        raise EngineError("engine compiled", f"{compiler}: {fault}", remedy)
 
 
 class GraphedFrame:
