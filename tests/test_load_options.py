@@ -14,6 +14,7 @@ from tiny import tiny_world_model
 
 import emu_embodied.envs  # noqa: F401  registers them
 from emu_embodied.commands import main
+from emu_embodied.commands._keys import ENGINES
 from emu_embodied.device import find_device
 from emu_embodied.emu35.loading import load as load_released
 from emu_embodied.engines import choose
@@ -38,6 +39,10 @@ def test_devices_that_are_here():
     assert find_device() == find_device("auto") == torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with pytest.raises(ConfigError, match="device: tpu; choose"):
         find_device("tpu", ConfigError)
+
+
+def test_the_command_line_knows_the_engines():
+    assert ENGINES == (*choose.ENGINES, "auto")
 
 
 def test_no_compiler_is_told_at_load(monkeypatch, tmp_path):
@@ -74,7 +79,9 @@ def test_auto_goes_on_without_an_engine_that_fails(error: Exception, monkeypatch
     assert f"the onnx engine fails ({type(error).__name__}" in caplog.text and trials[1].ms is None
 
 
-@pytest.mark.parametrize(("world", "steps", "most"), [("TabletopPush-v0", 41, 39), ("PushT-v0", 21, 19), ("Reacher-v0", 200, 99)])
+@pytest.mark.parametrize(
+    ("world", "steps", "most"), [("TabletopPush-v0", 41, 39), ("PushT-v0", 21, 19), ("Reacher-v0", 200, 99)]
+)
 def test_a_frame_rate_of_nothing_is_refused(world: str, steps: int, most: int):
     with pytest.raises(InputError, match=f"control_steps: {steps}; the frame rate would be 0 .*at most {most}"):
         gymnasium.make(f"emu_embodied/{world}", control_steps=steps)
