@@ -97,7 +97,8 @@ def collect(
     """Records a dataset, or what is missing of it.
 
     Workers write parts of 25 episodes to `<root>.parts`; a kill loses the parts in flight, and a second call goes on
-    with the others. At the end, and at Ctrl-C, the finished parts are joined at `root`. Same settings, same data. An episode
+    with the others. At the end, and at Ctrl-C, the finished parts are joined at `root`. Same settings, same files,
+    to the byte, however often it was killed and whatever the workers (with the same packages on the same machine). An episode
     whose simulator leaves the numbers is left out and listed; the others stay.
 
     Args:

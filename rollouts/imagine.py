@@ -88,7 +88,8 @@ def imagine(
     """Dreams a dataset, or what is missing of it.
 
     Parts of 25 episodes, dreamt together, are written to `<root>.parts`; a kill loses the part at work, and a second call
-    goes on with the others. At the end, and at Ctrl-C, the finished parts are joined at `root`.
+    goes on with the others. At the end, and at Ctrl-C, the finished parts are joined at `root`. Same settings, same files,
+    to the byte, however often it was killed (with the same packages and as many threads on the same machine).
 
     Args:
         model: what dreams.

@@ -18,7 +18,7 @@ from foreign import FPS, JOINTS, TOP, WRIST, picture, recorded_actions, write_fo
 from emu_embodied.commands import main
 from emu_embodied.data.frame_cache import FrameCache, _as_json, build_frame_cache, frames_for, load_frame_cache
 from emu_embodied.data.lerobot_files import SIDECAR
-from emu_embodied.data.lerobot_info import read_info
+from emu_embodied.data.lerobot_info import CONVERTER, read_info
 from emu_embodied.data.mixing import mix
 from emu_embodied.data.quality import QualityConfig
 from emu_embodied.data.reader import ReadOptions, settle
@@ -422,6 +422,29 @@ def test_a_hostile_description_is_refused(images, tmp_path, change: dict):
     change_info(root, **change)
     with pytest.raises(DatasetError, match=str(root)):
         build_frame_cache(root)
+
+
+def test_a_column_of_another_name_is_suggested(images, tmp_path):
+    root = copied(images, tmp_path)
+    info = read_info(root)
+    info["features"] = {"actions" if key == "action" else key: value for key, value in info["features"].items()}
+    change_info(root, features=info["features"])
+    with pytest.raises(
+        DatasetError, match="no column `action`; did you mean actions[?] there are .*top, actions, timestamp"
+    ):
+        build_frame_cache(root)
+
+
+@pytest.mark.parametrize(("version", "told"), [("v2.1", "--root=.*copy --push-to-hub=false"), ("v2.0", "to v2.1 with")])
+def test_a_dataset_of_an_older_format_names_the_converter(images, tmp_path, version: str, told: str):
+    import importlib.util
+
+    root = copied(images, tmp_path)
+    change_info(root, codebase_version=version)
+    (root / "meta" / "tasks.parquet").unlink()
+    with pytest.raises(DatasetError, match=f"codebase_version: {version}; v3 is read: .*{told}") as caught:
+        frames_for(root)
+    assert CONVERTER in caught.value.remedy and importlib.util.find_spec(CONVERTER.removeprefix("python -m "))
 
 
 def test_actions_of_another_size_than_described_are_named(images, tmp_path):

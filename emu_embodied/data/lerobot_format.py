@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
@@ -107,7 +108,8 @@ def write_dataset(root: Path, episodes: Iterable[Episode], names: Names, fps: in
 
 
 def merge_datasets(parts: Sequence[Path], root: Path) -> None:
-    """Joins datasets of the same features into a new one, episode after episode, without decoding an image.
+    """Joins datasets of the same features into a new one, episode after episode, without decoding an image. The same parts
+    give the same bytes.
 
     LeRobot's `aggregate_datasets` takes the same input, but passes every image through Python lists and the datasets
     cache: some hundred frames per second, against tens of thousands here.
@@ -126,6 +128,7 @@ def merge_datasets(parts: Sequence[Path], root: Path) -> None:
         import pandas
         from lerobot.datasets import aggregate
         from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
+        from lerobot.datasets.io_utils import write_stats
         from lerobot.datasets.utils import DEFAULT_EPISODES_PATH
 
         sources = [_read_part(part) for part in parts]
@@ -152,6 +155,7 @@ def merge_datasets(parts: Sequence[Path], root: Path) -> None:
         table["meta/episodes/chunk_index"] = table["meta/episodes/file_index"] = 0
         table.to_parquet(path)
         aggregate.finalize_aggregation(merged, sources)
+        write_stats(dict(sorted(merged.stats.items())), root)  # LeRobot goes through a set
 
 
 class _DataWriter:
@@ -180,7 +184,8 @@ class _DataWriter:
                 self._roll(file.schema_arrow, sum(sizes))
                 for i in range(file.num_row_groups):
                     table = file.read_row_group(i)
-                    self.writer.write_table(_renumber(table, self.merged.info, numbers))
+                    table = _renumber(table, self.merged.info, numbers)
+                    self.writer.write_table(table.replace_schema_metadata(_without_fingerprint(table.schema).metadata))
             except (pyarrow.ArrowException, OSError) as error:
                 remedy = "the file is damaged or the disk full; free space, or remove the part and record it anew"
                 raise DatasetError(str(path), str(error), remedy) from error
@@ -200,7 +205,7 @@ class _DataWriter:
             path = self.merged.root / self.merged.data_path.format(chunk_index=self.place[0], file_index=self.place[1])
             path.parent.mkdir(parents=True, exist_ok=True)
             options = {"compression": "snappy", "use_dictionary": True, "write_page_checksum": True}
-            self.writer = parquet.ParquetWriter(path, schema, **options)
+            self.writer = parquet.ParquetWriter(path, _without_fingerprint(schema), **options)
         self.bytes += size
 
     def close(self) -> None:
@@ -232,6 +237,16 @@ def _read_part(root: Path) -> _Part:
         return _Part(Path(root), info.features, info.fps, *counts, load_tasks(Path(root)), load_stats(Path(root)))
     except Exception as error:  # LeRobot and pyarrow raise many kinds
         raise DatasetError(str(root), repr(error), "the part is damaged; remove it and record it anew") from error
+
+
+def _without_fingerprint(schema: Any) -> Any:
+    """The schema without the number that the datasets library draws anew whenever it writes a file; columns stay described."""
+    described = dict(schema.metadata or {})
+    if b"huggingface" in described:
+        told = json.loads(described[b"huggingface"])
+        told.pop("fingerprint", None)
+        described[b"huggingface"] = json.dumps(told).encode()
+    return schema.with_metadata(described)
 
 
 def _renumber(table: Any, totals: Any, task_numbers: np.ndarray) -> Any:

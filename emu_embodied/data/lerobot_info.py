@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
 from collections import Counter
@@ -15,12 +16,15 @@ from emu_embodied.data.images import MOST_PIXELS
 from emu_embodied.errors import CheckpointError, DatasetError
 from emu_embodied.storage import read_json
 from emu_embodied.types import ACTION, OBS_ENVIRONMENT_STATE, OBS_STATE, REWARD, SUCCESS
-from emu_embodied.validation import number, suggest, whole_number
+from emu_embodied.validation import number, whole_number
 
 INFO = Path("meta", "info.json")
 VECTORS = (OBS_STATE, ACTION, OBS_ENVIRONMENT_STATE)
 MOST_FRAMES, MOST_NUMBERS = 10**9, 2**16  # of a dataset, of a vector
-LARGEST = 1e18  # of recorded numbers: their squares are float32 too
+LARGEST, LARGEST_ACTION = (
+    1e18,
+    1e37,
+)  # of recorded numbers, whose squares are float32 too; of actions, whose differences are
 CONVERTER = "python -m lerobot.scripts.convert_dataset_v21_to_v30"  # of LeRobot 0.6.1
 _PLAIN = re.compile(r"(?!.*\.\.)[\w. -]{1,200}")
 
@@ -86,7 +90,9 @@ def _check_feature(where: str, key: str, feature: object) -> None:
 def _check_columns(where: Path, features: Mapping[str, Any]) -> None:
     """Refuses columns that are read and cannot be what their names say."""
     if ACTION not in features:
-        raise DatasetError(f"{where}: no column `{ACTION}`", "expected a LeRobotDataset v3", suggest(ACTION, features))
+        near = [f"did you mean {name}? " for name in difflib.get_close_matches(ACTION, features, 1)]
+        told = f"there are {', '.join(features) or 'none'}; call the actions `{ACTION}`, here and in the data files"
+        raise DatasetError(f"{where}: features", f"no column `{ACTION}`", "".join(near) + told)
     for key in (*VECTORS, REWARD, SUCCESS):
         if key not in features:
             continue
@@ -184,4 +190,4 @@ def _numbers(told: object) -> np.ndarray | None:
         values = np.asarray(told if isinstance(told, list) else [told], np.float64).reshape(-1)
     except (TypeError, ValueError, OverflowError):
         return None
-    return values if np.isfinite(values).all() and (np.abs(values) <= LARGEST).all() else None
+    return values if np.isfinite(values).all() and (np.abs(values) <= LARGEST_ACTION).all() else None

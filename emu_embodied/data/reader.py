@@ -24,6 +24,7 @@ from emu_embodied.data.lerobot_files import (
 )
 from emu_embodied.data.lerobot_info import (
     LARGEST,
+    LARGEST_ACTION,
     VECTORS,
     cameras_of,
     choose_elements,
@@ -271,7 +272,7 @@ class _Reading:
         """Notes the episodes with numbers that are none, or too large; in datasets of our own, too, where actions end at 1."""
         for key in self.vectors:
             sizes = np.abs(rows[key]).reshape(len(rows[key]), -1).max(1)
-            largest = LARGEST_OURS if self.ours and key == ACTION else LARGEST
+            largest = LARGEST if key != ACTION else LARGEST_OURS if self.ours else LARGEST_ACTION
             for reason, bad, what in (
                 ("not finite", ~np.isfinite(sizes), "NaN or infinite"),
                 ("out of range", sizes > largest, f"beyond {largest:g}"),
