@@ -5,20 +5,22 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
 import emu_embodied
 from emu_embodied.errors import CheckpointError, ConfigError, InputError
+from emu_embodied.labels import LABELS
 from emu_embodied.schema import build
 from emu_embodied.storage import Folder, load_folder, save_folder, sums
 from emu_embodied.token_model import TokenModel, TokenModelConfig, check_objects, check_scale
 from emu_embodied.tokenizers.frames import FrameTokenizer, FrameTokenizerConfig
 from emu_embodied.tokenizers.text import TextTokenizer
-from emu_embodied.validation import env_id, number, whole_number
+from emu_embodied.validation import choice, env_id, number, whole_number
 
 FORMAT = "emu-embodied-world-model"
 
@@ -36,7 +38,8 @@ class World:
         eye: what reads objects from frames, one of `rollouts.eyes.EYES`.
         landmarks: object -> the object whose second point it is, so that the two give its angle.
         action_scale: centres and half-ranges by which recorded actions became values in [-1, 1], for each dataset trained on;
-            empty where they were so from the beginning. See `data.resampling.denormalise`.
+            empty where they were so from the beginning. See `units.ActionScale`.
+        known: which of `labels.LABELS` the data had, so that the heads learnt them; None before training.
 
     Raises:
         ConfigError: a name, colour or number that is none.
@@ -49,6 +52,7 @@ class World:
     eye: str = "colours"
     landmarks: Mapping[str, str] = field(default_factory=dict)
     action_scale: tuple[tuple[tuple[float, ...], ...], ...] = field(default=())
+    known: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         check_objects(self.objects)
@@ -65,6 +69,18 @@ class World:
                 raise ConfigError("landmarks", min(unknown), f"choose among the objects {list(self.objects)}")
         for scale in self.action_scale:
             _check_action_scale(scale)
+        for label in self.known or ():
+            choice("known", label, LABELS)
+
+    def settled(self) -> World:
+        """The same, where a checkpoint does not tell yet what its data had: a simulator's recordings have all labels, and of
+        what was learnt from others nothing is believed."""
+        return self if self.known is not None else replace(self, known=LABELS if self.env_id else ())
+
+    def learnt_from(self, cache_known: np.ndarray) -> World:
+        """The same with the labels that training episodes have, (n, 3) as `FrameCache.known`, beside those known before."""
+        found = [label for label, there in zip(LABELS, cache_known.any(0), strict=True) if there]
+        return replace(self, known=tuple(label for label in LABELS if label in {*(self.known or ()), *found}))
 
 
 def _check_action_scale(scale: tuple) -> None:
@@ -75,7 +91,7 @@ def _check_action_scale(scale: tuple) -> None:
         )
     for centre, half in zip(*scale, strict=True):
         number("action_scale", centre, -1e12, 1e12)
-        number("action_scale", half, 1e-45, 1e12)
+        number("action_scale", half, 0, 1e12)
 
 
 def versions() -> dict[str, str]:
@@ -126,7 +142,7 @@ def load_checkpoint(path: Path) -> tuple[FrameTokenizer, TextTokenizer, TokenMod
         )
     frames = build(FrameTokenizerConfig, config.get("tokenizer"), f"{place}: tokenizer")
     sizes = build(TokenModelConfig, config.get("model"), f"{place}: model")
-    world = build(World, config.get("world"), f"{place}: world")
+    world = build(World, config.get("world"), f"{place}: world").settled()
     if not isinstance(config.get("training"), dict):
         raise CheckpointError(f"{place}: training", config.get("training"), "must be a JSON object")
     try:

@@ -19,6 +19,7 @@ from emu_embodied.step import FrameStep
 from emu_embodied.storage import read_json
 from emu_embodied.subgoals import SubgoalDecoding, TokenSubgoals
 from emu_embodied.token_model import TokenModel
+from emu_embodied.validation import whole_number
 from emu_embodied.world_model import TokenWorldModel
 
 
@@ -35,6 +36,7 @@ def load(
     engine: str = "eager",
     precision: str = "fp32",
     seed: int = 0,
+    dataset: int | None = None,
     **decoding: Any,
 ) -> TokenWorldModel:
     """Loads a world model.
@@ -46,6 +48,8 @@ def load(
             eager steps; the world model's `engine.name` says which runs.
         precision: fp32, or fp16 or bf16 for engines that have it.
         seed: of the sampling noise.
+        dataset: of a model of several robots, which one's action scale holds: that of the dataset so many places after the
+            first that it was trained on.
         decoding: options of `decoding.config.DecodingConfig`: `decoding="exact"`, `passes=4`, `temperature=1.0`, ...
 
     Raises:
@@ -61,6 +65,9 @@ def load(
     place, path = find_device(device), checkpoint_path(name_or_path)
     tokenizer, text, model, world, _ = load_adapted(path, device=place) if is_adapted(path) else load_checkpoint(path)
     model.to(place)
+    if dataset is not None:
+        chosen = whole_number("dataset", dataset, 0, max(0, len(world.action_scale) - 1), InputError)
+        world = replace(world, action_scale=world.action_scale[chosen : chosen + 1])
     job = (tokenizer.to(place), text, model, world)
     return TokenWorldModel(*job, decoding=how, engine=_engine(engine, model, precision), seed=seed, name=str(path))
 

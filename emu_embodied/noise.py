@@ -6,6 +6,8 @@ A level is the share of tokens that are wrong, from 0 to 1, and means the same f
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -140,7 +142,38 @@ def make_noise(name: str, places_VK: torch.Tensor) -> Noise:
     ]()
 
 
-def uniform(shape, like: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+class WorldNoise:
+    """A generator for each of B worlds in the place of one for all: no world's noise depends on its neighbours.
+
+    They draw on the CPU, and are made when something is first drawn.
+
+    Args:
+        seeds: one a world.
+    """
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        self.seeds = tuple(seeds)
+
+    @cached_property
+    def generators(self) -> list[torch.Generator]:
+        """One a world."""
+        return [torch.Generator().manual_seed(seed) for seed in self.seeds]
+
+    def select(self, worlds: slice) -> WorldNoise:
+        """That of some of the worlds, from its beginning."""
+        return WorldNoise(self.seeds[worlds])
+
+    def uniform(self, shape) -> torch.Tensor:
+        """Uniform numbers in [0, 1) (B * S, ...): of S rows of the first world, then of the next."""
+        drawn, each = torch.empty(shape), shape[0] // len(self.seeds)
+        for rows, generator in zip(drawn.split(each), self.generators, strict=True):
+            rows.uniform_(generator=generator)
+        return drawn
+
+
+def uniform(shape, like: torch.Tensor, generator: torch.Generator | WorldNoise | None) -> torch.Tensor:
     """Uniform numbers in [0, 1), drawn on the generator's device and brought to where `like` is."""
+    if isinstance(generator, WorldNoise):
+        return generator.uniform(shape).to(like.device)
     device = generator.device if generator is not None else like.device
     return torch.rand(shape, generator=generator, device=device).to(like.device)

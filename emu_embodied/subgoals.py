@@ -21,6 +21,7 @@ from emu_embodied.errors import InputError
 from emu_embodied.protocols import StepEngine
 from emu_embodied.streams import Streams
 from emu_embodied.types import DONE, History, Observation, Subgoal
+from emu_embodied.validation import check_seed, whole_number
 from emu_embodied.world_model import TokenWorldModel
 
 LONGEST = 400  # characters of an instruction
@@ -149,6 +150,8 @@ class TokenSubgoals:
         Raises:
             InputError: see `propose`.
         """
+        if not isinstance(observation, Observation):
+            raise InputError("observation", type(observation).__name__, "give an Observation")
         told = observation.instruction
         if not isinstance(told, str) or not told.strip():
             raise InputError("instruction", told, 'say what is to be done, like "push the red cube to the left"')
@@ -168,8 +171,7 @@ class TokenSubgoals:
     @torch.inference_mode()
     def _chains(self, pixels, told: str, count: int, seed: int, heed: bool, on_caption=None) -> list[list[Subgoal]]:
         """`samples` chains from one frame; a caption that says "done" ends one where that is heeded."""
-        if type(count) is not int or not 1 <= count <= MOST:
-            raise InputError("count", count, f"give a whole number from 1 to {MOST}")
+        count, seed = whole_number("count", count, 1, MOST, InputError), check_seed(seed)
         samples = self.config.samples
         chains: list[list[Subgoal]] = [[] for _ in range(samples)]
         live, codes_BN, ids_BI = list(range(samples)), self._codes(pixels, samples), self._ids([told])
@@ -251,7 +253,7 @@ class TokenSubgoals:
 
     def _codes(self, pixels: np.ndarray, copies: int) -> torch.Tensor:
         """A frame's codes, so many times: (copies, N)."""
-        seen = Observation(pixels, np.zeros(0, np.float32))
+        seen = Observation(pixels, np.zeros(self.world_model.agent_dim, np.float32))
         return self.world_model.encode([seen]).codes_BCN[:, -1].expand(copies, -1)
 
     def _ids(self, texts: Sequence[str]) -> torch.Tensor:

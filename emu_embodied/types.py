@@ -70,9 +70,9 @@ class Episode:
         pixels: (T + 1, H, W, 3) uint8.
         agent_pos: (T + 1, D) float32.
         states: (T + 1, E) float32, the simulator's true state vector (`observation.environment_state`).
-        actions: (T, A) float32 in [-1, 1].
-        rewards: (T,) float32, received on arrival at frame t + 1.
-        successes: (T,) bool, judged at frame t + 1.
+        actions: (T, A) float32, in the robot's units.
+        rewards: (T,) float32, received on arrival at frame t + 1; None where nobody knows them.
+        successes: (T,) bool, judged at frame t + 1; None where nobody knows them.
         instruction: the task as text.
     """
 
@@ -80,8 +80,8 @@ class Episode:
     agent_pos: np.ndarray
     states: np.ndarray
     actions: np.ndarray
-    rewards: np.ndarray
-    successes: np.ndarray
+    rewards: np.ndarray | None
+    successes: np.ndarray | None
     instruction: str
 
     __repr__ = short_repr

@@ -1,4 +1,4 @@
-"""Checks of single values: each returns the value in its plain type or raises the one typed error. Knows only the errors."""
+"""Checks of values where they enter: each returns the plain value or raises the one typed error. Knows only the errors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import numbers
 import re
 from collections.abc import Collection, Mapping
 
-from emu_embodied.errors import ConfigError, EmuEmbodiedError
+import numpy as np
+
+from emu_embodied.errors import ConfigError, EmuEmbodiedError, InputError
 
 Kind = type[EmuEmbodiedError]
 _ENV_ID = re.compile(r"(?:[A-Za-z0-9_-]+/)?[A-Za-z0-9_.-]+")
@@ -97,6 +99,47 @@ def suggest(word: object, options: Collection[str]) -> str:
     """A remedy for an unknown word: the nearest option, if one is near, and all of them."""
     near = difflib.get_close_matches(word, options, 1) if isinstance(word, str) else []
     return (f"did you mean {near[0]}? " if near else "") + f"choose among: {', '.join(options) or '(none)'}"
+
+
+def check_seed(value: object, field: str = "seed", error: Kind = InputError) -> int:
+    """Returns a seed, a whole number from 0 to 2^63 - 1 of Python's or NumPy's, as an int.
+
+    Raises:
+        EmuEmbodiedError: of the class `error`: another type, or outside the range.
+    """
+    return whole_number(field, value, 0, 2**63 - 1, error)
+
+
+def numbers_of(field: str, value: object, rule: str = "give an array of float32", error: Kind = InputError) -> np.ndarray:
+    """Returns finite real numbers as an array in the machine's byte order, whatever the caller's layout.
+
+    Raises:
+        EmuEmbodiedError: of the class `error`: no array of numbers, a masked one, or numbers that are not finite.
+    """
+    try:
+        if isinstance(value, np.ma.MaskedArray):
+            raise TypeError("a masked array, whose gaps nobody would fill")
+        array = np.asarray(value)
+    except Exception as reason:  # ragged lists, tensors that NumPy cannot see, objects with an `__array__` of their own
+        raise error(field, str(reason), rule) from None
+    if array.dtype.kind not in "fiu":
+        raise error(field, f"dtype {array.dtype}", rule)
+    if not np.isfinite(array).all():
+        raise error(field, "NaN or inf", "give finite numbers")
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def frame_of(field: str, value: object, shape: tuple[int, ...], error: Kind = InputError) -> np.ndarray:
+    """Returns a picture (H, W, 3), or several, uint8.
+
+    Raises:
+        EmuEmbodiedError: of the class `error`: no plain NumPy array of this shape and dtype.
+    """
+    plain = isinstance(value, np.ndarray) and not isinstance(value, np.ma.MaskedArray)
+    if not plain or value.dtype != np.uint8 or value.shape != shape:
+        found = f"{value.dtype} {value.shape}" if plain else type(value).__name__
+        raise error(field, found, f"give a uint8 RGB array of shape {shape}")
+    return value
 
 
 def _within(value, least, most) -> bool:

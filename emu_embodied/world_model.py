@@ -14,13 +14,15 @@ from emu_embodied.decoding.config import DecodingConfig
 from emu_embodied.decoding.guidance import GuidedEngine
 from emu_embodied.decoding.sampling import entropy
 from emu_embodied.errors import CheckpointError, InputError
-from emu_embodied.noise import make_noise
+from emu_embodied.labels import knows
+from emu_embodied.noise import WorldNoise, make_noise
 from emu_embodied.protocols import StepEngine
 from emu_embodied.step import FrameStep, soft_step
 from emu_embodied.token_model import StateEstimate, TokenModel
 from emu_embodied.tokenizers.frames import FrameTokenizer
 from emu_embodied.tokenizers.text import TextTokenizer
 from emu_embodied.types import History, Observation, Rollout
+from emu_embodied.validation import check_seed, frame_of, numbers_of, whole_number
 
 
 class TokenWorldModel:
@@ -33,11 +35,11 @@ class TokenWorldModel:
         engine: executes the model's steps; eager by default.
         seed: of the sampling noise; see `seed`.
         chunk: most dreams (B x S) that are imagined at once; more are done in turn, which keeps memory and caches small. By
-            default 16 on the CPU, whose caches then hold a layer's states, and 1,024 elsewhere.
+            default 16 on the CPU, whose caches then hold a layer's states, and 1,024 elsewhere, or what the engine takes.
         name: of the checkpoint, for errors about its weights.
 
     Raises:
-        InputError: more passes than a frame has tokens.
+        InputError: more passes than a frame has tokens, or a seed or chunk that is no whole number of its range.
     """
 
     def __init__(
@@ -67,24 +69,33 @@ class TokenWorldModel:
             self.engine = GuidedEngine(self.engine, decoding.guidance, empty_L.to(model.noised.device))
         self.noise = make_noise(model.config.noise, tokenizer.places())
         self.image_size = tokenizer.config.image_size
-        self.action_dim, self.agent_dim = model.config.action_dim, 2 if model.config.objects else 0
+        self.action_dim = model.config.action_dim
+        self.agent_dim = 2 if model.config.objects and knows(self, "positions") else 0
         self.objects, self.context_frames = model.config.objects, max(1, model.config.context_frames)
         self.tokens_per_frame, self.text_size = model.config.slots, model.config.vocabulary.text_size
         self.device = model.noised.device
-        self.chunk = chunk or (16 if self.device.type == "cpu" else 1024)
+        most = getattr(self.engine, "largest_batch", None) or 1024
+        self.chunk = min(16 if self.device.type == "cpu" else 1024, most) if chunk is None else chunk
+        whole_number("chunk", self.chunk, 1, error=InputError)
+        self._draws = bool(decoding.temperature or decoding.order == "random" or model.config.noise != "absorbing")
         self.generator = torch.Generator(self.device)
         self.seed(seed)
 
     def seed(self, seed: int) -> None:
-        """Restarts the sampling noise; greedy decoding has none."""
-        self.generator.manual_seed(seed)
+        """Restarts the sampling noise of who gives no seeds of their own; greedy decoding has none.
+
+        Raises:
+            InputError: a seed that is no whole number of at least 0.
+        """
+        self.generator.manual_seed(check_seed(seed))
 
     @torch.inference_mode()
     def encode(self, observations: Sequence[Observation]) -> History:
         """Starts B histories, each from one observation: the frame, doubled, with zero actions between.
 
         Raises:
-            InputError: no observations, or pixels of another shape or dtype.
+            InputError: no observations, pixels of another shape or dtype, or an `agent_pos` that is not `agent_dim` finite
+                numbers (any number of them where the model does not know its robot's place).
         """
         codes_BN = self._codes(observations)
         text_BL = self.text.batch(
@@ -101,33 +112,47 @@ class TokenWorldModel:
         Raises:
             InputError: wrong shapes, dtypes, ranges or non-finite values.
         """
+        _check_history(history)
         codes_BN = self._codes(observations)
         return history.push(self._actions(actions, (len(history), self.action_dim)), codes_BN)
 
-    def step(self, history: History, actions: np.ndarray) -> tuple[History, Rollout]:
-        """Imagines one step of each world from actions (B, A); returns the grown history and a rollout with S = T = 1."""
+    def step(
+        self, history: History, actions: np.ndarray, seeds: Sequence[int] | None = None
+    ) -> tuple[History, Rollout]:
+        """Imagines one step of each world from actions (B, A); returns the grown history and a rollout with S = T = 1.
+
+        `seeds` are as for `rollout`.
+        """
+        _check_history(history)
         actions_BA = self._actions(actions, (len(history), self.action_dim))
-        rollout = self.rollout(history, actions_BA[:, None, None])
+        rollout = self.rollout(history, actions_BA[:, None, None], seeds)
         return history.push(actions_BA, rollout.codes_BSTN[:, 0, 0]), rollout
 
     @torch.inference_mode()
-    def rollout(self, history: History, actions: np.ndarray | torch.Tensor) -> Rollout:
+    def rollout(
+        self, history: History, actions: np.ndarray | torch.Tensor, seeds: Sequence[int] | None = None
+    ) -> Rollout:
         """Imagines the futures of actions (B, S, T, A) in [-1, 1]; the S candidates of a world share its prefix.
 
+        Args:
+            history: of B worlds.
+            actions: of S candidates for each.
+            seeds: of each world's sampling noise in this call, so that no world changes with its neighbours; by default all
+                worlds go on with the model's own.
+
         Raises:
-            InputError: actions of another shape or dtype, out of range or not finite.
+            InputError: actions of another shape or dtype, out of range or not finite, or another number of seeds.
             CheckpointError: weights that give an estimate which is not finite.
         """
+        _check_history(history)
         actions_BSTA = self._actions(actions, (len(history), None, None, self.action_dim))
-        batch, candidates, steps, _ = actions_BSTA.shape
-        cache = self.engine.prefill(history.text_BL, history.codes_BCN, history.actions_BCA, ahead=steps)
-        per_world = max(1, self.chunk // batch)
-        parts = [
-            self._dream(cache.expand(part.shape[1]), part.flatten(0, 1))
-            for part in actions_BSTA.split(per_world, dim=1)
-        ]
-        split = [[x.unflatten(0, (batch, -1)) for x in part] for part in parts]
-        return self._rollout(*(torch.cat(pieces, 1) for pieces in zip(*split, strict=True)))
+        noise = self._noise(seeds, len(history))
+        parts = []
+        for first in range(0, len(history), self.chunk):
+            worlds = slice(first, first + self.chunk)
+            own = noise.select(worlds) if isinstance(noise, WorldNoise) else noise
+            parts.append(self._futures(history.select(worlds), actions_BSTA[worlds], own))
+        return self._rollout(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
     def require_finite(self, **estimates: torch.Tensor) -> None:
         """Refuses estimates that are not finite, whatever they are of: finite weights can give them.
@@ -162,54 +187,91 @@ class TokenWorldModel:
             InputError: as `rollout`; or a model that was not trained with hidden tokens.
             CheckpointError: as `rollout`.
         """
+        _check_history(history)
         actions_BSTA = self._actions(actions, (len(history), None, None, self.action_dim))
         if self.model.config.noise != "absorbing":
             rule = "soft futures need a model trained with hidden tokens (absorbing)"
             raise InputError("noise", self.model.config.noise, rule)
-        batch, candidates, steps, _ = actions_BSTA.shape
+        batch, candidates, _, _ = actions_BSTA.shape
         with torch.inference_mode(False):  # what was made in it cannot be part of a gradient
             text_ML, codes_MCN, past_MCA = (
                 x.clone().repeat_interleave(candidates, 0)
                 for x in (history.text_BL, history.codes_BCN, history.actions_BCA)
             )
-            probs_MCNV = F.one_hot(codes_MCN, self.model.config.vocabulary.codebook_size).float()
-            rows: list[tuple[torch.Tensor, ...]] = []
-            for actions_MA in actions_BSTA.flatten(0, 1).unbind(1):
-                past_MCA = torch.cat([past_MCA, actions_MA[:, None]], 1)
-                logits_MNV, hidden = soft_step(self.model, text_ML, probs_MCNV, past_MCA)
-                log_probs_MNV = logits_MNV.float().log_softmax(-1)
-                probs_MNV, codes_MN = log_probs_MNV.exp(), log_probs_MNV.argmax(-1)
-                if hard:
-                    likeliest_MNV = F.one_hot(codes_MN, probs_MNV.shape[-1]).float()
-                    probs_MNV = likeliest_MNV + probs_MNV - probs_MNV.detach()
-                state = self.model.estimate(hidden, text_ML, through=True)
-                estimates = (state.reward, state.success, state.positions, state.presence)
-                rows.append((codes_MN, *estimates, entropy(log_probs_MNV).mean(-1)))
-                probs_MCNV = torch.cat([probs_MCNV, probs_MNV[:, None]], 1)[:, 1:]
-                past_MCA = past_MCA[:, 1:]
-        columns = (torch.stack(column, 1).unflatten(0, (batch, candidates)) for column in zip(*rows, strict=True))
+            past = (x.split(self.chunk) for x in (text_ML, codes_MCN, past_MCA, actions_BSTA.flatten(0, 1)))
+            parts = [self._soft_dream(*some, hard) for some in zip(*past, strict=True)]
+        columns = (torch.cat(column).unflatten(0, (batch, candidates)) for column in zip(*parts, strict=True))
         return self._rollout(*columns)
+
+    def _soft_dream(self, text_ML, codes_MCN, past_MCA, actions_MTA, hard: bool) -> tuple[torch.Tensor, ...]:
+        """`_dream` with soft frames: the same columns, (M, T, ...)."""
+        probs_MCNV = F.one_hot(codes_MCN, self.model.config.vocabulary.codebook_size).float()
+        rows: list[tuple[torch.Tensor, ...]] = []
+        for actions_MA in actions_MTA.unbind(1):
+            past_MCA = torch.cat([past_MCA, actions_MA[:, None]], 1)
+            logits_MNV, hidden = soft_step(self.model, text_ML, probs_MCNV, past_MCA)
+            log_probs_MNV = logits_MNV.float().log_softmax(-1)
+            probs_MNV, codes_MN = log_probs_MNV.exp(), log_probs_MNV.argmax(-1)
+            if hard:
+                likeliest_MNV = F.one_hot(codes_MN, probs_MNV.shape[-1]).float()
+                probs_MNV = likeliest_MNV + probs_MNV - probs_MNV.detach()
+            state = self.model.estimate(hidden, text_ML, through=True)
+            estimates = (state.reward, state.success, state.positions, state.presence)
+            rows.append((codes_MN, *estimates, entropy(log_probs_MNV).mean(-1)))
+            probs_MCNV = torch.cat([probs_MCNV, probs_MNV[:, None]], 1)[:, 1:]
+            past_MCA = past_MCA[:, 1:]
+        return tuple(torch.stack(column, 1) for column in zip(*rows, strict=True))
 
     @torch.inference_mode()
     def decode(self, codes: torch.Tensor) -> np.ndarray:
-        """Renders visual codes (..., N) as frames (..., H, W, 3) uint8."""
-        flat = codes.reshape(-1, self.tokens_per_frame)
+        """Renders visual codes (..., N) as frames (..., H, W, 3) uint8.
+
+        Raises:
+            InputError: other than int64, another N, or codes that the tokenizer does not have.
+        """
+        size, slots = self.tokenizer.config.codebook_size, self.tokens_per_frame
+        whole = isinstance(codes, torch.Tensor) and codes.dtype == torch.int64
+        if not whole or not codes.ndim or codes.shape[-1] != slots:
+            found = f"{codes.dtype} {tuple(codes.shape)}" if isinstance(codes, torch.Tensor) else type(codes).__name__
+            raise InputError("codes", found, f"give an int64 tensor of shape (..., {slots})")
+        if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < size:
+            raise InputError("codes", f"{int(codes.min())} to {int(codes.max())}", f"give codes from 0 to {size - 1}")
+        flat = codes.reshape(-1, slots)
         with self._named():
             frames = torch.cat([self.tokenizer.decode(part).cpu() for part in flat.split(256)])
         return frames.numpy().reshape(*codes.shape[:-1], *frames.shape[1:])
 
     def agent_pos(self, rollout: Rollout) -> np.ndarray:
         """The robot's own position (B, S, T, 2) float32 in world units: the first of `objects`; (B, S, T, 0) without any."""
-        return rollout.positions_BSTOD[..., :1, :].flatten(-2).cpu().numpy()
+        return rollout.positions_BSTOD[..., :1, :].flatten(-2)[..., : self.agent_dim].cpu().numpy()
 
-    def _dream(self, cache, actions_BTA: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def _futures(self, history: History, actions_BSTA: torch.Tensor, noise) -> list[torch.Tensor]:
+        """A rollout's columns (B, S, T, ...) for no more worlds than are imagined at once."""
+        batch, _, steps, _ = actions_BSTA.shape
+        cache = self.engine.prefill(history.text_BL, history.codes_BCN, history.actions_BCA, ahead=steps)
+        parts = [
+            [x.unflatten(0, (batch, -1)) for x in self._dream(cache.expand(some.shape[1]), some.flatten(0, 1), noise)]
+            for some in actions_BSTA.split(max(1, self.chunk // batch), dim=1)
+        ]
+        return [torch.cat(pieces, 1) for pieces in zip(*parts, strict=True)]
+
+    def _noise(self, seeds: Sequence[int] | None, worlds: int) -> torch.Generator | WorldNoise:
+        """What draws in a call: the worlds' own generators, where something is drawn and they have seeds."""
+        if seeds is None:
+            return self.generator
+        if len(seeds) != worlds:
+            raise InputError("seeds", f"{len(seeds)} of them", f"give one for each of {worlds} worlds")
+        noise = WorldNoise([check_seed(seed) for seed in seeds])
+        return noise if self._draws else self.generator  # whom engines know how to capture; it is not asked
+
+    def _dream(self, cache, actions_BTA: torch.Tensor, noise) -> tuple[torch.Tensor, ...]:
         """Codes, rewards, positions, entropy and the logits of success and presence of each step, (B, T, ...)."""
         steps, text_BL = actions_BTA.shape[1], cache.text_BL
         method = {"dida": dida, "exact": exact, "autoregressive": autoregressive}[self.decoding.decoding]
         decode = self.engine.whole_frame(method.decode_frame)
         rows: list[tuple[torch.Tensor, ...]] = []
         for t in range(steps):
-            job = (self.engine, cache, actions_BTA[:, t], self.decoding, self.generator, self.noise)
+            job = (self.engine, cache, actions_BTA[:, t], self.decoding, noise, self.noise)
             with self._named():
                 codes, hidden, entropy = decode(*job)
             state: StateEstimate = self.model.estimate(hidden, text_BL)
@@ -218,16 +280,20 @@ class TokenWorldModel:
 
     def _codes(self, observations: Sequence[Observation]) -> torch.Tensor:
         size = (self.image_size, self.image_size, 3)
+        if not isinstance(observations, Sequence) or not all(isinstance(o, Observation) for o in observations):
+            raise InputError("observations", type(observations).__name__, "give a list of Observation")
         if not observations:
             raise InputError("observations", "none", "give at least one")
+        frames = np.stack([frame_of("pixels", observation.pixels, size) for observation in observations])
         for observation in observations:
-            pixels = observation.pixels
-            if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape != size:
-                found = f"{getattr(pixels, 'dtype', type(pixels).__name__)} {getattr(pixels, 'shape', '')}"
-                raise InputError("pixels", found, f"give uint8 RGB of shape {size}")
-        pixels = torch.from_numpy(np.stack([o.pixels for o in observations]))
+            agent = numbers_of("agent_pos", observation.agent_pos)
+            if agent.ndim != 1 or self.agent_dim not in (0, len(agent)):
+                raise InputError("agent_pos", f"shape {agent.shape}", f"give {self.agent_dim or 'a vector of'} numbers")
+            if not isinstance(observation.instruction, str):
+                raise InputError("instruction", observation.instruction, "give the task as text")
         with self._named():
-            return self.tokenizer.encode(pixels.to(self.device))
+            parts = [self.tokenizer.encode(some.to(self.device)) for some in torch.from_numpy(frames).split(256)]
+        return torch.cat(parts)
 
     @contextmanager
     def _named(self) -> Iterator[None]:
@@ -239,10 +305,10 @@ class TokenWorldModel:
 
     def _actions(self, actions: np.ndarray | torch.Tensor, shape: tuple[int | None, ...]) -> torch.Tensor:
         """Checks actions once, at the boundary, and moves them to the device."""
-        try:
-            tensor = torch.as_tensor(actions)
-        except (TypeError, ValueError, RuntimeError):
-            raise InputError("actions", actions, "give an array of float32") from None
+        tensor = actions
+        if not isinstance(actions, torch.Tensor):
+            with np.errstate(over="ignore"):  # what is too large is refused below
+                tensor = torch.from_numpy(numbers_of("actions", actions).astype(np.float32))
         named = tuple("any" if n is None else n for n in shape)
         wrong = tensor.ndim != len(shape) or any(n not in (None, m) for n, m in zip(shape, tensor.shape, strict=False))
         if wrong or 0 in tensor.shape:
@@ -255,3 +321,8 @@ class TokenWorldModel:
         if tensor.abs().max() > 1 + 1e-3:
             raise InputError("actions", float(tensor.abs().max()), "stay within [-1, 1]")
         return tensor.clamp(-1, 1)
+
+
+def _check_history(history: object) -> None:
+    if not isinstance(history, History):
+        raise InputError("history", type(history).__name__, "give what encode returns")

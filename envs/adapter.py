@@ -12,11 +12,12 @@ import gymnasium
 import mujoco
 import numpy as np
 
-from emu_embodied.envs.checks import check_action, check_names, frame_rate, require_reset
+from emu_embodied.envs.checks import check_action, check_names, check_options, frame_rate, require_reset
 from emu_embodied.envs.closing import close_at_exit
 from emu_embodied.envs.readings import READINGS, ROBOTS, Reading, simulator
 from emu_embodied.errors import EmuEmbodiedError, InputError, SimulationError
 from emu_embodied.types import AGENT_POS, IS_SUCCESS, PIXELS
+from emu_embodied.validation import check_seed
 
 WARNINGS = {  # what MuJoCo counts when it leaves the numbers; it resets itself silently then
     name: getattr(mujoco.mjtWarning, f"mjWARN_BAD{name.upper()}") for name in ("qpos", "qvel", "qacc", "ctrl")
@@ -111,8 +112,9 @@ class AdaptedEnv(gymnasium.Env):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         """Draws a new scene; returns the first observation and info."""
+        seed = None if seed is None else check_seed(seed)
         super().reset(seed=seed)
-        check_names("reset option", options or {}, ())
+        check_names("reset option", check_options(options), ())
         self._seed = seed
         inner_seed = int(self.np_random.integers(2**31))
         observation = self._guard("reset", self.reading.rewind, self.inner, inner_seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium
@@ -10,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from gymnasium.utils import RecordConstructorArgs
 
+from emu_embodied.envs.checks import check_names
 from emu_embodied.errors import InputError
+from emu_embodied.labels import knows
 from emu_embodied.protocols import WorldModel
 from emu_embodied.types import AGENT_POS, BELIEFS, INSTRUCTION, PIXELS, TASK, History, Observation, Rollout
 
@@ -19,9 +22,9 @@ def belief_space(world_model: WorldModel) -> gymnasium.spaces.Box:
     """The space of `beliefs`, (O, 3) float32; see `Beliefs`.
 
     Raises:
-        InputError: the model knows no objects.
+        InputError: the model knows no objects, or no labels told it where they are.
     """
-    if not world_model.objects:
+    if not world_model.objects or not knows(world_model, "positions"):
         raise InputError(
             BELIEFS, "of a model without objects", "observe something else: there is nothing to believe in"
         )
@@ -41,10 +44,13 @@ def believed(world_model: WorldModel, rollout: Rollout) -> np.ndarray:
     return np.concatenate([np.where(there, scaled, 0), presence[..., None]], -1).astype(np.float32)
 
 
-def believe(world_model: WorldModel, history: History) -> np.ndarray:
-    """Beliefs (B, O, 3) float32 about the last frames of a history: the model imagines one step of standing still."""
+def believe(world_model: WorldModel, history: History, *noise: Sequence[int]) -> np.ndarray:
+    """Beliefs (B, O, 3) float32 about the last frames of a history: the model imagines one step of standing still.
+
+    `noise` is one seed a world, where the model draws.
+    """
     still = np.zeros((len(history), world_model.action_dim), np.float32)
-    return believed(world_model, world_model.step(history, still)[1])
+    return believed(world_model, world_model.step(history, still, *noise)[1])
 
 
 def instruction_words(world_model: WorldModel, text_BL: torch.Tensor) -> np.ndarray:
@@ -64,25 +70,34 @@ class Beliefs(gymnasium.Wrapper, RecordConstructorArgs):
     | `beliefs` | (O, 3) float32: x and y of each object over the frame's half side, in [-1, 1] (0 where absent); its presence |
     | `instruction` | (V,) float32: which of the model's text tokens occur in the instruction |
 
-    The model reads a frame by imagining one step in which the robot stands still.
+    The model reads a frame by imagining one step in which the robot stands still; if it draws, the episode's seed decides what.
 
     Args:
         env: with `pixels` and `agent_pos`, and the instruction in `info["task"]`.
         world_model: one that was trained for this env.
+        observe: which observations are wanted, as a policy knows them from `ImaginedEnv`'s `observe`; None for all.
 
     Raises:
-        InputError: the model knows no objects.
+        InputError: the model knows no objects, or observations that there are not.
     """
 
-    def __init__(self, env: gymnasium.Env, world_model: WorldModel) -> None:
-        RecordConstructorArgs.__init__(self, _disable_deepcopy=True, world_model=world_model)
+    def __init__(self, env: gymnasium.Env, world_model: WorldModel, observe: Sequence[str] | None = None) -> None:
+        RecordConstructorArgs.__init__(self, _disable_deepcopy=True, world_model=world_model, observe=observe)
         gymnasium.Wrapper.__init__(self, env)
-        self.world_model = world_model
-        added = {BELIEFS: belief_space(world_model), INSTRUCTION: instruction_space(world_model)}
-        self.observation_space = gymnasium.spaces.Dict({**env.observation_space, **added})
+        self.world_model, self._rng = world_model, np.random.default_rng()
+        spaces = {
+            **env.observation_space,
+            BELIEFS: belief_space(world_model),
+            INSTRUCTION: instruction_space(world_model),
+        }
+        self.observe = tuple(spaces if observe is None else observe)
+        check_names("observe", self.observe, spaces)
+        self.observation_space = gymnasium.spaces.Dict({name: spaces[name] for name in self.observe})
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         observation, info = self.env.reset(seed=seed, options=options)
+        if seed is not None:
+            self._rng = np.random.default_rng([seed, 97])
         return self._add(observation, info), info
 
     def step(self, action):
@@ -93,4 +108,7 @@ class Beliefs(gymnasium.Wrapper, RecordConstructorArgs):
         seen = Observation(observation[PIXELS], observation[AGENT_POS], info.get(TASK, ""))
         history = self.world_model.encode([seen])
         words = instruction_words(self.world_model, history.text_BL)
-        return {**observation, BELIEFS: believe(self.world_model, history)[0], INSTRUCTION: words[0]}
+        noise = [[int(self._rng.integers(2**31))]] if hasattr(self.world_model, "seed") else []
+        beliefs = believe(self.world_model, history, *noise)[0]
+        whole = {**observation, BELIEFS: beliefs, INSTRUCTION: words[0]}
+        return {name: whole[name] for name in self.observe}

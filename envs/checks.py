@@ -11,25 +11,22 @@ import numpy as np
 
 from emu_embodied.errors import InputError
 from emu_embodied.types import AGENT_POS, PIXELS, Observation
+from emu_embodied.units import forgiven
+from emu_embodied.validation import frame_of, numbers_of
 
 
 def check_action(action: Any, space: gymnasium.spaces.Box) -> np.ndarray:
     """Returns the action, or a vector env's batch of them, as float64 after checking it once, at the boundary.
 
     Raises:
-        InputError: wrong shape, not a number, NaN, inf or out of the space's bounds (0.001 is forgiven).
+        InputError: wrong shape, not a number, NaN, inf or out of the space's bounds (a thousandth of half their
+            distance is forgiven).
     """
-    try:
-        array = np.asarray(action)
-    except (ValueError, TypeError, RuntimeError) as error:  # ragged lists; tensors that numpy cannot see
-        raise InputError("action", str(error), f"give a float32 array of shape {space.shape}") from error
-    if array.dtype.kind not in "fiu":
-        raise InputError("action", f"dtype {array.dtype}", "give float32")
+    array = numbers_of("action", action, f"give a float32 array of shape {space.shape}")
     if array.shape != space.shape:
         raise InputError("action", f"shape {array.shape}", f"give shape {space.shape}")
-    if not np.isfinite(array).all():
-        raise InputError("action", array.tolist(), "give finite numbers")
-    if (array < space.low - 1e-3).any() or (array > space.high + 1e-3).any():
+    room = forgiven(space)
+    if (array < space.low - room).any() or (array > space.high + room).any():
         raise InputError("action", array.tolist(), f"stay within [{space.low.min():g}, {space.high.max():g}]")
     return np.clip(array.astype(np.float64), space.low, space.high)
 
@@ -79,23 +76,16 @@ def check_observation(observation: Any, instruction: Any, space: gymnasium.space
     if not isinstance(instruction, str | None):
         raise InputError("instruction", instruction, "give the task as text")
     pixels, box = observation[PIXELS], space[PIXELS]
-    if not isinstance(pixels, np.ndarray) or pixels.dtype != box.dtype or pixels.shape != box.shape:
-        found = f"{pixels.dtype} {pixels.shape}" if isinstance(pixels, np.ndarray) else type(pixels).__name__
-        raise InputError(f"observation[{PIXELS!r}]", found, f"give a {box.dtype} RGB array of shape {box.shape}")
+    pixels = frame_of(f"observation[{PIXELS!r}]", pixels, box.shape)
     agent_pos = _check_agent_pos(observation[AGENT_POS], space[AGENT_POS])
     return Observation(pixels, agent_pos, instruction or "")
 
 
 def _check_agent_pos(agent_pos: Any, box: gymnasium.spaces.Box) -> np.ndarray:
     field = f"observation[{AGENT_POS!r}]"
-    try:
-        array = np.asarray(agent_pos)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise InputError(field, str(error), f"give {box.shape[0]} numbers") from error
-    if array.dtype.kind not in "fiu" or array.shape != box.shape:
+    array = numbers_of(field, agent_pos, f"give float32 of shape {box.shape}")
+    if array.shape != box.shape:
         raise InputError(field, f"{array.dtype} {array.shape}", f"give float32 of shape {box.shape}")
-    if not np.isfinite(array).all():
-        raise InputError(field, array.tolist(), "give finite numbers")
     if (array < box.low - 1e-3).any() or (array > box.high + 1e-3).any():
         raise InputError(field, array.tolist(), f"stay within {box.low.tolist()} and {box.high.tolist()}")
     return np.clip(array.astype(np.float32), box.low, box.high)
@@ -107,6 +97,17 @@ def check_names(field: str, names: Iterable[Any], known: Iterable[str]) -> None:
     for name in names:
         if name not in known:
             raise InputError(field, name, f"choose among {known}")
+
+
+def check_options(options: Any) -> dict[str, Any]:
+    """Returns a copy of `reset`'s options.
+
+    Raises:
+        InputError: they are neither None nor a dict.
+    """
+    if not isinstance(options, dict | None):
+        raise InputError("options", options, "give a dict, or None")
+    return dict(options or {})
 
 
 def check_index(field: str, value: Any, length: int) -> int:

@@ -14,6 +14,7 @@ from emu_embodied.envs.beliefs import belief_space, believe, believed, instructi
 from emu_embodied.envs.checks import check_index, check_names, check_observation
 from emu_embodied.envs.registration import make_registered
 from emu_embodied.errors import InputError
+from emu_embodied.labels import knows
 from emu_embodied.protocols import WorldModel
 from emu_embodied.types import (
     AGENT_POS,
@@ -24,8 +25,10 @@ from emu_embodied.types import (
     TASK,
     History,
     Observation,
+    Rollout,
     short_repr,
 )
+from emu_embodied.units import ActionScale
 
 SEEDS = 2**31  # drawn seeds lie below
 RENDER_PX = 256
@@ -45,7 +48,8 @@ class Starts:
             its `pixels`, `agent_pos`, `instructions` and `episode_starts`), for the first frame of a random episode.
 
     Attributes:
-        observation_space, action_space: the real env's.
+        observation_space, action_space: the real env's; without one, what the model knows of them.
+        scale: of the robot; that of the dataset's where the model was trained on several.
         render_fps: frames per second; 4 as long as no real env says otherwise.
 
     Raises:
@@ -62,12 +66,13 @@ class Starts:
         self._made: gymnasium.Env | None = None  # by us: ours to close
         self._real = given if isinstance(given, gymnasium.Env) else None
         self._dataset = None if dataset is None else check_dataset(dataset)
-        spaces = model_spaces(world_model) if self._real is None else None
+        self.scale = ActionScale.of(world_model, dataset)
+        spaces = model_spaces(world_model, self.scale) if self._real is None else None
         if spaces is None:
             env = self.real_env
             spaces = env.observation_space, env.action_space
         self.observation_space, self.action_space = spaces
-        check_spaces(world_model, self.observation_space, self.action_space)
+        check_spaces(world_model, self.observation_space, self.action_space, self.scale)
         self.render_fps = self._real.metadata.get("render_fps", 4) if self._real else 4
 
     @property
@@ -78,19 +83,30 @@ class Starts:
             InputError: its id is unknown, or its spaces are not those that dreams have.
         """
         if self._real is None:
+            if not self._id:
+                remedy = "the model was trained on recordings alone: give the real env, a dataset (starts), or an observation"
+                raise InputError("real_env", "none", remedy)
             try:
                 env = self._make(self._id, disable_env_checker=True)
             except gymnasium.error.Error as error:
                 raise InputError("real_env", self._id, f"give a registered id or the env itself ({error})") from error
-            for name in ("observation_space", "action_space"):
-                dreamt = getattr(self, name, None)
-                if dreamt is not None and getattr(env, name) != dreamt:
-                    found = getattr(env, name)
-                    env.close()
-                    remedy = f"dreams have {dreamt}: make a fitting env, and pass it as real_env"
-                    raise InputError(f"{self._id}'s {name}", found, remedy)
+            try:
+                self._check(env)
+            except InputError:
+                env.close()
+                raise
             self._real = self._made = env
         return self._real
+
+    def _check(self, env: gymnasium.Env) -> None:
+        """Refuses an env, made by its id, whose spaces are not those that dreams have."""
+        for name in ("observation_space", "action_space"):
+            dreamt, found = getattr(self, name, None), getattr(env, name)
+            if name == "action_space" and not self.scale.is_identity:  # recordings need not reach its bounds
+                self.scale.check(found, f"{self._id}'s {name}")
+            elif dreamt is not None and found != dreamt:
+                remedy = f"dreams have {dreamt}: make a fitting env, and pass it as real_env"
+                raise InputError(f"{self._id}'s {name}", found, remedy)
 
     def find(self, seed: int | None, rng: np.random.Generator, options: Mapping[str, Any]) -> Observation:
         """Finds one start.
@@ -166,10 +182,12 @@ class Dreams:
     """B dreams of one world model that step together, one model call for all; each may start anew on its own.
 
     Args:
-        world_model: what they are dreamt with. If it has `seed(int)`, its sampling noise is set anew before every step,
-            from the dreams' seeds and ages, so that nobody else who uses the model changes a dream.
+        world_model: what they are dreamt with. If it draws (has `seed`), each dream's noise is set anew for every step, from
+            its own seed and age, so that neither its neighbours nor anybody else who uses the model changes a dream. Of what
+            its data had no labels of, nothing is told: rewards are 0 then, and nothing succeeds.
         agent_space: bounds of `agent_pos`.
         count: B.
+        scale: of the robot's actions; by default the model's own.
         observe: which observations are wanted: `OBSERVATIONS`, or some of them. Frames are decoded only where they are.
 
     Attributes:
@@ -179,14 +197,19 @@ class Dreams:
     """
 
     def __init__(
-        self, world_model: WorldModel, agent_space: gymnasium.spaces.Box, count: int, observe: Sequence[str] = DEFAULT
+        self,
+        world_model: WorldModel,
+        agent_space: gymnasium.spaces.Box,
+        count: int,
+        observe: Sequence[str] = DEFAULT,
+        scale: ActionScale | None = None,
     ) -> None:
         self.model, self.count, self.observe = world_model, count, tuple(observe)
         self.history: History | None = None
         self.ages = np.zeros(count, np.int64)
         self.tasks = [""] * count
         self._seeds = [0] * count
-        self._bounds = agent_space
+        self._bounds, self._scale = agent_space, scale or ActionScale.of(world_model)
         self._seen: dict[str, np.ndarray] = {}
 
     @property
@@ -211,7 +234,7 @@ class Dreams:
         new = self.model.encode(starts)
         seen = self._look(new, np.stack([start.agent_pos for start in starts]))
         if BELIEFS in self.observe:
-            seen[BELIEFS] = believe(self.model, new)
+            seen[BELIEFS] = believe(self.model, new, *_noise(self.model, seeds, [0] * len(rows)))
         if len(rows) == self.count:
             self.history, self._seen = new, seen
         else:
@@ -221,35 +244,47 @@ class Dreams:
             self._seen = {name: np.concatenate([self._seen[name], seen[name]])[order] for name in seen}
         for row, start, seed in zip(rows, starts, seeds, strict=True):
             self.tasks[row], self._seeds[row], self.ages[row] = start.instruction, seed, 0
-        return [{IS_SUCCESS: False, TASK: start.instruction} for start in starts]
+        judged = {IS_SUCCESS: False} if self._judges else {}
+        return [{**judged, TASK: start.instruction} for start in starts]
+
+    def stand_still(self) -> Rollout:
+        """What one step of standing still would lead to, right after all began; they stay where they are."""
+        still = np.zeros((self.count, self.model.action_dim), np.float32)
+        return self.model.step(self.history, still, *_noise(self.model, self._seeds, self.ages))[1]
 
     def step(self, actions: np.ndarray) -> DreamtStep:
-        """Dreams one step of all from checked actions (B, A)."""
-        if hasattr(self.model, "seed"):
-            state = np.random.SeedSequence([*self._seeds, *self.ages.tolist()]).generate_state(1)
-            self.model.seed(int(state[0]))
-        self.history, rollout = self.model.step(self.history, actions.astype(np.float32))
+        """Dreams one step of all from checked actions (B, A), in the robot's units."""
+        actions = self._scale.from_robot(actions).astype(np.float32)
+        noise = _noise(self.model, self._seeds, self.ages + 1)
+        self.history, rollout = self.model.step(self.history, actions, *noise)
         self.ages += 1
         reached = self.model.agent_pos(rollout)[:, 0, 0]
         self._seen = self._look(self.history, np.clip(reached, self._bounds.low, self._bounds.high).astype(np.float32))
         if BELIEFS in self.observe:
             self._seen[BELIEFS] = believed(self.model, rollout)
-        values = (rollout.rewards_BST, rollout.success_BST, rollout.entropy_BST)
-        rewards, chances, entropy = (x[:, 0, 0].float().cpu().numpy() for x in values)
+        values = (rollout.rewards_BST, rollout.success_BST)
+        rewards, chances = (x[:, 0, 0].float().cpu().numpy() for x in values)
+        successes = chances > 0.5 if self._judges else np.zeros(self.count, bool)
+        rewards = rewards.astype(np.float64) if knows(self.model, "reward") else np.zeros(self.count)
+        return DreamtStep(rewards, successes, self._infos(rollout))
+
+    @property
+    def _judges(self) -> bool:
+        return knows(self.model, "success")
+
+    def _infos(self, rollout: Rollout) -> list[dict[str, Any]]:
+        """One dict a dream, of what the model knows."""
+        names, located = self.model.objects, knows(self.model, "positions")
+        chances, entropy = (x[:, 0, 0].float().cpu().tolist() for x in (rollout.success_BST, rollout.entropy_BST))
         places, presence = (x[:, 0, 0].float().cpu().tolist() for x in (rollout.positions_BSTOD, rollout.presence_BSTO))
-        names = self.model.objects
-        infos = [
-            {
-                IS_SUCCESS: bool(chances[i] > 0.5),
-                "success_probability": float(chances[i]),
-                "entropy": float(entropy[i]),
-                TASK: self.tasks[i],
-                "positions": dict(zip(names, map(tuple, places[i]), strict=True)),
-                "presence": dict(zip(names, presence[i], strict=True)),
-            }
-            for i in range(self.count)
-        ]
-        return DreamtStep(rewards.astype(np.float64), chances > 0.5, infos)
+        infos: list[dict[str, Any]] = []
+        for i in range(self.count):
+            judged = {IS_SUCCESS: chances[i] > 0.5, "success_probability": chances[i]} if self._judges else {}
+            infos.append({**judged, "entropy": entropy[i], TASK: self.tasks[i]})
+            if located:
+                infos[i]["positions"] = dict(zip(names, map(tuple, places[i]), strict=True))
+                infos[i]["presence"] = dict(zip(names, presence[i], strict=True))
+        return infos
 
     def picture(self, row: int) -> np.ndarray:
         """A dream's present frame, (256, 256, 3) uint8, for people to look at: enlarged without smoothing."""
@@ -265,6 +300,14 @@ class Dreams:
         if INSTRUCTION in self.observe:
             seen[INSTRUCTION] = instruction_words(self.model, history.text_BL)
         return seen
+
+
+def _noise(model: WorldModel, seeds: Sequence[int], ages: Sequence[int]) -> tuple[list[int], ...]:
+    """The argument by which a model that draws is told each dream's noise at its age."""
+    if not hasattr(model, "seed"):
+        return ()
+    states = [np.random.SeedSequence(pair).generate_state(1, np.uint64) for pair in zip(seeds, ages, strict=True)]
+    return ([int(state[0] >> np.uint64(1)) for state in states],)
 
 
 def _join(one: History, other: History) -> History:
@@ -283,7 +326,8 @@ def observed_space(space: gymnasium.spaces.Dict, world_model: WorldModel, observ
         InputError: unknown observations, or none, or beliefs of a model that knows no objects.
     """
     names = tuple(observe) if isinstance(observe, list | tuple) else ()
-    if not names or len(set(names)) < len(names) or not set(names) <= set(OBSERVATIONS):
+    known = all(isinstance(name, str) and name in OBSERVATIONS for name in names)
+    if not names or not known or len(set(names)) < len(names):
         raise InputError("observe", observe, f"give a list of some of {OBSERVATIONS}")
     spaces = dict(space.spaces)
     if BELIEFS in names:
@@ -293,31 +337,37 @@ def observed_space(space: gymnasium.spaces.Dict, world_model: WorldModel, observ
     return gymnasium.spaces.Dict({name: spaces[name] for name in names})
 
 
-def model_spaces(world_model: WorldModel) -> tuple[gymnasium.spaces.Dict, gymnasium.spaces.Box] | None:
+def model_spaces(
+    world_model: WorldModel, scale: ActionScale
+) -> tuple[gymnasium.spaces.Dict, gymnasium.spaces.Box] | None:
     """The real env's spaces as far as the model knows them: positions reach to the frame's edges. None: it does not."""
-    scale = getattr(getattr(world_model, "world", None), "position_scale", None)
-    if scale is None or world_model.agent_dim not in (0, len(scale)):
+    places = getattr(getattr(world_model, "world", None), "position_scale", None)
+    if places is None or world_model.agent_dim not in (0, len(places)):
         return None
-    size, edge = world_model.image_size, np.abs(np.asarray(scale, np.float32))[: world_model.agent_dim]
+    size, edge = world_model.image_size, np.abs(np.asarray(places, np.float32))[: world_model.agent_dim]
     observation_space = gymnasium.spaces.Dict(
         {
             PIXELS: gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8),
             AGENT_POS: gymnasium.spaces.Box(-edge, edge, dtype=np.float32),
         }
     )
-    return observation_space, gymnasium.spaces.Box(-1.0, 1.0, (world_model.action_dim,), np.float32)
+    return observation_space, scale.box
 
 
-def check_spaces(world_model: WorldModel, observation_space: gymnasium.Space, action_space: gymnasium.Space) -> None:
-    """Raises an InputError unless the spaces are those of a model of this size."""
+def check_spaces(
+    world_model: WorldModel,
+    observation_space: gymnasium.Space,
+    action_space: gymnasium.Space,
+    scale: ActionScale | None = None,
+) -> None:
+    """Raises an InputError unless the spaces are those of a model of this size, and of its robot's units."""
     size = world_model.image_size
     wanted = {PIXELS: (size, size, 3), AGENT_POS: (world_model.agent_dim,)}
     known = isinstance(observation_space, gymnasium.spaces.Dict)
     found = {name: space.shape for name, space in observation_space.items()} if known else observation_space
     if found != wanted:
         raise InputError("real_env.observation_space", found, f"this model needs {wanted}: make the env so")
-    if not isinstance(action_space, gymnasium.spaces.Box) or action_space.shape != (world_model.action_dim,):
-        raise InputError("real_env.action_space", action_space, f"this model needs {world_model.action_dim} numbers")
+    (scale or ActionScale.of(world_model)).check(action_space, "real_env.action_space")
 
 
 def check_dataset(dataset: Any) -> Any:

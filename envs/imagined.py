@@ -8,11 +8,12 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from emu_embodied.envs.checks import check_action
+from emu_embodied.envs.checks import check_action, check_options
 from emu_embodied.envs.dreams import DEFAULT, SEEDS, Dreams, Starts, observed_space
 from emu_embodied.envs.window import Window, render_modes
 from emu_embodied.errors import InputError
 from emu_embodied.protocols import WorldModel
+from emu_embodied.validation import check_seed
 
 
 def make_window(render_mode: str | None, fps: float) -> Window | None:
@@ -31,15 +32,17 @@ class ImaginedEnv(gymnasium.Env):
 
     | what | where |
     |---|---|
-    | action | the real env's space |
+    | action | the real env's space, in its units; where the model alone is asked, what its robot's recordings reached |
     | `pixels` | (H, W, 3) uint8, decoded from the model's codes, on reset too |
     | `agent_pos` | (D,) float32 in the real env's unit: given on reset, then as the model believes, clipped |
     | `beliefs`, `instruction` | where `observe` asks for them; `beliefs.Beliefs` adds the same to the real env's |
-    | reward | the model's estimate of the real env's |
-    | terminated | the model's success probability is above 1/2 |
+    | reward | the model's estimate of the real env's; 0 where its data had none |
+    | terminated | the model's success probability is above 1/2; never where its data did not tell of success |
     | `info["is_success"]`, `info["task"]` | bool; the instruction, also `env.unwrapped.task` |
     | `info["success_probability"]`, `info["entropy"]` | float; the tokens' mean entropy in nats as they were chosen |
     | `info["positions"]`, `info["presence"]` | name -> (x, y) in the real env's unit; name -> probability |
+
+    What the model's data had no labels of (success, positions) is absent from the infos.
 
     A dream starts where `reset`'s options say:
 
@@ -82,10 +85,11 @@ class ImaginedEnv(gymnasium.Env):
         self.action_space = self._starts.action_space
         self.metadata = {**self.metadata, "render_fps": self._starts.render_fps}
         self._window = make_window(render_mode, self._starts.render_fps)
-        self._dreams = Dreams(world_model, self._starts.observation_space["agent_pos"], 1, observe)
+        self._dreams = Dreams(world_model, self._starts.observation_space["agent_pos"], 1, observe, self._starts.scale)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         """Starts a new dream; returns the first observation and info."""
+        seed = None if seed is None else check_seed(seed)
         super().reset(seed=seed)
         noise = int(self.np_random.integers(SEEDS))
         start = self._starts.find(seed, self.np_random, check_options(options))
@@ -138,14 +142,3 @@ class ImaginedEnv(gymnasium.Env):
 
     def _observe(self) -> dict[str, np.ndarray]:
         return {name: array[0] for name, array in self._dreams.observations.items()}
-
-
-def check_options(options: Any) -> dict[str, Any]:
-    """Returns a copy of `reset`'s options.
-
-    Raises:
-        InputError: they are neither None nor a dict.
-    """
-    if not isinstance(options, dict | None):
-        raise InputError("options", options, "give a dict, or None")
-    return dict(options or {})

@@ -11,14 +11,17 @@ from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from emu_embodied.envs.checks import check_action
+from emu_embodied.envs.checks import check_action, check_options
 from emu_embodied.envs.dreams import DEFAULT, SEEDS, Dreams, Starts, observed_space
-from emu_embodied.envs.imagined import ImaginedEnv, check_options, make_window
+from emu_embodied.envs.imagined import ImaginedEnv, make_window
 from emu_embodied.errors import InputError
 from emu_embodied.protocols import WorldModel
 from emu_embodied.types import AGENT_POS, PIXELS
+from emu_embodied.validation import check_seed, whole_number
 
 PER_DREAM = ("observation", "instruction", "episode", "frame")  # options that may be given as one per dream
+TOLD = ("task", "task_description")  # attributes that are one per dream; the dreams share all others
+MOST = 65_536  # dreams
 
 
 class ImaginedVectorEnv(VectorEnv):
@@ -26,7 +29,8 @@ class ImaginedVectorEnv(VectorEnv):
 
     Spaces are batched; infos are as `gymnasium.vector.SyncVectorEnv` makes them from `ImaginedEnv`'s. Of `reset`'s
     options, "observation" may also be a batch or a sequence of N, and "instruction", "episode" and "frame" a sequence
-    of N; "reset_mask" ((N,) bool) resets some dreams only.
+    of N; "reset_mask" ((N,) bool) resets some dreams only. Or they are a sequence of N, one dict for each dream. `call`,
+    `get_attr` and `set_attr` are `SyncVectorEnv`'s, one value for each dream.
 
     Args:
         world_model: what dreams.
@@ -55,12 +59,12 @@ class ImaginedVectorEnv(VectorEnv):
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         observe: Sequence[str] = DEFAULT,
     ) -> None:
-        for name, value in (("num_envs", num_envs), ("max_episode_steps", max_episode_steps)):
-            if (type(value) is not int or value < 1) and (name, value) != ("max_episode_steps", None):
-                raise InputError(name, value, "give a whole number of at least 1")
+        num_envs = whole_number("num_envs", num_envs, 1, MOST, InputError)
+        if max_episode_steps is not None:
+            max_episode_steps = whole_number("max_episode_steps", max_episode_steps, 1, 2**63 - 1, InputError)
         try:
             self.autoreset_mode = AutoresetMode(autoreset_mode)
-        except ValueError:
+        except (ValueError, TypeError):
             modes = [mode.value for mode in AutoresetMode]
             raise InputError("autoreset_mode", autoreset_mode, f"choose one of {modes}") from None
         self.render_mode, self.world_model, self.num_envs = render_mode, world_model, num_envs
@@ -73,11 +77,17 @@ class ImaginedVectorEnv(VectorEnv):
         fps = self._starts.render_fps
         self._window = make_window(render_mode, fps)
         self.metadata = {**self.metadata, "render_fps": fps, "autoreset_mode": self.autoreset_mode}
-        self._dreams = Dreams(world_model, self._starts.observation_space[AGENT_POS], num_envs, observe)
+        agent_space, scale = self._starts.observation_space[AGENT_POS], self._starts.scale
+        self._dreams = Dreams(world_model, agent_space, num_envs, observe, scale)
         self._rngs = [seeding.np_random()[0] for _ in range(num_envs)]
         self._ended = np.zeros(num_envs, np.bool_)
 
-    def reset(self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None):
+    def reset(
+        self,
+        *,
+        seed: int | Sequence[int | None] | None = None,
+        options: dict[str, Any] | Sequence[dict[str, Any] | None] | None = None,
+    ):
         """Starts new dreams, all or those of `options["reset_mask"]`; returns the observations and infos.
 
         Args:
@@ -87,11 +97,18 @@ class ImaginedVectorEnv(VectorEnv):
         Raises:
             gymnasium.error.ResetNeeded: a mask that leaves out dreams that never started.
         """
-        options, seeds = check_options(options), self._seeds(seed)
-        rows = self._masked(options.pop("reset_mask", None))
+        seeds, mask = self._seeds(seed), None
+        if isinstance(options, list | tuple):
+            self._check_count("options", options)
+            given = [check_options(own) for own in options]
+        else:
+            options = check_options(options)
+            mask = options.pop("reset_mask", None)
+            given = [self._options_of(row, options) for row in range(self.num_envs)]
+        rows = self._masked(mask)
         super().reset(seed=seeds[0])
         infos: dict[str, Any] = {}
-        each = [self._options_of(row, options) for row in rows]
+        each = [given[row] for row in rows]
         self._add_all(infos, rows, self._begin(rows, [seeds[row] for row in rows], each))
         self._show()
         return self._dreams.observations, infos
@@ -149,6 +166,35 @@ class ImaginedVectorEnv(VectorEnv):
 
     task_description = task
 
+    def get_attr(self, name: str) -> tuple[Any, ...]:
+        """An attribute of each dream; all but its task are shared."""
+        value = getattr(self, name)
+        return tuple(value) if name in TOLD else (value,) * self.num_envs
+
+    def set_attr(self, name: str, values: Any) -> None:
+        """Sets an attribute that the dreams share: one value, or N that are the same.
+
+        Raises:
+            InputError: values that differ, or an attribute that is each dream's own.
+        """
+        values = list(values) if isinstance(values, list | tuple) else [values] * self.num_envs
+        self._check_count(name, values)
+        if name in TOLD:
+            raise InputError(name, values, 'begin the dreams anew, with the option "instruction"')
+        if any(value is not values[0] and value != values[0] for value in values):
+            raise InputError(name, values, "the dreams share it: set it for all of them")
+        setattr(self, name, values[0])
+
+    def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """Calls a method as each dream's own: pictures for "render", else the shared result N times."""
+        if name == "get_wrapper_attr":
+            return self.get_attr(*args, **kwargs)
+        attribute = getattr(self, name)
+        if not callable(attribute):
+            return self.get_attr(name)
+        result = attribute(*args, **kwargs)
+        return result if name == "render" and result is not None else (result,) * self.num_envs
+
     def _pictures(self) -> tuple[np.ndarray, ...]:
         return tuple(self._dreams.picture(row) for row in range(self.num_envs))
 
@@ -191,11 +237,13 @@ class ImaginedVectorEnv(VectorEnv):
             self._add_info(infos, info, row)
 
     def _seeds(self, seed: Any) -> list[int | None]:
-        if seed is None or isinstance(seed, int | np.integer):
-            return [None if seed is None else int(seed) + i for i in range(self.num_envs)]
-        if not isinstance(seed, list | tuple | np.ndarray) or len(seed) != self.num_envs:
+        if seed is None:
+            return [None] * self.num_envs
+        if not isinstance(seed, list | tuple | np.ndarray):
+            return [check_seed(seed) + i for i in range(self.num_envs)]
+        if len(seed) != self.num_envs:
             raise InputError("seed", seed, f"give a whole number, or a list of {self.num_envs}")
-        return [None if one is None else int(one) for one in seed]
+        return [None if one is None else check_seed(one) for one in seed]
 
     def _masked(self, mask: Any) -> list[int]:
         """The rows of a reset mask."""

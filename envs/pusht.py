@@ -10,7 +10,7 @@ import cv2
 import gymnasium
 import numpy as np
 
-from emu_embodied.envs.checks import check_action, check_names, frame_rate, require_reset
+from emu_embodied.envs.checks import check_action, check_names, check_options, frame_rate, require_reset
 from emu_embodied.envs.tee import (
     ARENA_CM,
     CENTROID_CM,
@@ -27,6 +27,7 @@ from emu_embodied.envs.tee import (
 )
 from emu_embodied.errors import ConfigError, InputError, SimulationError
 from emu_embodied.types import AGENT_POS, IS_SUCCESS, PIXELS
+from emu_embodied.validation import check_seed
 
 try:
     with warnings.catch_warnings():
@@ -111,8 +112,9 @@ class PushTEnv(gymnasium.Env):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         """Draws a new scene, or takes what the options give; returns the first observation and info."""
+        seed = None if seed is None else check_seed(seed)
         super().reset(seed=seed)
-        options = dict(options or {})
+        options = check_options(options)
         check_names("reset option", options, ("pusher", "T"))
         given = {name: _check_pose(name, pose) for name, pose in options.items()}
         self._game.np_random = self.np_random

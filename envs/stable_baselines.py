@@ -1,4 +1,4 @@
-"""Imagined vector envs for Stable-Baselines3, whose vector interface is another. Knows no world model, no algorithm."""
+"""Imagined vector envs for Stable-Baselines3, whose vector interface is another. Knows no algorithm."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.wrappers.vector import DictInfoToList
 
+from emu_embodied.envs.imagined_vector import ImaginedVectorEnv
 from emu_embodied.errors import ConfigError, InputError
 
 try:
@@ -39,12 +40,26 @@ class StableBaselinesVecEnv(VecEnv):
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
 
     def reset(self) -> dict[str, np.ndarray]:
-        """Starts all dreams; `seed()` and `set_options()` before it are heeded."""
-        seeds = None if self._seeds[0] is None else self._seeds
-        observations, self.reset_infos = self.env.reset(seed=seeds, options=self._options[0] or None)
+        """Starts all dreams; `seed()` and `set_options()` before it are heeded, each dream's own."""
+        seeds = None if all(seed is None for seed in self._seeds) else self._seeds
+        none: dict[str, Any] = {}
+        observations, infos = self._begin(seeds, [own or none for own in self._options])
+        self.reset_infos = list(infos)
         self._reset_seeds()
         self._reset_options()
         return observations
+
+    def _begin(self, seeds: list[int | None] | None, options: list[dict[str, Any]]):
+        """A reset with options for each; vector envs that take but one dict are reset once for each that differs."""
+        if isinstance(self.env.unwrapped, ImaginedVectorEnv):
+            return self.env.reset(seed=seeds, options=options if any(options) else None)
+        unlike = list({id(own): own for own in options}.values())  # where all have the same it is one object
+        observations, infos = self.env.reset(seed=seeds, options=dict(unlike[0]) or None)
+        for own in unlike[1:]:
+            mask = np.array([other is own for other in options])
+            observations, anew = self.env.reset(seed=seeds, options={**own, "reset_mask": mask})
+            infos = [new if chosen else old for old, new, chosen in zip(infos, anew, mask, strict=True)]
+        return observations, infos
 
     def step_async(self, actions: np.ndarray) -> None:
         """Keeps the actions for `step_wait`."""
@@ -73,18 +88,31 @@ class StableBaselinesVecEnv(VecEnv):
         return self.env.render()
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        """The vector env's attribute, once for each dream asked for."""
-        value = getattr(self.env.unwrapped, attr_name)
-        return [value for _ in self._get_indices(indices)]
+        """The attribute of each dream asked for."""
+        values = self.env.unwrapped.get_attr(attr_name)
+        return [values[i] for i in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
-        """Sets the vector env's attribute: the dreams share it."""
-        setattr(self.env.unwrapped, attr_name, value)
+        """Sets the attribute of the dreams asked for.
+
+        Raises:
+            InputError: some only, of an attribute that the dreams share.
+        """
+        chosen = set(self._get_indices(indices))
+        if len(chosen) == self.num_envs:
+            values = [value] * self.num_envs
+        else:
+            values = [value if i in chosen else old for i, old in enumerate(self.get_attr(attr_name))]
+        self.env.unwrapped.set_attr(attr_name, values)
 
     def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
-        """Calls the vector env's method, once; its result stands for each dream asked for."""
-        result = getattr(self.env.unwrapped, method_name)(*args, **kwargs)
-        return [result for _ in self._get_indices(indices)]
+        """Calls the method of each dream asked for; where the envs are processes of their own, of all."""
+        chosen = list(self._get_indices(indices))
+        if hasattr(self.env.unwrapped, "envs"):
+            envs = [self.env.unwrapped.envs[i] for i in chosen]
+            return [env.get_wrapper_attr(method_name)(*args, **kwargs) for env in envs]
+        results = self.env.unwrapped.call(method_name, *args, **kwargs)
+        return [results[i] for i in chosen]
 
     def env_is_wrapped(self, wrapper_class: type, indices: Any = None) -> list[bool]:
         """False for each dream: they are not wrapped one by one."""

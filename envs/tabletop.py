@@ -11,11 +11,12 @@ import gymnasium
 import mujoco
 import numpy as np
 
-from emu_embodied.envs.checks import check_action, frame_rate, require_reset
+from emu_embodied.envs.checks import check_action, check_options, frame_rate, require_reset
 from emu_embodied.envs.closing import close_at_exit
 from emu_embodied.envs.tasks import COLOURS, OBJECTS, UNSEEN_COLOUR, Task, all_tasks, parse_task, spoken_tasks
 from emu_embodied.errors import InputError, SimulationError
 from emu_embodied.types import AGENT_POS, IS_SUCCESS, PIXELS
+from emu_embodied.validation import check_seed
 
 RGB = {
     "red": (0.86, 0.16, 0.13),
@@ -100,7 +101,7 @@ class TabletopPushEnv(gymnasium.Env):
                 raise InputError("option", name, f"TabletopPush-v0 knows {sorted(known)}")
         if "cubes" in options:
             cubes = options["cubes"]
-            options["cubes"] = (cubes, cubes) if isinstance(cubes, int) else tuple(cubes)
+            options["cubes"] = tuple(cubes) if isinstance(cubes, list | tuple) else (cubes, cubes)
         self.config = TabletopConfig(**options)
         if render_mode not in (None, "rgb_array"):
             raise InputError("render_mode", render_mode, "choose None or 'rgb_array'")
@@ -130,8 +131,9 @@ class TabletopPushEnv(gymnasium.Env):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         """Draws a new scene and instruction; returns the first observation and info."""
+        seed = None if seed is None else check_seed(seed)
         super().reset(seed=seed)
-        options = dict(options or {})
+        options = check_options(options)
         for name in options:
             if name not in ("instruction", "cubes", "pusher"):
                 raise InputError("reset option", name, "choose among 'instruction', 'cubes' and 'pusher'")

@@ -37,7 +37,7 @@ class CategoricalCEMConfig(PlannerConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_elites(self)
-        self._check_whole("bins", 3)
+        self._check_whole("bins", 3, 1001)
         if self.bins % 2 == 0:
             raise InputError("bins", self.bins, "give an odd number, so that standing still is one of them")
         self._check_number("momentum", 0, 0.999)

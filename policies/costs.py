@@ -1,5 +1,7 @@
 """What a planner minimises: small costs over imagined futures, composed by weight. Knows no concrete model, env or task.
 
+A cost by a head that nobody trained (`labels`) is an InputError.
+
 Each is a `protocols.Cost`: (model, rollout, actions (B, S, T, A)) -> (B, S) float32, lower is better.
 """
 
@@ -14,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from emu_embodied.errors import InputError
+from emu_embodied.labels import need
 from emu_embodied.protocols import Cost, WorldModel
 from emu_embodied.types import Rollout
 
@@ -58,6 +61,7 @@ class ObjectPositions:
     end: float = 0.5
 
     def __call__(self, model: WorldModel, rollout: Rollout, actions: torch.Tensor) -> torch.Tensor:
+        need(model, "positions", "cost")
         left_BST = self.distance(rollout.positions_BSTOD).cummin(-1).values
         return self.end * left_BST[..., -1] + (1 - self.end) * left_BST.mean(-1)
 
@@ -84,6 +88,7 @@ class BehindObject:
     radius: float = 4.2
 
     def __call__(self, model: WorldModel, rollout: Rollout, actions: torch.Tensor) -> torch.Tensor:
+        need(model, "positions", "cost")
         positions_BSTOD = rollout.positions_BSTOD
         last_BS1OD = positions_BSTOD[:, :, -1:]
         object_BS2 = last_BS1OD[:, :, 0, self.object]
@@ -130,6 +135,7 @@ class ObjectLost:
     object: int
 
     def __call__(self, model: WorldModel, rollout: Rollout, actions: torch.Tensor) -> torch.Tensor:
+        need(model, "positions", "cost")
         return (1 - rollout.presence_BSTO[..., self.object]).mean(-1)
 
 
@@ -144,6 +150,7 @@ class RewardHead:
     discount: float = 1.0
 
     def __call__(self, model: WorldModel, rollout: Rollout, actions: torch.Tensor) -> torch.Tensor:
+        need(model, "reward", "cost")
         rewards_BST = rollout.rewards_BST
         steps_T = torch.arange(rewards_BST.shape[-1], device=rewards_BST.device)
         return -(rewards_BST * self.discount**steps_T).mean(-1)
@@ -154,6 +161,7 @@ class SuccessHead:
     """mean_t prod_{s <= t} (1 - p_s), in [0, 1]: the expected share of the horizon before success, p from the model."""
 
     def __call__(self, model: WorldModel, rollout: Rollout, actions: torch.Tensor) -> torch.Tensor:
+        need(model, "success", "cost")
         return (1 - rollout.success_BST).cumprod(-1).mean(-1)
 
 

@@ -18,6 +18,10 @@ from emu_embodied.errors import InputError
 from emu_embodied.policies.scoring import score
 from emu_embodied.protocols import Cost, WorldModel
 from emu_embodied.types import History, Plan, short_repr
+from emu_embodied.validation import check_seed, number, whole_number
+
+# more would not end in a lifetime
+MOST = {"horizon": 10_000, "candidates": 1_000_000, "iterations": 1_000_000, "execute": 10_000, "block": 10_000}
 
 # Yields candidates (S, K, A) in [-1, 1] and is sent their costs (S,), infinite for pruned ones. Candidates that require a
 # gradient are imagined softly, and have one in `.grad` when their costs come; they are never the plan itself.
@@ -57,8 +61,8 @@ class PlannerConfig:
     seconds: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("horizon", "candidates", "iterations", "execute", "block"):
-            self._check_whole(name)
+        for name, most in MOST.items():
+            self._check_whole(name, most=most)
         if self.execute > self.horizon:
             rule = f"a plan has {self.horizon} steps (horizon): execute at most those"
             raise InputError("execute", self.execute, rule)
@@ -69,13 +73,14 @@ class PlannerConfig:
             raise InputError("prune", self.prune, "give true or false")
         if self.prune and (self.horizon < 2 or self.candidates < 2):
             raise InputError("prune", True, "there is no half of a single step, or of a single candidate: choose false")
-        if self.seconds is not None and not (_is_number(self.seconds) and self.seconds > 0):
-            raise InputError("seconds", self.seconds, "give a number above 0, or null for no limit")
+        if self.seconds is not None:
+            self._check_number("seconds", 0, above=True)
         least = self.frames_of(self.population(0)) + self.closing_frames
-        if self.frames is not None and (type(self.frames) is not int or self.frames < least):
-            raise InputError(
-                "frames", self.frames, f"one round takes {least}: give at least those, or fewer candidates"
-            )
+        if self.frames is not None:
+            self._check_whole("frames")
+            if self.frames < least:
+                rule = f"one round takes {least}: give at least those, or fewer candidates"
+                raise InputError("frames", self.frames, rule)
 
     def population(self, round: int) -> int:
         """Candidates of a round, the first being 0."""
@@ -101,20 +106,14 @@ class PlannerConfig:
             budget.spend(self.frames_of(self.population(budget.round)))
         return budget.spent + self.closing_frames
 
-    def _check_whole(self, name: str, least: int = 1) -> None:
-        value = getattr(self, name)
-        if type(value) is not int or value < least:
-            raise InputError(name, value, f"give a whole number of at least {least}")
+    def _check_whole(self, name: str, least: int = 1, most: int | None = None) -> None:
+        object.__setattr__(self, name, whole_number(name, getattr(self, name), least, most, InputError))
 
-    def _check_number(self, name: str, least: float, most: float = math.inf, above: bool = False) -> None:
-        value = getattr(self, name)
-        if not (_is_number(value) and (value > least if above else value >= least) and value <= most):
-            bounds = f"above {least:g}" if above else f"from {least:g}"
-            raise InputError(name, value, f"give a number {bounds}" + (f" to {most:g}" if most < math.inf else ""))
-
-
-def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    def _check_number(self, name: str, least: float, most: float | None = None, above: bool = False) -> None:
+        value = number(name, getattr(self, name), least, most, InputError)
+        if above and value == least:
+            raise InputError(name, value, f"give a number above {least:g}")
+        object.__setattr__(self, name, value)
 
 
 class Budget:
@@ -197,7 +196,7 @@ class SearchPlanner:
     Config: type[PlannerConfig] = PlannerConfig
 
     def __init__(self, config: PlannerConfig | None = None, seed: int = 0) -> None:
-        self.config, self.seed = config or self.Config(), seed
+        self.config, self.seed = self.Config() if config is None else config, check_seed(seed)
         if not isinstance(self.config, self.Config):
             raise InputError("config", type(self.config).__name__, f"give a {self.Config.__name__}")
         self.on_round: Callable[[Budget], None] | None = None
@@ -218,6 +217,7 @@ class SearchPlanner:
         Raises:
             InputError: a history of several worlds too.
         """
+        _check_history(history)
         if len(history) != 1:
             raise InputError("history", f"{len(history)} worlds", "plan for one world at a time, or call plan_batch")
         return self.plan_batch(model, history, cost)[0]
@@ -237,8 +237,11 @@ class SearchPlanner:
             InputError: no worlds, a cost that is not finite or has another shape, or one without a gradient where the method
                 needs it.
         """
+        _check_history(history)
         if not len(history):
             raise InputError("history", "0 worlds", "give at least one")
+        if not callable(cost):
+            raise InputError("cost", cost, "give a function of a model, a rollout and its actions")
         with torch.inference_mode(False), torch.no_grad():
             return self._plan(model, history, cost)
 
@@ -278,6 +281,11 @@ class SearchPlanner:
             generator = memory.generator if memory else torch.Generator().manual_seed(self.seed + world)
             memory = self._memories[world] = Memory(generator, torch.zeros(shape))
         return memory
+
+
+def _check_history(history: object) -> None:
+    if not isinstance(history, History):
+        raise InputError("history", type(history).__name__, "give what the model's encode returns")
 
 
 def _answer(search: Search, costs_S: torch.Tensor) -> torch.Tensor | None:

@@ -23,7 +23,7 @@ def planner_config(name: str, **options) -> PlannerConfig:
         ConfigError: an unknown planner.
         InputError: an option out of range.
     """
-    if name not in PLANNERS:
+    if not isinstance(name, str) or name not in PLANNERS:
         raise ConfigError("planner", name, f"choose one of {tuple(PLANNERS)}")
     return PLANNERS[name].Config(**options)
 

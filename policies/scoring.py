@@ -96,6 +96,8 @@ def _score_softly(
 def _costs(cost: Cost, model: WorldModel, rollout: Rollout, actions_BSTA: torch.Tensor) -> torch.Tensor:
     """Costs (B, S), checked."""
     shape, costs_BS = tuple(actions_BSTA.shape[:2]), cost(model, rollout, actions_BSTA.to(rollout.rewards_BST.device))
+    if not isinstance(costs_BS, torch.Tensor):
+        raise InputError("cost", type(costs_BS).__name__, f"return a tensor, one cost per candidate, shape {shape}")
     if tuple(costs_BS.shape) != shape:
         raise InputError("cost", f"shape {tuple(costs_BS.shape)}", f"return one cost per candidate, shape {shape}")
     wrong = int((~torch.isfinite(costs_BS)).sum())

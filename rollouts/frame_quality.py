@@ -39,7 +39,7 @@ def dreamt_frames(model, cache: FrameCache) -> dict[str, float]:
             continue
         first = cache.episode_starts[chosen]
         starts = [
-            Observation(cache.pixels[f], cache.agent_pos[f], cache.instructions[e])
+            Observation(cache.pixels[f], np.zeros(model.agent_dim, np.float32), cache.instructions[e])
             for e, f in zip(chosen, first, strict=True)
         ]
         actions = cache.actions[first[:, None] + np.arange(steps)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,13 @@ from emu_embodied.data.lerobot_files import SIDECAR
 from emu_embodied.data.lerobot_format import read_notes
 from emu_embodied.envs.dreams import SEEDS, Dreams, Starts
 from emu_embodied.errors import DatasetError
+from emu_embodied.labels import knows
 from emu_embodied.policies.scripted import Collector
 from emu_embodied.protocols import WorldModel
 from emu_embodied.rollouts.parts import STATISTICS, Part, check_settings, join_parts, locked, split, write_part
 from emu_embodied.schema import build
 from emu_embodied.types import ACTION, AGENT_POS, OBS_ENVIRONMENT_STATE, OBS_STATE, PIXELS, Episode
+from emu_embodied.units import ActionScale
 
 EPISODES_PER_PART = 25  # dreamt together
 POLICIES = ("random", "scripted-noise")
@@ -34,7 +36,7 @@ class ImagineSettings:
         checkpoint: what dreamt, as it was called.
         weights: fingerprint of its weights.
         episodes: how many; episode i has the seed `seed + i`.
-        steps: actions per episode; success does not end one.
+        steps: actions per episode; success does not end one. They are recorded in the robot's units.
         policy: "random" (motion that changes slowly), or "scripted-noise" (the table-top's noisy pusher, which acts on where
             the dream believes things to be; its first action is random).
         seed: of the first episode.
@@ -66,14 +68,15 @@ class ImagineSummary:
 
     Attributes:
         episodes, frames: how many are in the dataset.
-        success: share in [0, 1] of episodes in which the model believes its instruction fulfilled at some time.
+        success: share in [0, 1] of episodes in which the model believes its instruction fulfilled at some time; None where its
+            data did not tell of success.
         complete: False after an interruption.
         recorded: episodes that this call dreamt; the others were there.
     """
 
     episodes: int
     frames: int
-    success: float
+    success: float | None
     complete: bool
     recorded: int = 0
 
@@ -127,11 +130,11 @@ def imagine(
                 write_part(part, folder, dreams, state_names(model), max(1, round(fps)), totals)
                 report(f"imagine: {part.first + part.count} of {settings.episodes} episodes")
         except KeyboardInterrupt:
-            _join(settings, world, parts, folder, root)
+            _join(settings, model, places.scale, parts, folder, root)
             raise
         finally:
             places.close()
-        summary = _join(settings, world, parts, folder, root)
+        summary = _join(settings, model, places.scale, parts, folder, root)
         shutil.rmtree(folder, ignore_errors=True)
         return replace(summary, recorded=sum(part.count for part in missing))
 
@@ -141,9 +144,14 @@ def state_names(model: WorldModel) -> dict[str, Sequence[str]]:
     actions = tuple(getattr(getattr(model, "world", None), "action_names", ()))
     return {
         OBS_STATE: ("x", "y")[: model.agent_dim],
-        OBS_ENVIRONMENT_STATE: [f"{name}.{part}" for name in model.objects for part in ("x", "y", "present")],
+        OBS_ENVIRONMENT_STATE: [f"{name}.{part}" for name in _located(model) for part in ("x", "y", "present")],
         ACTION: actions if len(actions) == model.action_dim else [str(i) for i in range(model.action_dim)],
     }
+
+
+def _located(model: WorldModel) -> tuple[str, ...]:
+    """The objects whose places the model knows."""
+    return tuple(model.objects) if knows(model, "positions") else ()
 
 
 def dream_episodes(
@@ -157,20 +165,24 @@ def dream_episodes(
     rngs = [np.random.default_rng([seed, 79]) for seed in seeds]
     chosen = [{} if dataset is None else _any_frame(dataset, rng) for rng in rngs]
     starts = [places.find(seed, rng, options) for seed, rng, options in zip(seeds, rngs, chosen, strict=True)]
-    dreams = Dreams(model, places.observation_space[AGENT_POS], part.count)
+    scale = places.scale
+    dreams = Dreams(model, places.observation_space[AGENT_POS], part.count, scale=scale)
     dreams.begin(range(part.count), starts, [int(rng.integers(SEEDS)) for rng in rngs])
     actors = [_Actor(settings.policy, model.action_dim, rng) for rng in rngs]
-    _, still = model.step(dreams.history, np.zeros((part.count, model.action_dim), np.float32))
+    still, located = dreams.stand_still(), len(_located(model))
     columns: dict[str, list[np.ndarray]] = {"actions": [], "rewards": [], "successes": []}
     beliefs = still.positions_BSTOD[:, 0, 0].cpu().numpy(), still.presence_BSTO[:, 0, 0].cpu().numpy() > 0.5
+    beliefs = tuple(x[:, :located] for x in beliefs)
     frames, states = [dreams.observations], [_state(*beliefs)]
     for _ in range(settings.steps):
         actions = np.stack([actor.act(*belief) for actor, *belief in zip(actors, *beliefs, strict=True)])
+        actions = scale.to_robot(actions)
         done = dreams.step(actions)
-        beliefs = (
-            np.array([list(info["positions"].values()) for info in done.infos]).reshape(part.count, -1, 2),
-            np.array([list(info["presence"].values()) for info in done.infos]) > 0.5,
-        )
+        if located:
+            beliefs = (
+                np.array([list(info["positions"].values()) for info in done.infos]),
+                np.array([list(info["presence"].values()) for info in done.infos]) > 0.5,
+            )
         frames.append(dreams.observations)
         states.append(_state(*beliefs))
         for name, values in (("actions", actions), ("rewards", done.rewards), ("successes", done.successes)):
@@ -181,8 +193,8 @@ def dream_episodes(
             agent_pos=np.stack([frame[AGENT_POS][i] for frame in frames]).astype(np.float32),
             states=np.stack([state[i] for state in states]),
             actions=np.stack([values[i] for values in columns["actions"]]).astype(np.float32),
-            rewards=np.array([values[i] for values in columns["rewards"]], np.float32),
-            successes=np.array([values[i] for values in columns["successes"]], bool),
+            rewards=np.array([x[i] for x in columns["rewards"]], np.float32) if knows(model, "reward") else None,
+            successes=np.array([x[i] for x in columns["successes"]], bool) if knows(model, "success") else None,
             instruction=start.instruction,
         )
 
@@ -218,27 +230,27 @@ def _counted(episodes: Iterator[Episode], totals: dict[str, int]) -> Iterator[Ep
     for episode in episodes:
         totals["episodes"] += 1
         totals["frames"] += len(episode.pixels)
-        totals["successes"] += int(episode.successes.any())
+        totals["successes"] += 0 if episode.successes is None else int(episode.successes.any())
         yield episode
 
 
-def _join(settings: ImagineSettings, world: Any, parts: list[Part], folder: Path, root: Path) -> ImagineSummary | None:
+def _join(
+    settings: ImagineSettings, model: WorldModel, scale: ActionScale, parts: list[Part], folder: Path, root: Path
+) -> ImagineSummary | None:
     """Joins the finished parts at `root`; None where no part is finished."""
     done = [part for part in parts if (folder / part.name).is_dir()]
     if not done:
         return None
     statistics = [read_notes(folder / part.name / STATISTICS) for part in done]
     episodes, frames, successes = (sum(s[name] for s in statistics) for name in ("episodes", "frames", "successes"))
-    summary = ImagineSummary(episodes, frames, successes / episodes, len(done) == len(parts))
+    share = successes / episodes if knows(model, "success") else None
+    summary = ImagineSummary(episodes, frames, share, len(done) == len(parts))
     notes = {
         "imagined": True,
         "settings": asdict(settings),
         "summary": asdict(summary),
-        "action_scale": _plain(getattr(world, "action_scale", ())),
+        "action_scale": [] if scale.is_identity else [[scale.centre.tolist(), scale.half.tolist()]],
+        "actions": "robot",  # in its units; earlier ones were in [-1, 1] whatever the scale
     }
     join_parts(done, folder, root, notes, PACKAGES)
     return summary
-
-
-def _plain(value: Any) -> Any:
-    return [_plain(item) for item in value] if isinstance(value, Sequence | Mapping) else value

@@ -51,6 +51,8 @@ class LeRobotAgent:
         if self.output != worlds.action_space.shape:
             remedy = f"this world's actions have shape {worlds.action_space.shape}"
             raise InputError("policy's action", f"shape {self.output}", remedy)
+        if hasattr(self.policy, "scale"):  # emu_mpc's: what its world model's actions are in the robot's units
+            self.policy.scale.check(worlds.action_space, "world's action_space")
 
     def begin(self, worlds: RealWorlds | DreamtWorlds, seeds: Sequence[int]) -> None:
         """New episodes begin; the policy forgets, and its noise depends on the seeds alone."""

@@ -9,6 +9,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from emu_embodied.envs.checks import check_action
 from emu_embodied.policies.cem import CEM
 from emu_embodied.policies.hierarchical import Pursued, SubgoalManager, see_places
 from emu_embodied.protocols import Cost, Planner, WorldModel
@@ -16,6 +17,7 @@ from emu_embodied.rollouts.goals import MAX_STEPS, build_cost, expert_policy
 from emu_embodied.rollouts.progress import EpisodeProgress
 from emu_embodied.rollouts.record import Thoughts, WatchedCost
 from emu_embodied.types import AGENT_POS, IS_SUCCESS, PIXELS, Observation, short_repr
+from emu_embodied.units import ActionScale
 
 CostBuilder = Callable[[gymnasium.Env, WorldModel], Cost]
 Guide = Callable[[gymnasium.Env, WorldModel], SubgoalManager]
@@ -30,7 +32,7 @@ class EpisodeRun:
         instruction, kind: the task as text, and its kind ("edge", "middle", "next_to").
         success: the simulator's predicate held at some step.
         distances: (T + 1,) float32, cm left to go by the simulator.
-        actions: (T, A) float32.
+        actions: (T, A) float32, in the env's units.
         frames: (T + 1, H, W, 3) uint8, real.
         imagined: (T + 1, H, W, 3) uint8, what each plan's steps were imagined to lead to, from the last observation
             before the plan; the first is the model's rendering of the first real frame. Empty without a model.
@@ -102,6 +104,9 @@ class _Recorder:
         return self.success or len(self.actions) >= self.max_steps
 
     def act(self, action: np.ndarray) -> None:
+        space = self.env.action_space
+        check_action(action, space)  # nothing beyond its bounds is ever sent; what rounding has left over them is clipped
+        action = np.clip(action, space.low, space.high)
         observation, _, terminated, truncated, info = self.env.step(action)
         self.actions.append(np.asarray(action, np.float32))
         self._keep(observation, info)
@@ -149,7 +154,8 @@ def run_episode(
 
     Args:
         env: the real environment; reset here.
-        model: where plans are imagined; its histories hold real observations only.
+        model: where plans are imagined; its histories hold real observations only. Its actions reach the env in the robot's
+            units, by the checkpoint's own scale.
         planner: `reset` here; its warm start should shift by `execute`. None is CEM as configured by default.
         cost_builder: (env, model) -> the episode's cost; called once, after the reset. None is `build_cost("positions", ...)`.
         seed: of the env's reset.
@@ -163,9 +169,13 @@ def run_episode(
         progress: show on stderr how far the episode and its plans are; a text is what the bar calls it.
 
     Raises:
-        InputError: observations that do not fit the model, or costs that are not finite.
+        ConfigError: a checkpoint of several robots, and nobody said which is meant; see `ActionScale.of`.
+        InputError: an env whose action space is not that of the checkpoint's robot, observations that do not fit the model, or
+            costs that are not finite.
         SimulationError: the physics left the numbers.
     """
+    scale = ActionScale.of(model)
+    scale.check(env.action_space)
     recorder = _Recorder(env, seed, max_steps, options, on_step)
     planner = planner or CEM(seed=seed)
     planner.reset()
@@ -182,14 +192,14 @@ def run_episode(
                 places = see_places(model, history)
                 cost.cost = manager.look(recorder.observation, places, len(recorder.actions))
             plan = planner.plan(model, history, cost) if cost.cost else None
-            actions_TA = plan.actions[:execute] if plan else np.zeros((execute, model.action_dim), np.float32)
+            actions_TA = plan.actions[:execute] if plan else np.tile(scale.still, (execute, 1))
             dream = model.rollout(history, actions_TA[None, None])
             imagined += [*model.decode(dream.codes_BSTN[0, 0])]
             if plan:
                 plans.append(plan)
                 cost.look(plan, dream, at=len(recorder.actions))
             for action in actions_TA:
-                recorder.act(action)
+                recorder.act(scale.to_robot(action))
                 bar.step()
                 history = model.observe(history, action[None], [recorder.observation])
                 if recorder.over:

@@ -14,10 +14,12 @@ import numpy as np
 
 from emu_embodied.envs.dreams import check_spaces
 from emu_embodied.errors import InputError
+from emu_embodied.labels import knows
 from emu_embodied.protocols import WorldModel
 from emu_embodied.rollouts.record import left_to_go, scene_of
 from emu_embodied.rollouts.webpage import picture, psnr
 from emu_embodied.types import AGENT_POS, IS_SUCCESS, PIXELS, TASK, History, Observation, Rollout, short_repr
+from emu_embodied.units import ActionScale
 
 MAX_FRAMES = 20_000  # of a scene, all branches together
 PLOTS = (
@@ -68,6 +70,7 @@ class Play:
     def __init__(self, model: WorldModel, env: gymnasium.Env, checkpoint: str = "", real: bool = False) -> None:
         self.model, self.world, self.checkpoint, self.real = model, env.unwrapped, checkpoint, real
         check_spaces(model, env.observation_space, env.action_space)
+        self._units = ActionScale.of(model)
         if real and not (hasattr(self.world, "get_state") and hasattr(self.world, "set_state")):
             raise InputError(
                 "real", type(self.world).__name__, "it cannot be put back to an earlier frame; leave real out"
@@ -168,7 +171,7 @@ class Play:
             self.world.set_state(state)
             self.world.np_random.bit_generator.state = rng
         self._ahead = -1  # should the physics fail, the world stands nowhere
-        observation, _, _, _, info = self.world.step(action_A)
+        observation, _, _, _, info = self.world.step(self._units.to_robot(action_A))
         return observation[PIXELS], info.get("distance"), bool(info[IS_SUCCESS])
 
     def _remember(self) -> tuple[np.ndarray, dict[str, Any]] | None:
@@ -176,14 +179,15 @@ class Play:
 
     def _values(self, rollout: Rollout) -> dict[str, Any]:
         distance = self._left(rollout.positions_BSTOD[0, 0, 0].cpu()) if self._left else None
-        return {"distance": distance, "success": rollout.success_BST[0, 0, 0], "entropy": rollout.entropy_BST[0, 0, 0]}
+        success = rollout.success_BST[0, 0, 0] if knows(self.model, "success") else None
+        return {"distance": distance, "success": success, "entropy": rollout.entropy_BST[0, 0, 0]}
 
     def _shown(self, action, imagined, real, values: dict[str, Any], place) -> dict[str, Any]:
         """The newest frame as JSON."""
         real = real if self.real else None
         if real is not None:
             values = values | {"psnr": psnr(real[None], imagined[None])[0]}
-        done = bool(values.pop("real_success", False)) if self.real else float(values.get("success", 0.0)) > 0.5
+        done = bool(values.pop("real_success", False)) if self.real else float(values.get("success") or 0.0) > 0.5
         return {
             "id": len(self.frames) - 1,
             "action": None if action is None else [float(x) for x in action],

@@ -27,6 +27,7 @@ from emu_embodied.rollouts.journal import append, open_journal
 from emu_embodied.rollouts.oracle import OracleWorldModel
 from emu_embodied.rollouts.scenes import RULES
 from emu_embodied.types import AGENT_POS, PIXELS, Observation, short_repr
+from emu_embodied.units import ActionScale
 
 AHEAD = HORIZON = 5  # model steps from start to goal, and of a plan
 LIMIT = 10  # model steps of an episode
@@ -221,19 +222,21 @@ class Stage:
             places = scene.places[[known.index(name) for name in model.objects]][:, [0, 1, 3]]
         else:
             model = self.model = self.model or self._make_model()
+            if hasattr(model, "seed"):
+                model.seed(row.seed)
             places = seen_places(model, scene.goal)
+        scale = ActionScale.of(model)
+        scale.check(self.env.action_space)
         if s.cost == "positions" and not any(p > 0.5 for *_, p in places[[name != "pusher" for name in model.objects]]):
-            yield from np.zeros((LIMIT, model.action_dim))  # who sees nothing in the goal's frame stays where it is
+            yield from scale.to_robot(np.tile(scale.still, (LIMIT, 1)))  # who sees nothing in the goal's frame stays
             return
-        if hasattr(model, "seed"):
-            model.seed(row.seed)
         cost, planner = scene_cost(s.cost, model, scene.goal, places), make_planner(s.planner, row.seed)
         history, taken = model.encode([scene.start]), 0
         while taken < LIMIT:
             planner.reset()  # a plan that was carried out whole leaves nothing to begin the next one with
             plans.append(planner.plan(model, history, cost))
             for action in plans[-1].actions[: LIMIT - taken]:
-                yield action
+                yield scale.to_robot(action)
                 taken += 1
                 seen = Observation(self.seen[PIXELS], self.seen[AGENT_POS])
                 history = model.observe(history, action[None], [seen])

@@ -12,6 +12,7 @@ import numpy as np
 from emu_embodied.envs.dreams import SEEDS, Dreams, Starts
 from emu_embodied.envs.opening import open_env
 from emu_embodied.errors import ConfigError
+from emu_embodied.labels import need
 from emu_embodied.protocols import WorldModel
 from emu_embodied.types import AGENT_POS, IS_SUCCESS, OBS_ENVIRONMENT_STATE, OBS_IMAGE, OBS_STATE, PIXELS, short_repr
 from emu_embodied.validation import registered_id
@@ -119,13 +120,15 @@ class DreamtWorlds:
 
     Raises:
         ConfigError: a model of another world.
-        InputError: env options that do not fit the model.
+        InputError: env options that do not fit the model, or a model that does not know success and where things are.
     """
 
     def __init__(self, model: WorldModel, env_id: str, options: Mapping[str, Any]) -> None:
         known = getattr(getattr(model, "world", None), "env_id", env_id)
         if registered_id(known) != registered_id(env_id):
             raise ConfigError("checkpoint", known or "a model of an unknown world", f"give a model of {env_id}")
+        for label in ("success", "positions"):
+            need(model, label, "dreams")
         self.model, self.objects, self._real = model, tuple(model.objects), make_real(env_id, options)
         self._starts = Starts(model, self._real)
         self.action_space = self._starts.action_space
@@ -137,7 +140,7 @@ class DreamtWorlds:
         starts = [self._starts.find(seed, rng, {}) for seed, rng in zip(seeds, rngs, strict=True)]
         self._dreams = Dreams(self.model, self._starts.observation_space[AGENT_POS], len(seeds))
         self._dreams.begin(range(len(seeds)), starts, [int(rng.integers(SEEDS)) for rng in rngs])
-        _, still = self.model.step(self._dreams.history, np.zeros((len(seeds), self.model.action_dim), np.float32))
+        still = self._dreams.stand_still()
         positions, presence = (x[:, 0, 0].float().cpu().numpy() for x in (still.positions_BSTOD, still.presence_BSTO))
         return self._moment(positions, presence, np.zeros(len(seeds)), np.zeros(len(seeds), bool))
 

@@ -41,17 +41,23 @@ ALLOWED = {
         "types",
         "protocols",
         "errors",
+        "labels",
         "validation",
     },
     "grammar": {"vocabulary", "errors", "validation"},
     "streams": {"transformer", "errors", "validation"},
     "generation": {"decoding", "errors", "validation", "grammar", "streams", "transformer", "types", "vocabulary"},
     "subgoals": {"decoding", "errors", "validation", "protocols", "streams", "types", "world_model"},
-    "policies": {"types", "protocols", "errors", "validation"},
-    "envs": {"types", "protocols", "errors", "validation"},
-    "policies.lerobot_plugin": {"types", "protocols", "errors", "validation", "policies", "envs", "rollouts", "data"},
+    "units": {"errors"},
+    "labels": {"errors"},
+    "policies": {"types", "protocols", "errors", "labels", "validation"},
+    "envs": {"types", "protocols", "errors", "labels", "units", "validation"},
+    "policies.lerobot_plugin": {
+        *("types", "protocols", "errors", "units", "validation", "policies", "envs", "rollouts", "data"),
+    },
     "rollouts": {
-        *("types", "protocols", "metrics", "envs", "policies", "errors", "validation", "data", "storage", "schema"),
+        *("types", "protocols", "metrics", "envs", "policies", "errors", "labels", "units", "validation", "data"),
+        *("storage", "schema"),
     },
 }
 # The doors by which a name becomes a model: they alone import `loading`, inside functions.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -199,3 +200,9 @@ def test_a_command_trains_it(tmp_path: Path, capsys):
     assert load_policy(tmp_path / "run" / "policy").config == CloningConfig(24, 2)
     assert main(["train", "stage=cloning", f"out={tmp_path / 'run'}", *few, "cloning.steps=4"]) == 2
     assert "steps" in capsys.readouterr().err
+
+
+def test_actions_in_a_robots_own_units_are_refused(tmp_path):
+    scaled = replace(chases(), action_scale=np.float32([[[0.0, 0.0], [0.05, 0.05]]]))
+    with pytest.raises(DatasetError, match="units"):
+        train_cloning(scaled, LoopConfig(2), tmp_path)

@@ -9,8 +9,9 @@ from test_token_model import batch, tiny_model
 
 from emu_embodied.decoding import autoregressive, dida
 from emu_embodied.decoding.config import DecodingConfig
-from emu_embodied.engines.compiled import CompiledEngine
+from emu_embodied.engines.compiled import CompiledEngine, PerBatch
 from emu_embodied.engines.parity import measure_parity
+from emu_embodied.static_step import STEPS
 from emu_embodied.step import FrameStep
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="graphs are captured on a CUDA device, and there is none")
@@ -62,3 +63,23 @@ def test_captured_sampling_follows_the_seed_and_goes_on_drawing():
 def test_compiled_parity_on_the_gpu(dtype):
     model = tiny_model(context_frames=2).cuda()
     assert measure_parity(CompiledEngine(tiny_model(context_frames=2).cuda().to(dtype)), model).holds
+
+
+def test_any_number_of_batch_sizes_and_models_is_compiled():
+    for _ in range(2):  # models have one code between them
+        model = tiny_model(context_frames=1)
+        engine = CompiledEngine(model)
+        engine.run = {name: PerBatch(getattr(engine.step, name), backend="eager") for name in STEPS}
+        text, codes, actions, *_ = batch(model)
+        for size in range(1, 11):
+            rows = torch.arange(size) % len(text)
+            with torch.inference_mode():
+                caches = [
+                    each.prefill(text[rows], codes[rows, :1], actions[rows, :0], ahead=1)
+                    for each in (engine, FrameStep(model))
+                ]
+                made, wanted = (
+                    dida.decode_frame(each, cache, actions[rows, 0])[0]
+                    for each, cache in zip((engine, FrameStep(model)), caches, strict=True)
+                )
+            assert made.equal(wanted)

@@ -15,6 +15,7 @@ from stable_baselines3.common.env_checker import check_env  # noqa: E402
 from stable_baselines3.common.evaluation import evaluate_policy  # noqa: E402
 from stable_baselines3.common.vec_env import VecMonitor  # noqa: E402
 
+from emu_embodied.envs.beliefs import Beliefs  # noqa: E402
 from emu_embodied.envs.imagined import ImaginedEnv  # noqa: E402
 from emu_embodied.envs.imagined_vector import ImaginedVectorEnv  # noqa: E402
 from emu_embodied.envs.stable_baselines import StableBaselinesVecEnv  # noqa: E402
@@ -104,3 +105,82 @@ def test_ppo_learns_in_imagination_and_acts(model, real):
     assert any(moved) and len(policy.ep_info_buffer) >= 4
     returns, lengths = evaluate_policy(policy, env, n_eval_episodes=4, return_episode_rewards=True)
     assert len(returns) == 4 and np.isfinite(returns).all() and max(lengths) <= 8
+
+
+def test_each_dream_has_its_own_options(model, real):
+    env = make(model, real, 2, observe=("pixels", "agent_pos"))
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    at = {"observation": {"pixels": pixels, "agent_pos": np.zeros(2, np.float32)}}
+    left, right = ({**at, "instruction": f"push the red cube to the {side}"} for side in ("left", "right"))
+    for options, wanted in (
+        ([left, right], [left, right]),
+        ([right, left], [right, left]),
+        (left, [left, left]),
+        ([{}, right], [None, right]),
+        ([right, {}], [right, None]),
+    ):
+        env.seed(3)
+        env.set_options(options)
+        seen = env.reset()
+        for i, own in enumerate(wanted):
+            if own is None:
+                assert env.get_attr("task", i) == [real.reset(seed=3 + i)[1]["task"]]
+            else:
+                assert env.get_attr("task", [i]) == [own["instruction"]]
+                assert env.reset_infos[i]["task"] == own["instruction"]
+                assert (seen["agent_pos"][i] == 0).all()
+    env.seed(7)
+    env.reset()  # options are for one reset
+    assert env.get_attr("task") == [real.reset(seed=7 + i)[1]["task"] for i in range(2)]
+
+
+def test_attributes_and_methods_are_each_dreams(model, real):
+    env = make(model, real, 3, render_mode="rgb_array")
+    env.seed(1)
+    env.reset()
+    tasks = [real.reset(seed=1 + i)[1]["task"] for i in range(3)]
+    assert env.get_attr("task") == tasks and env.get_attr("task", indices=[2, 0]) == [tasks[2], tasks[0]]
+    assert env.get_attr("task_description", 1) == [tasks[1]] and env.get_attr("render_mode") == ["rgb_array"] * 3
+    assert env.env_method("get_wrapper_attr", "task", indices=[1]) == [tasks[1]]
+    frames = env.env_method("render", indices=[0, 2])
+    assert len(frames) == 2 and np.array_equal(frames[1], env.get_images()[2])
+    env.set_attr("terminate_on_success", False)
+    assert env.get_attr("terminate_on_success") == [False] * 3
+    with pytest.raises(InputError, match="share"):
+        env.set_attr("terminate_on_success", True, indices=[1])
+    with pytest.raises(InputError, match="instruction"):
+        env.set_attr("task", "push the red cube to the left")
+    with pytest.raises(AttributeError):
+        env.get_attr("zork")
+
+
+def test_a_vector_of_real_envs_has_options_and_attributes_too():
+    def made():
+        return gymnasium.make(WORLD.env_id, cubes=1)
+
+    vector = gymnasium.vector.SyncVectorEnv([made] * 2, autoreset_mode="SameStep")
+    env = StableBaselinesVecEnv(vector)
+    places = [{"cubes": {"red": (x, 0.0, 0.0)}, "instruction": "push the red cube to the left"} for x in (3.0, 5.0)]
+    env.seed(0)
+    env.set_options(places)
+    env.reset()
+    assert [info["object_states"]["red"][0] for info in env.reset_infos] == pytest.approx([3.0, 5.0], abs=0.1)
+    assert env.get_attr("task") == ["push the red cube to the left"] * 2
+    env.set_options([{}, places[1]])
+    env.reset()
+    assert env.reset_infos[1]["object_states"]["red"][0] == pytest.approx(5.0, abs=0.1)
+    assert len(env.env_method("get_wrapper_attr", "task", indices=1)) == 1
+    env.close()
+
+
+def test_a_policy_that_learnt_in_dreams_acts_in_reality(model, real):
+    policy = PPO("MultiInputPolicy", make(model, real), n_steps=4, batch_size=12, n_epochs=1, device="cpu").learn(12)
+    acted = Beliefs(real, model, observe=SEES)
+    assert tuple(acted.observation_space) == SEES
+    observation, _ = acted.reset(seed=0)
+    for _ in range(2):
+        action, _ = policy.predict(observation)
+        observation, *_ = acted.step(action)
+    assert evaluate_policy(policy, acted, 1, warn=False)[0] < 0
+    with pytest.raises(InputError, match="observe"):
+        Beliefs(real, model, observe=["zork"])

@@ -22,12 +22,13 @@ WORLD = World(
 )
 
 
-def tiny_world_model(seed: int = 0, context: int = 2, **options) -> TokenWorldModel:
-    """A world model of the table-top: 64 px frames of 4 x 4 tokens, two narrow layers; same seed, same weights.
+def tiny_world_model(seed: int = 0, context: int = 2, world: World = WORLD, **options) -> TokenWorldModel:
+    """A world model, by default of the table-top: 64 px frames of 4 x 4 tokens, two narrow layers; same seed, same weights.
 
     Args:
         seed: of the weights.
         context: frames of context.
+        world: what it is of; it has as many actions as names of them.
         options: of `DecodingConfig`.
     """
     frames = FrameTokenizerConfig(image_size=64, patch=16, margin=0, levels=(4, 4), width=16, blocks=1)
@@ -43,7 +44,14 @@ def tiny_world_model(seed: int = 0, context: int = 2, **options) -> TokenWorldMo
         head_dim=16,
     )
     config = TokenModelConfig(
-        vocabulary, sizes, frames.grid, action_dim=2, text_length=16, context_frames=context, objects=OBJECTS
+        vocabulary,
+        sizes,
+        frames.grid,
+        action_dim=len(world.action_names),
+        text_length=16,
+        context_frames=context,
+        objects=tuple(world.objects),
+        position_scale=tuple(world.position_scale),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -53,4 +61,4 @@ def tiny_world_model(seed: int = 0, context: int = 2, **options) -> TokenWorldMo
                 parameter.ndim > 1
             ):  # large enough that actions and instructions make a difference; norms stay as they are
                 torch.nn.init.normal_(parameter, std=0.3)
-    return TokenWorldModel(tokenizer, text, model, WORLD, decoding=DecodingConfig(**options))
+    return TokenWorldModel(tokenizer, text, model, world, decoding=DecodingConfig(**options))

@@ -50,7 +50,7 @@ def run(config: DictConfig) -> None:
     summary = imagine(model, settings, out, starts, lambda line: print(line, flush=True))
     if summary.recorded == 0:
         print(f"imagine: {out} was complete already")
-    print(
-        f"imagine: {out} holds {summary.episodes} dreams, {summary.frames} frames; "
-        f"the model believes {summary.success:.0%} of them to succeed"
-    )
+    believed = "its data did not tell the model what success is"
+    if summary.success is not None:
+        believed = f"the model believes {summary.success:.0%} of them to succeed"
+    print(f"imagine: {out} holds {summary.episodes} dreams, {summary.frames} frames; {believed}")

@@ -43,8 +43,10 @@ def dataset_features(episode: Episode, names: Names) -> dict[str, dict[str, Any]
             raise DatasetError(key, f"{values.shape[1]} numbers", f"give as many names, not {len(names[key])}")
         if values.shape[1]:  # LeRobot has no empty columns
             features[key] = {"dtype": "float32", "shape": values.shape[1:], "names": list(names[key])}
-    features[REWARD] = {"dtype": "float32", "shape": (1,), "names": None}
-    features[SUCCESS] = {"dtype": "bool", "shape": (1,), "names": None}
+    if episode.rewards is not None:
+        features[REWARD] = {"dtype": "float32", "shape": (1,), "names": None}
+    if episode.successes is not None:
+        features[SUCCESS] = {"dtype": "bool", "shape": (1,), "names": None}
     return features
 
 
@@ -58,14 +60,17 @@ def episode_rows(episode: Episode) -> Iterable[dict[str, Any]]:
     for t in range(last + 1):
         done = t == last
         vectors = {OBS_STATE: episode.agent_pos[t], OBS_ENVIRONMENT_STATE: episode.states[t]}
-        yield {
+        row = {
             OBS_IMAGE: episode.pixels[t],
             **{key: np.asarray(values, np.float32) for key, values in vectors.items() if len(values)},
             ACTION: np.zeros(episode.actions.shape[1], np.float32) if done else np.float32(episode.actions[t]),
-            REWARD: np.float32([0.0 if done else episode.rewards[t]]),
-            SUCCESS: np.array([bool(episode.successes[min(t, last - 1)])]),
             TASK: episode.instruction,
         }
+        if episode.rewards is not None:
+            row[REWARD] = np.float32([0.0 if done else episode.rewards[t]])
+        if episode.successes is not None:
+            row[SUCCESS] = np.array([bool(episode.successes[min(t, last - 1)])])
+        yield row
 
 
 def write_dataset(root: Path, episodes: Iterable[Episode], names: Names, fps: int) -> int:

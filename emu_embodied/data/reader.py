@@ -22,6 +22,7 @@ from emu_embodied.data.lerobot_files import (
     read_pieces,
     read_tasks,
 )
+from emu_embodied.data.lerobot_format import read_notes
 from emu_embodied.data.lerobot_info import (
     LARGEST,
     LARGEST_ACTION,
@@ -113,8 +114,27 @@ class Recording:
 
 
 def is_ours(root: Path) -> bool:
-    """Whether `collect` or `imagine` wrote a dataset: its actions are in [-1, 1] as they are."""
+    """Whether `collect` or `imagine` wrote a dataset: its actions are in [-1, 1] as they are, or `own_scale` tells."""
     return (root / SIDECAR).is_file()
+
+
+def own_scale(root: Path, size: int) -> np.ndarray | None:
+    """Centre and half-range (2, size) of the actions of a dataset of ours that is in a robot's units; None for others.
+
+    Raises:
+        DatasetError: what tells of it is damaged.
+    """
+    notes = read_notes(own_file(root, root / SIDECAR))
+    if notes.get("actions") != "robot" or not notes.get("action_scale"):
+        return None
+    try:
+        scale = np.array(notes["action_scale"][0], np.float32)
+        fits = scale.shape == (2, size) and np.isfinite(scale).all() and (scale[1] >= 0).all()
+    except (TypeError, ValueError, KeyError, IndexError):
+        fits = False
+    if not fits:
+        raise DatasetError(f"{root / SIDECAR}: action_scale", notes["action_scale"], "restore the file")
+    return scale
 
 
 def settle(root: Path, info: Mapping[str, Any], options: ReadOptions) -> ReadOptions:
@@ -180,7 +200,9 @@ class _Reading:
         told = [key for key in (*VECTORS, REWARD, SUCCESS) if key in self.features]
         self.vectors = {key: math.prod(self.features[key]["shape"]) for key in told}
         self.vectors |= {"timestamp": 1} if self.videos else {}
-        self.elements = choose_elements(ACTION, element_names(self.features[ACTION]), options.action_keys)
+        names = element_names(self.features[ACTION])
+        self.elements = choose_elements(ACTION, names, options.action_keys)
+        self.scale = own_scale(root, len(names)) if self.ours else None
         self.faults: dict[int, Dropped] = {}
         self.damages: list[DatasetError] = []
 
@@ -272,7 +294,8 @@ class _Reading:
         """Notes the episodes with numbers that are none, or too large; in datasets of our own, too, where actions end at 1."""
         for key in self.vectors:
             sizes = np.abs(rows[key]).reshape(len(rows[key]), -1).max(1)
-            largest = LARGEST if key != ACTION else LARGEST_OURS if self.ours else LARGEST_ACTION
+            own = self.ours and self.scale is None  # ours in a robot's units are like others'
+            largest = LARGEST if key != ACTION else LARGEST_OURS if own else LARGEST_ACTION
             for reason, bad, what in (
                 ("not finite", ~np.isfinite(sizes), "NaN or infinite"),
                 ("out of range", sizes > largest, f"beyond {largest:g}"),
@@ -367,7 +390,10 @@ def _scale_actions(reading: _Reading, columns: dict[str, np.ndarray], starts: np
     """Brings the actions into [-1, 1] in place, those of last frames to 0; returns centre and half-range."""
     actions, last = columns[ACTION], starts[1:] - 1
     scale = np.stack([np.zeros(actions.shape[1]), np.ones(actions.shape[1])]).astype(np.float32)
-    if not reading.ours:
+    if reading.scale is not None:
+        scale = reading.scale[:, reading.elements]
+        columns[ACTION] = actions = normalise(actions, scale)
+    elif not reading.ours:
         finite = actions[np.isfinite(actions).all(1)]
         if len(finite):
             statistics = read_statistics(reading.root, ACTION)

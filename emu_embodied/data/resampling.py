@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from emu_embodied.units import ActionScale
+
 RANGES = {"minmax": ("min", "max"), "quantiles": ("q01", "q99")}
 SKIPPED = ("last", "mean")
 
@@ -19,7 +21,7 @@ def action_scale(
         actions: (F, A) as recorded; used where the dataset has no statistics, or unfit ones.
         statistics: the dataset's own, of all action columns: "min", "max", "q01", "q99".
         columns: the A columns wanted.
-        how: one of `RANGES`. A value that never changes gets the half-range 1.
+        how: one of `RANGES`. A value that never changes gets the half-range 0: it stays what it was.
     """
     names = RANGES[how]
     ends = [(statistics or {}).get(name, np.empty(0)) for name in names]
@@ -27,18 +29,17 @@ def action_scale(
         low, high = (end[columns] for end in ends)
     else:
         low, high = np.quantile(actions.astype(np.float64), (0, 1) if how == "minmax" else (0.01, 0.99), axis=0)
-    half = ((high - low) / 2).astype(np.float32)
-    return np.stack([((low + high) / 2).astype(np.float32), np.where(half > 0, half, np.float32(1.0))])
+    return np.stack([(low + high) / 2, (high - low) / 2]).astype(np.float32)
 
 
 def normalise(actions: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """Recorded actions (..., A) as float32 in [-1, 1], what lies beyond clipped."""
-    return np.clip((actions - scale[0]) / scale[1], -1, 1).astype(np.float32)
+    return np.clip(ActionScale(*scale).from_robot(actions), -1, 1).astype(np.float32)
 
 
 def denormalise(actions: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """Actions (..., A) in [-1, 1] in the units of the recording."""
-    return (actions * scale[1] + scale[0]).astype(np.float32)
+    return ActionScale(*scale).to_robot(actions).astype(np.float32)
 
 
 def is_sampled(frame_index: np.ndarray, ratio: float) -> np.ndarray:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from emu_embodied.errors import InputError
+from emu_embodied.validation import choice, number, whole_number
 
 DECODINGS = ("dida", "exact", "autoregressive")
 ORDERS = ("confidence", "random", "halton", "antidiagonal")
 SCHEDULES = ("cosine", "linear")
 REDRAFTS = ("causal", "noisy")
+_WHOLE = (("passes", 1), ("top_k", 0))  # and the least
+_REAL = (("temperature", 0, None), ("guidance", None, None), ("top_p", 0, 1))  # and the ends
 
 
 @dataclass(frozen=True)
@@ -50,15 +52,12 @@ class DecodingConfig:
     def __post_init__(self) -> None:
         choices = {"decoding": DECODINGS, "order": ORDERS, "schedule": SCHEDULES, "redraft": REDRAFTS}
         for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise InputError(name, getattr(self, name), f"choose one of {known}")
-        for name, least in (("passes", 1), ("top_k", 0)):
-            value = getattr(self, name)
-            if type(value) is not int or value < least:
-                raise InputError(name, value, f"give a whole number of at least {least}")
-        if not (self.temperature >= 0 and math.isfinite(self.temperature)):
-            raise InputError("temperature", self.temperature, "give 0 (greedy) or more")
-        if not math.isfinite(self.guidance):
-            raise InputError("guidance", self.guidance, "give a finite number, 1 for none")
-        if not 0 < self.top_p <= 1:
+            choice(name, getattr(self, name), known, InputError)
+        plain = {name: whole_number(name, getattr(self, name), least, error=InputError) for name, least in _WHOLE}
+        plain |= {name: number(name, getattr(self, name), *ends, InputError) for name, *ends in _REAL}
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)
+        if self.top_p == 0:
             raise InputError("top_p", self.top_p, "give more than 0, and at most 1")
+        if not isinstance(self.remask, bool):
+            raise InputError("remask", self.remask, "give true or false")

@@ -48,6 +48,7 @@ class GuidedEngine:
     def __init__(self, engine: StepEngine, scale: float, empty_L: torch.Tensor) -> None:
         self.engine, self.scale, self.empty_L = engine, scale, empty_L
         self.name, self.codebook_size = engine.name, engine.codebook_size
+        self.largest_batch = getattr(engine, "largest_batch", None)
 
     def prefill(self, text_BL, codes_BCN, actions_BCA, ahead: int) -> GuidedCache:
         """Reads the past under both instructions."""

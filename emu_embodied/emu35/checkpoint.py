@@ -150,6 +150,7 @@ def load_adapted(
     folder, config, place = open_checkpoint(path, FORMAT, "expected a world model of version 1")
     parts = {name: build(kind, config.get(name), f"{place}: {name}") for name, kind in PARTS.items()}
     base, world, adoption, lora = parts.values()
+    world = world.settled()
     actions = whole_number(f"{place}: action_dim", config.get("action_dim"), 1, 4096, CheckpointError)
     check_actions(place, world, actions)
     if not isinstance(config.get("training"), dict):

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sysconfig
+import types
 import weakref
 from collections.abc import Callable
 
@@ -35,9 +36,7 @@ class CompiledEngine(StaticEngine):
         check_compiler(self._offsets.is_cuda)
         how = {"cpp_wrapper": not self._offsets.is_cuda}  # on the CPU a token's call costs a third less than from Python
         steps = {name: getattr(self.step, name) for name in STEPS}
-        self.run = {
-            name: torch.compile(step, dynamic=False, fullgraph=True, options=how) for name, step in steps.items()
-        }
+        self.run = {name: PerBatch(step, options=how) for name, step in steps.items()}
         self._graphs: dict[tuple, GraphedFrame] = {}
 
     def whole_frame(self, decode: Callable) -> Callable:
@@ -46,9 +45,10 @@ class CompiledEngine(StaticEngine):
             return decode
 
         def frame(engine, cache, actions_BA, config, generator, noise=None):
-            if config.decoding == "exact":  # how many rounds it takes depends on what is drawn
+            # How many rounds "exact" takes depends on what is drawn; the worlds' own noise is drawn on the CPU.
+            if config.decoding == "exact" or not isinstance(generator, torch.Generator | None):
                 return decode(engine, cache, actions_BA, config, generator, noise)
-            key = (decode, config, id(generator), id(noise), len(actions_BA), cache.pending)
+            key = (decode, config, generator, noise, len(actions_BA), cache.pending)  # which live as long as their graph
             if key not in self._graphs:
                 self._graphs[key] = GraphedFrame(self, decode, cache, actions_BA, config, generator, noise)
             return self._graphs[key](cache, actions_BA)
@@ -75,6 +75,31 @@ def check_compiler(cuda: bool = False) -> None:
         fault = str(error)
     if fault:
         raise EngineError("engine compiled", f"{compiler}: {fault}", remedy)
+
+
+class PerBatch:
+    """A step compiled anew for each batch size.
+
+    `torch.compile` keeps eight variants of one code object, for all its instances together, and refuses the ninth; so each
+    batch size gets a copy of the code.
+
+    Args:
+        step: a method of `StaticStep`, bound.
+        options: of `torch.compile`.
+    """
+
+    def __init__(self, step: Callable, **options) -> None:
+        self.step, self.options = step, options
+        self._compiled: dict[int, Callable] = {}
+
+    def __call__(self, keys: torch.Tensor, *arguments):
+        batch = keys.shape[1]
+        if batch not in self._compiled:
+            step = self.step.__func__
+            copy = types.FunctionType(step.__code__.replace(), step.__globals__, step.__name__)
+            bound = types.MethodType(copy, self.step.__self__)
+            self._compiled[batch] = torch.compile(bound, dynamic=False, fullgraph=True, **self.options)
+        return self._compiled[batch](keys, *arguments)
 
 
 class GraphedFrame:

@@ -73,6 +73,9 @@ class StaticEngine:
         model: the token model, in eval mode; it reads histories, which happens once a plan, and embeds sources.
         run: the executor: step name -> callable with the arguments of `StaticStep`'s method; by default that method itself.
         name: of the executor.
+
+    Attributes:
+        largest_batch: most dreams in one call of a step; None for any number.
     """
 
     def __init__(self, model: TokenModel, run: Mapping[str, Callable] | None = None, name: str = "static") -> None:
@@ -80,6 +83,8 @@ class StaticEngine:
         self.codebook_size = model.config.vocabulary.codebook_size
         self.step = StaticStep(model)
         self.run = {each: getattr(self.step, each) for each in STEPS} | dict(run or {})
+        limits = [step.largest_batch for step in self.run.values() if hasattr(step, "largest_batch")]
+        self.largest_batch = min(limits, default=None)
         c, device = model.config, model.noised.device
         slot = torch.arange(c.text_length + (c.context_frames + 1) * c.frame_tokens, device=device) - c.text_length
         self._ring_S = torch.where(slot < 0, -1, slot // c.frame_tokens)  # which frame of the ring a slot is for

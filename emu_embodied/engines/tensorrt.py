@@ -102,7 +102,7 @@ class TensorRTStep(StepExecutor):
         self, exporter: Exporter, step: str, cache: EngineCache, flavour: str, profiles: tuple[int, ...]
     ) -> None:
         super().__init__(exporter, step, cache)
-        self.flavour, self.profiles = flavour, profiles
+        self.flavour, self.profiles, self.largest_batch = flavour, profiles, profiles[-1]
         self._contexts: dict[int, object] = {}
 
     @property

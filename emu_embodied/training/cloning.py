@@ -14,6 +14,7 @@ from emu_embodied.cloning import ClonedPolicy, CloningConfig, save_policy
 from emu_embodied.data.frame_cache import FrameCache
 from emu_embodied.errors import ConfigError, DatasetError
 from emu_embodied.training.loop import LoopConfig, train_stage
+from emu_embodied.units import ActionScale
 
 JUDGED = 1000  # held-out frames that an error is measured on
 
@@ -63,11 +64,14 @@ def train_cloning(
 
     Raises:
         ConfigError: `ahead` below 1.
-        DatasetError: too few episodes, or none with two frames.
+        DatasetError: actions of a robot with units of its own, too few episodes, or none with two frames.
         CheckpointError: the run folder holds a damaged state, or one of other settings.
     """
     if ahead < 1:
         raise ConfigError("ahead", ahead, "give at least 1 step")
+    if not all(ActionScale(*scale).is_identity for scale in cache.action_scale):
+        rule = "a cloned policy acts in the table-top or PushT, and says values in [-1, 1]: take recordings of `collect`"
+        raise DatasetError("actions", "in a robot's own units", rule)
     if cache.episodes <= held_out:
         raise DatasetError("episodes", cache.episodes, f"collect more than the {held_out} that are held out")
     known = Pairs(cache.select(range(cache.episodes - held_out)))

@@ -257,6 +257,7 @@ def trajectory_objective(
 def _finish(model: TokenModel, tokenizer, text, world: World, cache: FrameCache, recipe: Recipe, folder: Path) -> Path:
     """Writes the checkpoint."""
     facts = {"episodes": cache.episodes, "frames": len(cache), "recipe": asdict(recipe)}
+    world = world.learnt_from(cache.select(range(cache.episodes - recipe.held_out)).known)
     save_checkpoint(folder / "checkpoint", tokenizer, text, model, world, facts)
     return folder / "checkpoint"
 

@@ -98,6 +98,6 @@ def fine_tune(
     job = (tokenizer, text, world, cache, recipe, folder)
     model = train_trajectory(model, *job, evaluate_model=evaluate_model, report=report)
     facts = {"episodes": cache.episodes, "frames": len(cache), "recipe": asdict(recipe)}
-    path = folder / "checkpoint"
+    path, world = folder / "checkpoint", world.learnt_from(cache.known)
     save_adapted(path, base, recipe.adoption, recipe.lora, model, trained_state(model), world, facts)
     return path

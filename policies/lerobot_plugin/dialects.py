@@ -38,24 +38,23 @@ class Dialect(Protocol):
         ...
 
     def said(self, actions_TA: np.ndarray, agent_pos: np.ndarray) -> np.ndarray:
-        """The model's successive actions (T, A) as the env's, (T, A) float32, from where the robot is in the model's unit."""
+        """The robot's successive actions (T, A), in its own units, as the env's, (T, A) float32, from where it is."""
         ...
 
 
 class OwnWorld:
-    """The env speaks as the model's own world: nothing changes but the size of pictures, if asked, and the actions' scale.
+    """The env speaks as the model's own world: nothing changes but the size of pictures, if asked.
 
     Args:
         image_size: side of the model's frames in px.
         camera: what its pictures are called, for messages.
         letterbox: fit pictures of another size into the model's; otherwise they are an error.
-        action_scale: centre and half-range (2, A) of the actions; None where they are in [-1, 1] already.
     """
 
     hold, instruction = 1, ""
 
-    def __init__(self, image_size: int, camera: str, letterbox: bool, action_scale: np.ndarray | None) -> None:
-        self.image_size, self.camera, self.letterbox, self.action_scale = image_size, camera, letterbox, action_scale
+    def __init__(self, image_size: int, camera: str, letterbox: bool) -> None:
+        self.image_size, self.camera, self.letterbox = image_size, camera, letterbox
 
     def heard(self, observation: Observation) -> Observation:
         """See `Dialect`.
@@ -71,11 +70,7 @@ class OwnWorld:
 
     def said(self, actions_TA: np.ndarray, agent_pos: np.ndarray) -> np.ndarray:
         """See `Dialect`."""
-        if self.action_scale is None:
-            return actions_TA
-        from emu_embodied.data.resampling import denormalise
-
-        return denormalise(actions_TA, self.action_scale)
+        return actions_TA
 
 
 class GymPushT:

@@ -14,13 +14,14 @@ from lerobot.policies import PreTrainedPolicy
 from lerobot.utils.constants import OBS_STATE
 from torch import Tensor
 
-from emu_embodied.errors import ConfigError, InputError
+from emu_embodied.errors import InputError
 from emu_embodied.policies.cem import CEM
 from emu_embodied.policies.lerobot_plugin.configuration_emu_mpc import EmuMpcConfig, no_training
 from emu_embodied.policies.lerobot_plugin.dialects import Dialect, GymPushT, OwnWorld, choose
 from emu_embodied.policies.lerobot_plugin.instructions import cost_of
 from emu_embodied.policies.lerobot_plugin.pilot import Interpreter, Pilot
 from emu_embodied.types import TASK, Observation
+from emu_embodied.units import ActionScale
 
 
 class EmuMpcPolicy(PreTrainedPolicy):
@@ -36,6 +37,7 @@ class EmuMpcPolicy(PreTrainedPolicy):
         last_predicted_latents: (B, 1, 1, N) int64, the codes of what had been imagined for the last observation's moment, or
             the model's last moment where the env's steps are shorter; the time axis is LeRobot's, which joins them along it.
         dialect: how the env's words become the model's.
+        scale: how its robot's actions become the model's.
 
     Raises:
         CheckpointError: the checkpoint is missing or damaged.
@@ -59,7 +61,7 @@ class EmuMpcPolicy(PreTrainedPolicy):
             raise InputError(
                 "action", f"shape {tuple(found)}", f"the model's have shape ({self.world_model.action_dim},)"
             )
-        self.dialect = self._dialect()
+        self.dialect, self.scale = self._dialect(), ActionScale.of(self.world_model)
         self._pilots: list[Interpreter] = []
         self.reset()
 
@@ -137,21 +139,22 @@ class EmuMpcPolicy(PreTrainedPolicy):
         shown = feature.shape[-2] if feature is not None else None
         if choose(config.world, model.world.env_id, model.image_size, shown) == "pusht":
             return GymPushT(model.image_size, config.camera)
-        return OwnWorld(model.image_size, config.camera, config.letterbox, _action_scale(model.world.action_scale))
+        return OwnWorld(model.image_size, config.camera, config.letterbox)
 
     def _crew(self, envs: int) -> list[Interpreter]:
         """One pilot for each env."""
         for i in range(len(self._pilots), envs):
             cost = functools.partial(cost_of, goal=self.config.goal, model=self.world_model)
             planner = CEM(self.config.planner, self.config.seed + i)
-            self._pilots.append(Interpreter(Pilot(self.world_model, planner, cost, self.config.execute), self.dialect))
+            pilot = Pilot(self.world_model, planner, cost, self.config.execute)
+            self._pilots.append(Interpreter(pilot, self.dialect, self.scale))
         return self._pilots[:envs]
 
     def _observations(self, batch: Mapping[str, Any]) -> list[Observation]:
         """Checks a batch once, at the boundary, and gives each env's part of it."""
         pixels_BHWC = _pixels(self.config.camera, batch.get(self.config.camera))
         envs, otherwise = len(pixels_BHWC), self.config.instruction or self.dialect.instruction
-        state = batch.get(OBS_STATE, torch.zeros(envs, 0))
+        state = batch.get(OBS_STATE, torch.zeros(envs, self.world_model.agent_dim))
         if not isinstance(state, Tensor) or state.ndim != 2 or len(state) != envs or not torch.isfinite(state).all():
             found = f"shape {tuple(state.shape)}" if isinstance(state, Tensor) else type(state).__name__
             raise InputError(OBS_STATE, found, f"give finite numbers of shape ({envs}, D)")
@@ -161,14 +164,6 @@ class EmuMpcPolicy(PreTrainedPolicy):
             raise InputError(TASK, tasks, f"give a sentence for each of {envs} envs")
         rows = zip(pixels_BHWC, state.float().cpu().numpy(), tasks, strict=True)
         return [Observation(pixels, agent, task or otherwise) for pixels, agent, task in rows]
-
-
-def _action_scale(scales: tuple) -> np.ndarray | None:
-    """Centre and half-range (2, A) of the actions; None where they are in [-1, 1] already."""
-    unlike = [scale for scale in scales if not np.array_equal(scale, scales[0])]
-    if unlike:
-        raise ConfigError("checkpoint", f"{len(scales)} action scales", "take a model of datasets that share one")
-    return np.asarray(scales[0], np.float32) if scales else None
 
 
 def _pixels(key: str, pictures: Any) -> np.ndarray:

@@ -14,6 +14,7 @@ import torch
 from emu_embodied.policies.lerobot_plugin.dialects import Dialect
 from emu_embodied.protocols import Cost, Planner, WorldModel
 from emu_embodied.types import History, Observation
+from emu_embodied.units import ActionScale
 
 
 class Pilot:
@@ -83,10 +84,11 @@ class Interpreter:
     Args:
         pilot: decides.
         dialect: of the env.
+        scale: of the model's robot.
     """
 
-    def __init__(self, pilot: Pilot, dialect: Dialect) -> None:
-        self.pilot, self.dialect = pilot, dialect
+    def __init__(self, pilot: Pilot, dialect: Dialect, scale: ActionScale) -> None:
+        self.pilot, self.dialect, self.scale = pilot, dialect, scale
         self.reset()
 
     def reset(self) -> None:
@@ -99,7 +101,7 @@ class Interpreter:
         if self._left == 0 or observation.instruction != self._instruction:
             heard = self.dialect.heard(observation)
             action, self._imagined = self.pilot.act(heard)
-            (self._action,) = self.dialect.said(action[None], heard.agent_pos)
+            (self._action,) = self.dialect.said(self.scale.to_robot(action[None]), heard.agent_pos)
             self._left, self._instruction = self.dialect.hold, observation.instruction
         self._left -= 1
         return self._action, self._imagined
@@ -107,6 +109,6 @@ class Interpreter:
     def chunk(self, observation: Observation) -> np.ndarray:
         """The env's actions (T, A) for the first `execute` of a plan from this frame alone; see `Pilot.chunk`."""
         heard = self.dialect.heard(observation)
-        actions_TA = self.dialect.said(self.pilot.chunk(heard), heard.agent_pos)
+        actions_TA = self.dialect.said(self.scale.to_robot(self.pilot.chunk(heard)), heard.agent_pos)
         self.reset()
         return actions_TA.repeat(self.dialect.hold, 0)
