@@ -410,6 +410,10 @@ def _encode(tensors: Mapping, documents: Mapping, max_shard_bytes: int | None) -
             raise CheckpointError(name, "a text under a tensor file's name", "choose another name")
         if name.endswith(".json"):
             parse_object(name, data)
+            if len(data) > MAX_JSON_BYTES:
+                raise CheckpointError(
+                    name, f"{len(data)} bytes", f"at most {MAX_JSON_BYTES} are read back; keep it in tensors"
+                )
         yield name, data
 
 

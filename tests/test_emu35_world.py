@@ -191,6 +191,41 @@ def test_a_base_that_is_gone_or_another_is_refused(released, data, tmp_path):
         load(tmp_path / "run" / "checkpoint")
 
 
+@pytest.mark.parametrize(
+    ("path", "value", "named"),
+    [
+        (("base",), 5, "base: 5"),
+        (("base", "model"), None, "base.model"),
+        (("base", "model"), "/dev", "/dev"),
+        (("base", "text"), "pipes", "emu3.tiktoken"),
+        (("base", "quantisation"), "os:system", "base.quantisation: os:system"),
+        (("adoption", "context_frames"), 10**9, "adoption.context_frames"),
+        (("adoption", "text_length"), "96", "adoption.text_length: 96; must be a whole number"),
+        (("adoption", "encoded_size"), 48, "grid|encoded_size"),
+        (("adoption", "noise"), "metric", "adoption.noise"),
+        (("lora", "rank"), -1, "lora.rank"),
+        (("lora", "targets"), ["lm_head"], "lora.targets"),
+        (("action_dim",), 0, "action_dim: 0"),
+        (("action_dim",), 3, "action_value"),
+        (("world", "env_id"), "gift:Zork-v0", "world.env_id"),
+        (("training",), [], "training"),
+    ],
+)
+def test_a_checkpoint_of_right_sums_and_other_content_is_refused(run, tmp_path, path, value, named, monkeypatch):
+    import os
+    import shutil
+
+    from hostile import edit_json, put
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pipes").mkdir()
+    os.mkfifo(tmp_path / "pipes" / "emu3.tiktoken")
+    shutil.copytree(run / "checkpoint", tmp_path / "copy")
+    edit_json(tmp_path / "copy", "config.json", lambda document: put(document, path, value))
+    with pytest.raises(CheckpointError, match=named):
+        load_adapted(tmp_path / "copy")
+
+
 def test_merged_adapters_compute_what_they_did(released):
     model = load_released(released, dtype=torch.float32).model
     names, ids = set(model.state_dict()), torch.arange(9)[None]

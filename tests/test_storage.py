@@ -451,14 +451,64 @@ def test_hostile_json_is_refused_and_named(tmp_path, text):
         refused(tmp_path / "x" / "manifest.json")
 
 
-def test_oversized_json_is_refused_before_it_is_read(tmp_path, monkeypatch):
-    folder = craft(tmp_path / "x", {"config.json": b"{" + b" " * 999 + b"}"})
-    monkeypatch.setattr(storage, "MAX_JSON_BYTES", 500)
-    read = Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail() if path.stat().st_size > 500 else read(path))
+def test_oversized_documents_are_refused_before_they_are_read(tmp_path):
+    folder, size = craft(tmp_path / "x", {"config.json": b"{}", "README.md": b"text"}), 1 << 40
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for name in ("README.md", "config.json"):
+        with (folder / name).open("r+b") as file:
+            file.truncate(size)  # takes no space on the disk, and would take all memory
+        manifest["files"][name]["bytes"] = size
+    (folder / "manifest.json").write_text(json.dumps(manifest))
     refused(folder / "config.json")
     with pytest.raises(CheckpointError, match="config.json"):
         read_json(folder / "config.json")
+    with pytest.raises(CheckpointError, match="big.json"):
+        save_folder(tmp_path / "y", {}, {"big": {"text": "x" * storage.MAX_JSON_BYTES}})
+
+
+@pytest.mark.parametrize("text", [b'{"a": [' + b"[]," * 1_000_000 + b"[]]}", b'{"a": ' + b"[" * 2_000_000])
+def test_json_of_too_many_values_is_refused_before_it_is_parsed(tmp_path, text):
+    begun = time.process_time()
+    assert "values are not read" in str(refused(craft(tmp_path / "x", {"config.json": text}) / "config.json"))
+    assert time.process_time() - begun < 2
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {f"e{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(20_000)},
+        {"e": {"dtype": "F32", "shape": [0] + [1] * 100_000, "data_offsets": [0, 0]}},
+        {"e": {"dtype": "F32", "shape": [2**31, 2**31], "data_offsets": [0, 4]}},
+        {"e": {"dtype": "F32", "shape": [True], "data_offsets": [0, 4]}},
+        {"e": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}},
+        {"e": {"dtype": ["F32"], "shape": [1], "data_offsets": [0, 4]}},
+        {"e": 5},
+    ],
+)
+def test_headers_that_do_not_fit_their_file_are_refused(tmp_path, entries):
+    data = header(json.dumps(entries).encode(), b"\0" * 4)
+    refused(craft(tmp_path / "x", {"model.safetensors": data}) / "model.safetensors")
+
+
+def test_tensors_are_compared_with_what_is_expected_before_they_are_read(tmp_path):
+    folder = storage.Folder(small_folder(tmp_path / "x"))
+    like = {"a": torch.empty(40, device="meta"), "b": torch.empty(40, dtype=torch.int64, device="meta")}
+    assert folder.tensors("model", like).keys() == {"a", "b"}
+    assert folder.tensors("model", like | {"a": like["a"].half()}, [torch.float32])["a"].dtype == torch.float32
+    for name in (tmp_path / "x").glob("model*"):  # what they say they hold stays; the rest would not pass
+        name.write_bytes(name.read_bytes()[:-8] + bytes(8))
+    for wrong in ({"a": like["a"]}, like | {"c": like["a"]}, like | {"a": like["b"]}, like | {"a": like["a"][:39]}):
+        with pytest.raises(CheckpointError, match="its configuration"):
+            folder.tensors("model", wrong)
+    with pytest.raises(CheckpointError, match="match manifest.json"):
+        folder.tensors("model", like)
+
+
+def test_two_versions_of_a_folder_do_not_mix(tmp_path):
+    folder = storage.Folder(small_folder(tmp_path / "x"))
+    small_folder(tmp_path / "x", version=2)
+    with pytest.raises(CheckpointError, match="match manifest.json"):
+        folder.tensors("model")
 
 
 @pytest.mark.parametrize(
@@ -532,7 +582,9 @@ def test_a_snapshot_of_the_hubs_cache_is_read(tmp_path):
     assert load_folder(root / "part")[1] == {"config": {"a": 2}}
 
 
-@pytest.mark.parametrize("leads", ["../../../models--me--y/blobs/0", "../../config.json", "../../blobs", "/dev/zero", ""])
+@pytest.mark.parametrize(
+    "leads", ["../../../models--me--y/blobs/0", "../../config.json", "../../blobs", "/dev/zero", ""]
+)
 def test_links_of_a_snapshot_stay_in_its_cache(tmp_path, leads: str):
     save_folder(tmp_path / "x", {}, {"config": {"a": 1}})
     root, other = snapshot(tmp_path / "x", tmp_path / "models--me--x"), tmp_path / "models--me--y" / "blobs" / "0"

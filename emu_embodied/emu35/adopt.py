@@ -15,9 +15,10 @@ from torch import nn
 
 from emu_embodied.checkpoint import World
 from emu_embodied.errors import ConfigError
-from emu_embodied.token_model import TokenModel, TokenModelConfig
+from emu_embodied.token_model import LONGEST_TEXT, TokenModel, TokenModelConfig
 from emu_embodied.tokenizers.ibq_frames import IBQFrames, IBQFramesConfig
 from emu_embodied.tokenizers.text import pad_batch
+from emu_embodied.validation import whole_fields
 
 if TYPE_CHECKING:
     from emu_embodied.emu35.loading import Emu35
@@ -51,9 +52,8 @@ class AdoptionConfig:
     def __post_init__(self) -> None:
         if self.noise not in ("absorbing", "uniform"):
             raise ConfigError("noise", self.noise, "choose absorbing or uniform: metric noise keeps all pairs of codes")
-        for name, least in (("context_frames", 1), ("text_length", 20)):
-            if getattr(self, name) < least:
-                raise ConfigError(name, getattr(self, name), f"choose at least {least}")
+        sizes = {"image_size": (1, 2048), "encoded_size": (1, 4096), "context_frames": (1, 64), "action_bins": (1, 90)}
+        whole_fields(self, sizes | {"text_length": (20, LONGEST_TEXT)})
 
 
 class InstructionText:

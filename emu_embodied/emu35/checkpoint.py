@@ -13,12 +13,13 @@ from emu_embodied.emu35.adopt import AdoptionConfig, InstructionText, adopt
 from emu_embodied.emu35.language_model import open_language_model
 from emu_embodied.emu35.loading import load
 from emu_embodied.emu35.lora import LoRAConfig, add_adapters, merge_adapters
+from emu_embodied.emu35.quantisation import QUANTISATIONS
 from emu_embodied.errors import CheckpointError, ConfigError, InputError
 from emu_embodied.schema import build
 from emu_embodied.storage import read_json, save_folder
 from emu_embodied.token_model import TokenModel
 from emu_embodied.tokenizers.ibq_frames import IBQFrames
-from emu_embodied.validation import whole_number
+from emu_embodied.validation import choice, whole_number
 
 SHARD = 4 << 30  # bytes
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)  # trained parts are in the dtype of the training's device
@@ -32,6 +33,9 @@ class Base:
         model, vision, text: folders.
         quantisation: how the language model's matrices are rounded ("int8", "nf4"); None for not at all.
         fingerprint: of their small files: configurations, index, vocabularies.
+
+    Raises:
+        ConfigError: an unknown quantisation.
     """
 
     model: str
@@ -39,6 +43,10 @@ class Base:
     text: str
     quantisation: str | None
     fingerprint: str
+
+    def __post_init__(self) -> None:
+        if self.quantisation is not None:
+            choice("quantisation", self.quantisation, QUANTISATIONS)
 
     @classmethod
     def of(

@@ -8,6 +8,7 @@ from torch import nn
 
 from emu_embodied.errors import ConfigError, EngineError
 from emu_embodied.transformer import Transformer
+from emu_embodied.validation import number, whole_number
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -22,7 +23,7 @@ class LoRAConfig:
         targets: the matrices of each layer that get one, names among `TARGETS`.
 
     Raises:
-        ConfigError: a negative rank, or an unknown name.
+        ConfigError: a rank or an alpha out of range, or an unknown name.
     """
 
     rank: int = 16
@@ -30,8 +31,8 @@ class LoRAConfig:
     targets: tuple[str, ...] = TARGETS
 
     def __post_init__(self) -> None:
-        if type(self.rank) is not int or self.rank < 0:
-            raise ConfigError("lora.rank", self.rank, "give a whole number, 0 to train the whole model")
+        whole_number("lora.rank", self.rank, 0, 4096)  # 0 trains the whole model
+        number("lora.alpha", self.alpha, 0, 1e6)
         for name in self.targets:
             if name not in TARGETS:
                 raise ConfigError("lora.targets", name, f"choose among {TARGETS}")
