@@ -2,6 +2,7 @@
 
 import json
 
+import cv2
 import gymnasium
 import numpy as np
 import pytest
@@ -71,6 +72,46 @@ def test_its_words_end_its_pictures_follow_and_it_sees_the_scene(proposer, scene
 def test_what_it_cannot_follow_it_refuses(proposer, scene, told, why):
     with pytest.raises(InputError, match=why):
         proposer.propose(Observation(scene.pixels, scene.agent_pos, told))
+
+
+def pictures() -> dict[str, np.ndarray]:
+    """Pictures (64, 64, 3) of nothing that a table-top model knows."""
+    rng, ones = np.random.default_rng(0), np.ones((64, 64, 3))
+    made = {
+        "noise": rng.integers(0, 256, (64, 64, 3)),
+        "grey noise": rng.integers(0, 256, (64, 64, 1)) * ones,
+        "faint noise": np.clip(rng.normal(120, 12, (64, 64, 3)), 0, 255),
+        "blocks": np.kron(rng.integers(0, 256, (8, 8, 3)), np.ones((8, 8, 1))),
+        "red": ones * (219, 41, 33),
+        "white": 255 * ones,
+        "gradient": np.linspace(0, 255, 64)[:, None, None] * ones,
+    }
+    return {name: picture.astype(np.uint8) for name, picture in made.items()}
+
+
+@pytest.mark.parametrize("name", pictures())
+def test_a_picture_of_nothing_it_knows_shows_no_red_cube(name: str, tmp_path, capsys):
+    cv2.imwrite(str(tmp_path / "picture.png"), pictures()[name])
+    words = ["subgoal", f"image={tmp_path}/picture.png", f"out={tmp_path}/out", "instruction='push the red cube to the left'"]
+    for mode in ("subgoals", "edit"):
+        assert main([*words, f"mode={mode}"]) == 2
+        said = capsys.readouterr().err
+        assert "of 255 off when drawn again; the model does not see its world in it" in said and said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_scenes_of_its_world_are_never_strange(proposer):
+    for env_id, draws in (("TabletopPush-v0", proposer), ("PushT-v0", load_proposer(PUSHT, device="cpu"))):
+        if env_id == "PushT-v0":
+            pytest.importorskip("gym_pusht")
+        for options in ({}, {"shift": "camera"}, {"shift": "colour"}) if draws is proposer else ({},):
+            env = gymnasium.make(f"emu_embodied/{env_id}", **options)
+            env.action_space.seed(0)
+            for seed in range(4):
+                env.reset(seed=seed)
+                frames = [env.step(env.action_space.sample())[0][PIXELS] for _ in range(3)]
+                assert max(map(draws.strangeness, frames)) < 15
+            env.close()
 
 
 def test_the_commands_find_it_by_name(tmp_path, capsys):

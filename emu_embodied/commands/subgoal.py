@@ -13,8 +13,9 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from emu_embodied.commands._runs import run_folder, shipped_proposer
-from emu_embodied.errors import ConfigError
+from emu_embodied.errors import ConfigError, InputError
 
+STRANGE = 20.0  # of 255; see `TokenSubgoals.strangeness`
 MODES = ("subgoals", "edit", "continue")
 
 
@@ -70,6 +71,9 @@ def _start(config: DictConfig, proposer):
         if config.instruction is None and config.mode != "continue":
             raise ConfigError("instruction", None, "say what is to be done with the picture")
         frame = read_picture(str(config.image), proposer.image_size)
+        if config.mode != "continue" and (off := proposer.strangeness(frame)) > STRANGE:
+            rule = "the model does not see its world in it: give a picture like the frames that it was trained on"
+            raise InputError("image", f"{config.image}, {off:.0f} of 255 off when drawn again", rule)
         return Observation(frame, np.zeros(2, np.float32), config.instruction or "")
     from emu_embodied.envs.opening import open_env
 
