@@ -57,7 +57,7 @@ ALLOWED = {
     },
     "rollouts": {
         *("types", "protocols", "metrics", "envs", "policies", "errors", "labels", "units", "validation", "data"),
-        *("storage", "schema"),
+        *("storage", "schema", "runs"),
     },
 }
 # The doors by which a name becomes a model: they alone import `loading`, inside functions.

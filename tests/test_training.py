@@ -267,7 +267,8 @@ def test_adapting_needs_a_checkpoint_and_frames_of_its_size(tmp_path, capsys):
     words = ["train", "preset=tiny", f"frames={tmp_path / 'frames'}", f"out={tmp_path / 'out'}"]
     for more, said in (
         (["stage=dida"], "from: None"),
-        (["from=nano-tabletop"], "from: nano-tabletop"),
+        (["stage=trajectory"], "from: None"),
+        (["stage=probes", "from=nano-tabletop"], "from: nano-tabletop"),
         (["stage=dada"], "stage: dada"),
         (["shift=1"], "shift: 1"),
         (["stage=dida", "from=nobody"], "checkpoint: nobody"),

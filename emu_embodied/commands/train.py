@@ -1,18 +1,25 @@
 """Trains a world model: collects data where none are given, then tokenizer, autoregressive, joint and rollout phases.
 
-`data=` takes LeRobotDatasets of any camera and action; what is left out of them is listed, with reasons.
-Interrupted or killed, the same command continues. The checkpoint is written to OUT/checkpoint.
+`data=` takes LeRobotDatasets of any camera and action; what is left out of them is listed, with reasons. With `from=CHECKPOINT`
+a checkpoint is trained on with them. Interrupted or killed, the same command continues. A folder belongs to one run, and any
+other is refused there: the checkpoint is written to OUT/checkpoint, what it is of to OUT/run.json.
 """
 
 from __future__ import annotations
 
+import shlex
+import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from emu_embodied.errors import ConfigError
+from emu_embodied.validation import choice
 
+STAGES = ("all", "trajectory", "dida", "language", "probes", "cloning")
 SHOWN = 20  # episodes left out that are listed
 
 
@@ -20,53 +27,57 @@ def run(config: DictConfig) -> None:
     """Trains, and prints where the checkpoint is.
 
     Raises:
-        ConfigError: a device or stage that is not there, or sizes that do not fit together.
+        ConfigError: a device or stage that is not there, sizes that do not fit together, or another training at work in OUT.
         DatasetError: data that are missing, damaged, too few or of another frame size.
-        CheckpointError: the run folder holds a damaged state, or one of other settings.
+        CheckpointError: the run folder holds a damaged state, or another run.
     """
     import torch
 
-    began = time.monotonic()
+    from emu_embodied.runs import locked
+
+    _check(config)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    stages = {"language": _teach_subgoals, "probes": _train_beside, "cloning": _train_beside}
+    with locked(Path(config.out), "training"):
+        stages.get(config.stage, _train_model)(config)
+
+
+def _train_model(config: DictConfig) -> None:
+    """Trains a world model: from nothing, from a checkpoint, or from a released model."""
     from emu_embodied.checkpoint import load_checkpoint
     from emu_embodied.device import find_device
     from emu_embodied.emu35.checkpoint import Base
     from emu_embodied.loading import checkpoint_path
-    from emu_embodied.training.recipe import adapt_checkpoint, train_checkpoint
+    from emu_embodied.training.recipe import adapt_checkpoint, check_cache, continue_checkpoint, train_checkpoint
     from emu_embodied.training.released import fine_tune
 
-    _check(config)
-    if config.stage == "language":
-        _teach_subgoals(config)
-        return
-    if config.stage in ("probes", "cloning"):
-        _train_beside(config)
-        return
-    released = "adoption" in config.recipe
-    source = checkpoint_path(config["from"]) if config.stage == "dida" else None
-    device = find_device(config.device, ConfigError)
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    began, released, device = time.monotonic(), "adoption" in config.recipe, find_device(config.device, ConfigError)
+    source = None if released or config["from"] is None else checkpoint_path(config["from"])
     recipe = make_fine_tuning(config) if released else make_recipe(config)
     base = Base.of(config["from"], config.vision, config.text, config.quantisation) if released else None
     known = None if source is None else load_checkpoint(source)
     size = recipe.adoption.image_size if released else recipe.tokenizer.image_size
-    cache = _frames(config, size if known is None else known[0].config.image_size)
-    world = _world(config, cache) if known is None else known[3]
+    size = size if known is None else known[0].config.image_size
+    cache = _frames(config, size)
+    world = known[3] if config.stage == "dida" else _world(config, cache, known and known[3])
     _show_dropped(cache)
     print(
         f"train: {cache.episodes} episodes of frames are there after {(time.monotonic() - began) / 60:.1f} min",
         flush=True,
     )
-    held_out = cache.select(range(max(0, cache.episodes - recipe.held_out), cache.episodes))
-    evaluators = _evaluators(held_out, world, config.env.quality.horizon)
-    job = {"evaluate_model": evaluators[1], "report": lambda line: print(line, flush=True)}
+    check_cache(cache, recipe.held_out, size)
+    evaluators = _evaluators(cache, recipe.held_out, world, config.env.quality.horizon)
+    job = {"evaluate_model": evaluators[1], **_told(config)}
     folder = Path(config.out)
     if released:
         path = fine_tune(cache, recipe, base, world, folder, device, **job)
-    elif source is not None:
+    elif config.stage == "dida":
         temperature = config.distil_temperature if config.distil else None
         job |= {"temperature": temperature, "shift": config.shift}
         path = adapt_checkpoint(cache, recipe, source, folder, device, **job)
+    elif source is not None:
+        path = continue_checkpoint(cache, recipe, source, world, folder, device, **job)
     else:
         job["evaluate_tokenizer"] = evaluators[0]
         path = train_checkpoint(cache, recipe, world, folder, device, **job)
@@ -75,18 +86,21 @@ def run(config: DictConfig) -> None:
     print(f"train: finished after {minutes:.1f} min; try it with  emu-embodied {trial}")
 
 
+def _told(config: DictConfig) -> dict[str, Any]:
+    """What every training is told: who listens, and what is noted of it in its folder."""
+    notes = {"command": shlex.join(sys.argv), "config": OmegaConf.to_container(config)}
+    return {"report": lambda line: print(line, flush=True), "notes": notes}
+
+
 def _check(config: DictConfig) -> None:
     """Refuses settings that do not go together."""
-    if config.stage not in ("all", "dida", "language", "probes", "cloning"):
-        rule = "choose all, dida or language to train a checkpoint on, probes or cloning"
-        raise ConfigError("stage", config.stage, rule)
+    choice("stage", config.stage, STAGES)
     released = "adoption" in config.recipe
-    if (config.stage in ("dida", "language") or released) != (config["from"] is not None):
-        remedy = (
-            "name the checkpoint with stage=dida or language, the released folder with preset=emu3.5, and only then"
-        )
-        raise ConfigError("from", config["from"], remedy)
-    if released and config.stage == "dida":
+    needed = released or config.stage in ("trajectory", "dida", "language")
+    if config["from"] is None and needed or config["from"] is not None and config.stage in ("probes", "cloning"):
+        remedy = "name the checkpoint with stage=trajectory, dida or language, the released folder with preset=emu3.5"
+        raise ConfigError("from", config["from"], f"{remedy}, and none with probes and cloning")
+    if released and config.stage != "all":
         raise ConfigError(
             "stage", config.stage, "leave it out with preset=emu3.5, whose schedule has DiDA's adaptation"
         )
@@ -104,13 +118,9 @@ def _train_beside(config: DictConfig) -> None:
     from emu_embodied.training.probes import train_probes
 
     began, c = time.monotonic(), config[config.stage]
-    if config.threads:
-        import torch
-
-        torch.set_num_threads(config.threads)
     loop = LoopConfig(c.steps, c.learning_rate, warmup=min(100, c.steps), log_every=max(1, min(100, c.steps)))
     cache = _frames(config, config.env.options.get("image_size", 64))
-    job = {"batch": c.batch, "held_out": c.held_out, "report": lambda line: print(line, flush=True)}
+    job = {"batch": c.batch, "held_out": c.held_out, **_told(config)}
     if config.stage == "cloning":
         path = train_cloning(cache, loop, Path(config.out), ahead=c.ahead, **job)
         trial = (
@@ -125,28 +135,26 @@ def _train_beside(config: DictConfig) -> None:
 
 def _teach_subgoals(config: DictConfig) -> None:
     """Trains a world model on, to draw key frames from words that hindsight gives to the data."""
-    import torch
-
     from emu_embodied.checkpoint import load_checkpoint
     from emu_embodied.device import find_device
     from emu_embodied.loading import checkpoint_path
     from emu_embodied.rollouts.hindsight import relabel
     from emu_embodied.training.loop import LoopConfig
+    from emu_embodied.training.recipe import check_cache
     from emu_embodied.training.subgoals import LanguageConfig, teach_subgoals
 
     began, device, source = time.monotonic(), find_device(config.device, ConfigError), checkpoint_path(config["from"])
-    if config.threads:
-        torch.set_num_threads(config.threads)
     values = OmegaConf.to_container(config.language)
     loop, recipe = LoopConfig(**values.pop("loop")), make_recipe(config)
     language = LanguageConfig(**values)
     tokenizer, _, _, world, _ = load_checkpoint(source)
     cache = _frames(config, tokenizer.config.image_size)
-    kept = max(1, cache.episodes - recipe.held_out)
+    check_cache(cache, recipe.held_out, tokenizer.config.image_size)
+    kept = cache.episodes - recipe.held_out
     rows = relabel(cache.select(range(kept)))
     print(f"train: {len(rows)} key frames in {kept} episodes", flush=True)
-    evaluators = _evaluators(cache.select(range(kept, cache.episodes)), world, config.env.quality.horizon)
-    job = {"evaluate_model": evaluators[1], "report": lambda line: print(line, flush=True)}
+    evaluators = _evaluators(cache, recipe.held_out, world, config.env.quality.horizon)
+    job = {"evaluate_model": evaluators[1], **_told(config)}
     sizes = {"held_out": recipe.held_out, "seed": recipe.seed}
     folder = Path(config.out)
     path = teach_subgoals(cache, rows, language, recipe.trajectory, loop, source, folder, device, **sizes, **job)
@@ -154,14 +162,16 @@ def _teach_subgoals(config: DictConfig) -> None:
     print(f"train: finished after {minutes:.1f} min; try it with  emu-embodied subgoal checkpoint={path}")
 
 
-def _world(config: DictConfig, cache):
-    """What a new model is told about the frames: the environment's description, or, where the dataset labels none of its
-    objects, what the dataset calls its actions."""
+def _world(config: DictConfig, cache, source=None):
+    """What a new model is told about the frames: the source's description or the environment's, or, where the dataset labels
+    none of their objects, what the dataset calls its actions."""
     from emu_embodied.checkpoint import World
     from emu_embodied.validation import registered_id
 
     identity = not cache.action_scale[:, 0].any() and (cache.action_scale[:, 1] == 1).all()
     scale = () if identity else tuple(map(tuple, cache.action_scale.tolist()))
+    if source is not None and source.objects and all(f"{name}.x" in cache.names["state"] for name in source.objects):
+        return replace(source, action_scale=scale)
     described = OmegaConf.to_container(config.env.world)
     if not any(f"{name}.x" in cache.names["state"] for name in described["objects"]):
         return World({}, (1.0, -1.0), "", tuple(cache.names["action"]), action_scale=scale)
@@ -171,11 +181,14 @@ def _world(config: DictConfig, cache):
     return World(objects, place, env_id, actions, described["eye"], described["landmarks"], scale)
 
 
-def _evaluators(held_out, world, horizon: int):
-    """What is shown while training goes on, of held-out episodes: of the tokenizer, and of the model."""
+def _evaluators(cache, count: int, world, horizon: int):
+    """What is shown while training goes on, of `count` held-out episodes: of the tokenizer, and of the model."""
     from emu_embodied.rollouts import frame_quality, quality
     from emu_embodied.world_model import TokenWorldModel
 
+    if not count:
+        return None, None
+    held_out = cache.select(range(cache.episodes - count, cache.episodes))
     if not world.objects or not held_out.known[:, 2].all():
         return (
             lambda tokenizer: frame_quality.tokenizer_frames(tokenizer, held_out),

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from emu_embodied.data.lerobot_files import data_files, dataset_folder, own_file
+from emu_embodied.data.lerobot_files import SIDECAR, data_files, dataset_folder, own_file
 from emu_embodied.data.lerobot_info import read_info, read_statistics
 from emu_embodied.data.quality import Dropped
 from emu_embodied.data.reader import ReadOptions, is_ours, read_recording, settle
@@ -204,6 +204,18 @@ def _misfit(cache: FrameCache) -> str:
     return "" if all(isinstance(word, str) for part in words for word in part) else "instructions or names: no texts"
 
 
+def content_digest(cache: FrameCache) -> str:
+    """A SHA-256 of all that training reads of a cache: pixels, actions, labels, texts, names, scales and shares."""
+    digest = hashlib.sha256()
+    for name in (*_PER_FRAME, *_OTHERS):
+        array = np.ascontiguousarray(getattr(cache, name))
+        digest.update(f"{name} {array.dtype.str} {array.shape} ".encode())
+        digest.update(array)
+    described = [list(cache.instructions), cache.names, float(cache.fps), [float(share) for share in cache.shares]]
+    digest.update(json.dumps(described, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
 def frames_for(
     dataset: str | Path,
     options: ReadOptions | None = None,
@@ -260,14 +272,15 @@ def _kept(path: Path, source: str) -> FrameCache | None:
 
 
 def fingerprint(dataset_root: str | Path, options: ReadOptions | None = None) -> str:
-    """A hash of the dataset's description, of each file's name, size and end, and of how it is read; it survives copying.
+    """A hash of the dataset's descriptions, of each file's name, size and end, and of how it is read; it survives copying.
 
     Raises:
         DatasetError: there is no dataset.
     """
     root, options = Path(dataset_root), options or ReadOptions()
     digest = hashlib.sha256(json.dumps(read_info(root), sort_keys=True).encode())
-    for path in (*data_files(root), *sorted((root / "videos").rglob("*.mp4"))):
+    described = [*sorted((root / "meta").rglob("*.parquet")), *filter(Path.is_file, [root / SIDECAR])]  # texts, episodes, units
+    for path in (*data_files(root), *sorted((root / "videos").rglob("*.mp4")), *described):
         with open(own_file(root, path), "rb") as file:
             size = file.seek(0, 2)
             file.seek(max(0, size - FOOTER_BYTES))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,9 @@ import torch.nn.functional as F
 from emu_embodied.cloning import ClonedPolicy, CloningConfig, save_policy
 from emu_embodied.data.frame_cache import FrameCache
 from emu_embodied.errors import ConfigError, DatasetError
+from emu_embodied.training.folder import facts_of, train_once
 from emu_embodied.training.loop import LoopConfig, train_stage
+from emu_embodied.training.recipe import check_cache
 from emu_embodied.units import ActionScale
 
 JUDGED = 1000  # held-out frames that an error is measured on
@@ -49,6 +52,7 @@ def train_cloning(
     held_out: int = 100,
     seed: int = 0,
     sizes: dict[str, int] | None = None,
+    notes: Mapping[str, Any] | None = None,
     report: Callable[[str], None] = print,
 ) -> Path:
     """Trains a policy from where it stopped, and writes `folder / policy`.
@@ -59,27 +63,25 @@ def train_cloning(
         folder: of the run.
         ahead: goals are 1 up to so many steps ahead, each as often.
         batch: pairs a step.
-        held_out, seed, report: as in `recipe.train_checkpoint`.
+        held_out, seed, notes, report: as in `recipe.train_checkpoint`.
         sizes: of `CloningConfig` other than its own.
 
     Raises:
-        ConfigError: `ahead` below 1.
+        ConfigError: `ahead` below 1, or another training is at work in the folder.
         DatasetError: actions of a robot with units of its own, too few episodes, or none with two frames.
-        CheckpointError: the run folder holds a damaged state, or one of other settings.
+        CheckpointError: the run folder holds a damaged state, or another run.
     """
     if ahead < 1:
         raise ConfigError("ahead", ahead, "give at least 1 step")
     if not all(ActionScale(*scale).is_identity for scale in cache.action_scale):
         rule = "a cloned policy acts in the table-top or PushT, and says values in [-1, 1]: take recordings of `collect`"
         raise DatasetError("actions", "in a robot's own units", rule)
-    if cache.episodes <= held_out:
-        raise DatasetError("episodes", cache.episodes, f"collect more than the {held_out} that are held out")
+    check_cache(cache, held_out, cache.pixels.shape[1], "cloning.held_out")
     known = Pairs(cache.select(range(cache.episodes - held_out)))
     judged = Pairs(cache.select(range(cache.episodes - held_out, cache.episodes))) if held_out else None
     if not len(known.frames) or judged and not len(judged.frames):
         raise DatasetError("episodes", cache.episodes, "they have one frame each: record longer ones")
-    torch.manual_seed(seed)
-    policy = ClonedPolicy(CloningConfig(cache.pixels.shape[1], cache.actions.shape[1], **sizes or {}))
+    config = CloningConfig(cache.pixels.shape[1], cache.actions.shape[1], **sizes or {})
 
     def loss(module: ClonedPolicy, step: int) -> tuple[torch.Tensor, dict[str, float]]:
         rng = np.random.default_rng([seed, step])
@@ -89,12 +91,17 @@ def train_cloning(
     def evaluate(module: ClonedPolicy) -> dict[str, float]:
         return errors(module, judged, ahead)
 
-    job = {"evaluate": evaluate if judged else None, "report": report}
-    policy = train_stage("cloning", policy, loss, loop, folder, **job)
-    facts = {"episodes": cache.episodes, "held_out": held_out, "ahead": ahead, "batch": batch, "loop": asdict(loop)}
-    found = errors(policy, judged, ahead) if judged else {}
-    save_policy(folder / "policy", policy, {**facts, "seed": seed, "errors": found})
-    return folder / "policy"
+    settings = {"held_out": held_out, "ahead": ahead, "batch": batch, "loop": asdict(loop), "seed": seed}
+
+    def work() -> None:
+        torch.manual_seed(seed)
+        job = {"evaluate": evaluate if judged else None, "report": report}
+        policy = train_stage("cloning", ClonedPolicy(config), loss, loop, folder, **job)
+        found = errors(policy, judged, ahead) if judged else {}
+        save_policy(folder / "policy", policy, {"episodes": cache.episodes, **settings, "errors": found})
+
+    facts = facts_of("cloning", cache, sizes=asdict(config), **settings)
+    return train_once(folder, "policy", facts, work, notes=notes, report=report)
 
 
 @torch.inference_mode()

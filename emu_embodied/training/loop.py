@@ -20,7 +20,7 @@ from emu_embodied.schema import build
 from emu_embodied.storage import Folder, save_folder
 from emu_embodied.training.muon import Muon
 from emu_embodied.training.signals import PatientSignals
-from emu_embodied.validation import whole_number
+from emu_embodied.validation import number, whole_number
 
 LossFunction = Callable[[nn.Module, int], tuple[torch.Tensor, dict[str, float]]]
 Evaluator = Callable[[nn.Module], dict[str, float]]
@@ -44,6 +44,9 @@ class LoopConfig:
         clip: largest gradient norm.
         average: decay of the exponential moving average of the weights, which is what is evaluated and kept.
         evaluate_every, save_every, log_every: steps between.
+
+    Raises:
+        ConfigError: a number outside its range.
     """
 
     steps: int
@@ -56,6 +59,16 @@ class LoopConfig:
     evaluate_every: int = 1000
     save_every: int = 500
     log_every: int = 50
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("steps", 0),
+            ("warmup", 0),
+            *((f"{what}_every", 1) for what in ("evaluate", "save", "log")),
+        ):
+            whole_number(name, getattr(self, name), least)
+        for name, most in (("learning_rate", None), ("weight_decay", None), ("clip", None), ("average", 1)):
+            number(name, getattr(self, name), 0, most)
 
 
 def train_stage(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,11 @@ import torch.nn.functional as F
 from emu_embodied.data.frame_cache import FrameCache
 from emu_embodied.errors import DatasetError
 from emu_embodied.probes import GRID_PX, InverseDynamics, ProbeConfig, Probes, StateProbe, save_probes
+from emu_embodied.training.folder import facts_of, train_once
 from emu_embodied.training.loop import LoopConfig, train_stage
+from emu_embodied.training.recipe import check_cache
+from emu_embodied.training.windows import label_columns
+from emu_embodied.validation import whole_number
 
 JUDGED = 2000  # held-out frames that the floors rest on
 
@@ -32,20 +37,15 @@ class Labels:
     """
 
     def __init__(self, cache: FrameCache, objects: tuple[str, ...], position_scale: tuple[float, float]) -> None:
-        columns = list(cache.names["state"])
-        states = {
-            part: np.stack([cache.states[:, columns.index(f"{name}.{part}")] for name in objects], -1)
-            for part in ("x", "y", "present")
-            if objects
-        }
         self.pixels, self.actions = torch.from_numpy(cache.pixels), torch.from_numpy(cache.actions)
         last = np.zeros(len(cache), bool)
         last[cache.episode_starts[1:] - 1] = True
         self.pairs = np.flatnonzero(~last)
         if objects:
-            xy = np.stack([states["x"], states["y"]], -1) / np.asarray(position_scale)
-            self.places = torch.from_numpy((GRID_PX / 2 * (1 + xy)).astype(np.float32))
-            self.present = torch.from_numpy((states["present"] > 0).astype(np.float32))
+            labels = cache.states[:, label_columns(cache.names["state"], objects)].reshape(len(cache), len(objects), 3)
+            places = GRID_PX / 2 * (1 + labels[..., :2] / np.asarray(position_scale))
+            self.places = torch.from_numpy(places.astype(np.float32))
+            self.present = torch.from_numpy((labels[..., 2] > 0).astype(np.float32))
 
 
 def train_probes(
@@ -58,6 +58,7 @@ def train_probes(
     batch: int = 64,
     held_out: int = 100,
     seed: int = 0,
+    notes: Mapping[str, Any] | None = None,
     report: Callable[[str], None] = print,
 ) -> Path:
     """Trains both probes, each from where it stopped, and writes `folder / probes`.
@@ -68,28 +69,37 @@ def train_probes(
         loop: optimisation of each.
         folder: of the run.
         batch: frames, or pairs of them, a step.
-        held_out, seed, report: as in `recipe.train_checkpoint`.
+        held_out, seed, notes, report: as in `recipe.train_checkpoint`.
 
     Raises:
-        DatasetError: too few episodes.
+        DatasetError: too few episodes, or labels that are not there.
+        CheckpointError: the run folder holds a damaged state, or another run.
+        ConfigError: nothing held out for the floors, or another training is at work in the folder.
     """
-    if cache.episodes <= held_out:
-        raise DatasetError("episodes", cache.episodes, f"collect more than the {held_out} that are held out")
+    whole_number("probes.held_out", held_out, 1)
+    check_cache(cache, held_out, cache.pixels.shape[1], "probes.held_out")
     known = Labels(cache.select(range(cache.episodes - held_out)), objects, position_scale)
     judged = Labels(cache.select(range(cache.episodes - held_out, cache.episodes)), objects, position_scale)
+    if not len(known.pairs) or not len(judged.pairs):
+        raise DatasetError("episodes", cache.episodes, "they have one frame each: record longer ones")
     config = ProbeConfig(cache.pixels.shape[1], objects, cache.actions.shape[1])
-    torch.manual_seed(seed)
-    job = {"config": loop, "folder": folder, "report": report}
-    state = None
-    if objects:
-        state = train_stage("state-probe", StateProbe(config), _state_loss(known, batch, seed), **job)
-    inverse = train_stage("inverse-dynamics", InverseDynamics(config), _action_loss(known, batch, seed), **job)
-    probes = Probes(config, inverse, state, {})
-    probes.floors = floors(probes, judged)
-    facts = {"episodes": cache.episodes, "held_out": held_out, "batch": batch, "loop": asdict(loop), "seed": seed}
-    save_probes(folder / "probes", probes, facts)
-    report(f"probes: on held-out real frames {', '.join(f'{k} {v:.3g}' for k, v in probes.floors.items())}")
-    return folder / "probes"
+
+    def work() -> None:
+        torch.manual_seed(seed)
+        job = {"config": loop, "folder": folder, "report": report}
+        state = None
+        if objects:
+            state = train_stage("state-probe", StateProbe(config), _state_loss(known, batch, seed), **job)
+        inverse = train_stage("inverse-dynamics", InverseDynamics(config), _action_loss(known, batch, seed), **job)
+        probes = Probes(config, inverse, state, {})
+        probes.floors = floors(probes, judged)
+        facts = {"episodes": cache.episodes, "held_out": held_out, "batch": batch, "loop": asdict(loop), "seed": seed}
+        save_probes(folder / "probes", probes, facts)
+        report(f"probes: on held-out real frames {', '.join(f'{k} {v:.3g}' for k, v in probes.floors.items())}")
+
+    settings = {"loop": asdict(loop), "batch": batch, "held_out": held_out, "seed": seed}
+    facts = facts_of("probes", cache, objects=objects, position_scale=position_scale, **settings)
+    return train_once(folder, "probes", facts, work, notes=notes, report=report)
 
 
 def floors(probes: Probes, labels: Labels) -> dict[str, float]:

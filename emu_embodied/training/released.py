@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,9 +15,10 @@ from emu_embodied.emu35.adopt import AdoptionConfig, adopt
 from emu_embodied.emu35.checkpoint import Base, save_adapted
 from emu_embodied.emu35.lora import LoRAConfig, add_adapters
 from emu_embodied.errors import ConfigError
+from emu_embodied.training.folder import facts_of, train_once
 from emu_embodied.training.loop import LoopConfig, trained_state
 from emu_embodied.training.objectives import TrajectoryConfig
-from emu_embodied.training.recipe import check_cache, train_trajectory
+from emu_embodied.training.recipe import check_cache, check_trajectories, train_trajectory
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ def fine_tune(
     device: torch.device,
     *,
     evaluate_model: Callable | None = None,
+    notes: Mapping[str, Any] | None = None,
     report: Callable[[str], None] = print,
 ) -> Path:
     """Trains from where it stopped, and writes `folder / checkpoint`, which refers to the base.
@@ -70,7 +73,7 @@ def fine_tune(
         folder: of the run.
         device: where to train.
         evaluate_model: figures on held-out episodes, of (frame tokenizer, text, token model).
-        report: prints a line of progress.
+        notes, report: as in `recipe.train_checkpoint`.
 
     Returns:
         The checkpoint folder.
@@ -82,22 +85,28 @@ def fine_tune(
         EngineError: adapters or rounding are asked for, and peft or torchao is not installed.
     """
     check_cache(cache, recipe.held_out, recipe.adoption.image_size)
-    torch.manual_seed(recipe.seed)
     whole = recipe.lora.rank == 0  # small steps would be lost in bfloat16
     if whole and base.quantisation is not None:
         raise ConfigError(
             "quantisation", base.quantisation, "only a base of adapters can be rounded: recipe.lora.rank > 0"
         )
-    dtype = torch.bfloat16 if device.type == "cuda" and not whole else torch.float32
-    tokenizer, text, model = adopt(base.load(dtype, device), world, cache.actions.shape[1], recipe.adoption)
-    tokenizer.requires_grad_(False)
-    if whole:
-        model.transformer.requires_grad_(True)
-    else:
-        add_adapters(model.transformer, recipe.lora)
-    job = (tokenizer, text, world, cache, recipe, folder)
-    model = train_trajectory(model, *job, evaluate_model=evaluate_model, report=report)
-    facts = {"episodes": cache.episodes, "frames": len(cache), "recipe": asdict(recipe)}
-    path, world = folder / "checkpoint", world.learnt_from(cache.known)
-    save_adapted(path, base, recipe.adoption, recipe.lora, model, trained_state(model), world, facts)
-    return path
+
+    def work() -> None:
+        torch.manual_seed(recipe.seed)
+        dtype = torch.bfloat16 if device.type == "cuda" and not whole else torch.float32
+        tokenizer, text, model = adopt(base.load(dtype, device), world, cache.actions.shape[1], recipe.adoption)
+        check_trajectories(cache, recipe.held_out, text, model.config, world)
+        tokenizer.requires_grad_(False)
+        if whole:
+            model.transformer.requires_grad_(True)
+        else:
+            add_adapters(model.transformer, recipe.lora)
+        job = (tokenizer, text, world, cache, recipe, folder)
+        model = train_trajectory(model, *job, evaluate_model=evaluate_model, report=report)
+        told = {"episodes": cache.episodes, "frames": len(cache), "recipe": asdict(recipe)}
+        trained, learnt = trained_state(model), world.learnt_from(cache.known)
+        save_adapted(folder / "checkpoint", base, recipe.adoption, recipe.lora, model, trained, learnt, told)
+
+    of_base = {"base": base.fingerprint, "quantisation": base.quantisation}
+    facts = facts_of("emu3.5", cache, recipe=asdict(recipe), world=asdict(world), **of_base)
+    return train_once(folder, "checkpoint", facts, work, notes=notes, report=report)

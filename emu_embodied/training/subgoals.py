@@ -6,25 +6,35 @@ sequence and with the one transformer, as Emu3.5's interleaved text and images (
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from emu_embodied.checkpoint import load_checkpoint, save_checkpoint
+from emu_embodied.checkpoint import fingerprint, load_checkpoint, save_checkpoint
 from emu_embodied.data.frame_cache import FrameCache
 from emu_embodied.data.subgoals import SubgoalRows
 from emu_embodied.errors import ConfigError
 from emu_embodied.token_model import TokenModel
 from emu_embodied.tokenizers.text import TextTokenizer
+from emu_embodied.training.folder import facts_of, train_once
 from emu_embodied.training.loop import LoopConfig, train_stage
 from emu_embodied.training.objectives import TrajectoryConfig, TrajectoryObjective
-from emu_embodied.training.recipe import check_cache, encode_frames, trajectory_objective
-from emu_embodied.training.windows import WindowBatch
+from emu_embodied.training.recipe import (
+    check_cache,
+    check_scale,
+    check_trajectories,
+    encode_frames,
+    trajectory_objective,
+)
+from emu_embodied.training.windows import WindowBatch, label_columns
 from emu_embodied.types import short_repr
 from emu_embodied.vocabulary import Vocabulary
 
@@ -119,7 +129,7 @@ class SubgoalSampler:
         seed: int,
     ) -> None:
         self.rows, self.codes, self.config, self.seed = rows, codes_FN, config, seed
-        c, names = model.config, list(cache.names["state"])
+        c = model.config
         sentences = [*(text for texts in rows.goals for text in texts), ""]
         self.sentences = text.batch(sentences, c.instruction_length, c.vocabulary.pad)
         counts = np.array([len(texts) for texts in rows.goals])
@@ -128,9 +138,8 @@ class SubgoalSampler:
             np.maximum(counts, 1),
         )
         self.captions = closed_captions(text, rows.captions, model)
-        columns = [[names.index(f"{name}.{part}") for part in ("x", "y", "present")] for name in c.objects]
-        places = torch.from_numpy(np.stack([cache.states[:, three] for three in columns], 1)) if columns else None
-        self.places = torch.zeros(len(cache), 0, 3) if places is None else places
+        labels = cache.states[:, label_columns(cache.names["state"], c.objects)]
+        self.places = torch.from_numpy(labels.reshape(len(cache), len(c.objects), 3))
         shares = dict(config.groups or {name: 1.0 for name in rows.groups})
         if unknown := set(shares) - set(rows.groups):
             raise ConfigError("language.groups", sorted(unknown), f"the rows have {rows.groups}")
@@ -256,6 +265,7 @@ def teach_subgoals(
     held_out: int = 100,
     seed: int = 0,
     evaluate_model: Callable[..., dict[str, float]] | None = None,
+    notes: Mapping[str, Any] | None = None,
     report: Callable[[str], None] = print,
 ) -> Path:
     """Trains a world model on to draw key frames from words, and writes `folder / checkpoint`.
@@ -270,7 +280,7 @@ def teach_subgoals(
         source: the world model's checkpoint folder.
         folder: of the run, where it goes on from where it stopped.
         device: where to train.
-        held_out, seed, evaluate_model, report: as in `recipe.train_checkpoint`.
+        held_out, seed, evaluate_model, notes, report: as in `recipe.train_checkpoint`.
 
     Raises:
         DatasetError: too few episodes, or frames of another size.
@@ -279,35 +289,50 @@ def teach_subgoals(
     """
     tokenizer, text, known, world, _ = load_checkpoint(source)
     check_cache(cache, held_out, tokenizer.config.image_size)
+    check_scale(cache, world)
+    settings = {"language": asdict(config), "loop": asdict(loop), "held_out": held_out, "seed": seed}
+    trajectory = replace(trajectory, autoregressive_until=0.0)
+    learns = {"trajectory": asdict(trajectory), **settings, "source": fingerprint(source)}
+    facts, whole = facts_of("language", cache, rows=_digest(rows), **learns), cache
     cache = cache.select(range(cache.episodes - held_out))
     if not known.config.draws_subgoals:
         text = TextTokenizer.train([*rows.texts(), *cache.instructions], config.text_size)
     torch.manual_seed(seed)
     model = (known if known.config.draws_subgoals else with_prompts(known, text, config)).to(device)
-    codes_FN = encode_frames(tokenizer.to(device), cache, report)
-    trajectory = replace(trajectory, autoregressive_until=0.0)
-    dynamics = trajectory_objective(model, tokenizer, text, world, cache, codes_FN, trajectory, loop.steps, seed)
-    sampler = SubgoalSampler(rows, cache, codes_FN, text, model, config, seed)
-    model = train_stage(
-        "language",
-        model,
-        SubgoalObjective(sampler, dynamics, config, loop.steps),
-        loop,
-        folder,
-        evaluate=(lambda average: evaluate_model(tokenizer, text, average)) if evaluate_model else None,
-        report=report,
-    )
-    facts = {
-        "episodes": cache.episodes,
-        "frames": len(cache),
-        "rows": len(rows),
-        "words": sorted({word for said in rows.texts() for word in said.split() if not word.isdecimal()}),
-        "language": asdict(config),
-        "trajectory": asdict(trajectory),
-        "loop": asdict(loop),
-    }
-    save_checkpoint(folder / "checkpoint", tokenizer, text, model, world, facts)
-    return folder / "checkpoint"
+    check_trajectories(whole, held_out, text, model.config, world)
+    SubgoalSampler(rows, cache, torch.zeros(len(cache), 0), text, model, config, seed)  # whatever is wrong shows here
+
+    def work() -> None:
+        codes_FN = encode_frames(tokenizer.to(device), cache, report)
+        dynamics = trajectory_objective(model, tokenizer, text, world, cache, codes_FN, trajectory, loop.steps, seed)
+        sampler = SubgoalSampler(rows, cache, codes_FN, text, model, config, seed)
+        trained = train_stage(
+            "language",
+            model,
+            SubgoalObjective(sampler, dynamics, config, loop.steps),
+            loop,
+            folder,
+            evaluate=(lambda average: evaluate_model(tokenizer, text, average)) if evaluate_model else None,
+            report=report,
+        )
+        told = {
+            "episodes": cache.episodes,
+            "frames": len(cache),
+            "rows": len(rows),
+            "words": sorted({word for said in rows.texts() for word in said.split() if not word.isdecimal()}),
+        }
+        save_checkpoint(folder / "checkpoint", tokenizer, text, trained, world, told | learns)
+
+    return train_once(folder, "checkpoint", facts, work, notes=notes, report=report)
+
+
+def _digest(rows: SubgoalRows) -> str:
+    """A SHA-256 of all that is said and shown in the rows."""
+    digest = hashlib.sha256()
+    for name, value in sorted(vars(rows).items()):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(value) if isinstance(value, np.ndarray) else json.dumps(value).encode())
+    return digest.hexdigest()
 
 
 @torch.no_grad()

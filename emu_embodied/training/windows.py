@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,18 +81,15 @@ class WindowSampler:
     ) -> None:
         self.cache, self.codes, self.text, self.seed = cache, codes_FN, text_EL, seed
         self.contact_share = contact_share
-        names = cache.names["state"]
-        frames = len(cache.actions)
-        self.positions = np.zeros((frames, len(objects), 2), np.float32)
-        self.present = np.zeros((frames, len(objects)), np.float32)
-        for i, name in enumerate(objects):
-            if f"{name}.x" not in names:
-                raise DatasetError(
-                    "state names", names, f'there is no "{name}.x": choose objects that the dataset labels'
-                )
-            self.positions[:, i] = cache.states[:, [names.index(f"{name}.x"), names.index(f"{name}.y")]]
-            self.present[:, i] = cache.states[:, names.index(f"{name}.present")]
+        columns, frames = label_columns(cache.names["state"], objects), len(cache.actions)
+        labels = cache.states[:, columns].reshape(frames, len(objects), 3).astype(np.float32)
+        self.positions, self.present = labels[..., :2], labels[..., 2]
         self.starts, self.ends = cache.episode_starts[:-1], cache.episode_starts[1:]
+        if (self.ends - self.starts < 2).any():
+            first = int((self.ends - self.starts < 2).argmax())
+            raise DatasetError(
+                "data", f"episode {first} has one frame", "nothing follows it: leave it out, or record anew"
+            )
         contacts, weight = self._contacts(moved, contact_margin)
         datasets = np.arange(len(cache.shares) + 1)
         self.by_dataset = np.argsort(cache.sources, kind="stable")  # episodes
@@ -159,3 +157,20 @@ class WindowSampler:
             return rng.integers(0, len(self.starts), size)
         source = rng.choice(len(shares), size, p=shares)
         return self.by_dataset[rng.integers(self.first_of[source], self.first_of[source + 1])]
+
+
+def label_columns(names: Sequence[str], objects: Sequence[str]) -> list[int]:
+    """Where the states have x, y and presence of each object, one after the other.
+
+    Args:
+        names: of the states' elements.
+        objects: names whose `NAME.x`, `NAME.y`, `NAME.present` are looked for.
+
+    Raises:
+        DatasetError: one is not there.
+    """
+    names, wanted = list(names), [f"{name}.{part}" for name in objects for part in ("x", "y", "present")]
+    for name in wanted:
+        if name not in names:
+            raise DatasetError("state names", names, f'there is no "{name}": choose objects that the dataset labels')
+    return [names.index(name) for name in wanted]

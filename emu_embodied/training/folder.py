@@ -1,0 +1,125 @@
+"""The folder of a training run, which knows what it is of: no other run continues it, and a finished one is not trained again.
+
+`run.json` has all that determines the result (data, recipe, source, code), and beside it the command, its whole configuration
+and the versions that began and last continued it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import emu_embodied
+from emu_embodied.checkpoint import versions
+from emu_embodied.data.frame_cache import FrameCache, content_digest
+from emu_embodied.errors import CheckpointError
+from emu_embodied.runs import locked, refuse_other
+from emu_embodied.storage import MANIFEST, read_json, write_json
+
+RUN = "run.json"
+INTERVALS = ("evaluate_every", "save_every", "log_every")  # what may change between two calls
+ROOMS = ("", "training", "tokenizers", "decoding", "emu35")  # of the package: where a change of code changes weights
+
+
+def facts_of(stage: str, cache: FrameCache, **settings: Any) -> dict[str, Any]:
+    """All that determines what a stage makes of a dataset.
+
+    Args:
+        stage: what is trained.
+        cache: the whole dataset, as it was read.
+        settings: sizes, schedules and fingerprints, as JSON has them.
+    """
+    data = {"episodes": cache.episodes, "frames": len(cache), "digest": content_digest(cache)}
+    code = {"version": emu_embodied.__version__, "sources": _sources()}
+    return {"stage": stage, "data": data, **_without_intervals(settings), "code": code}
+
+
+def train_once(
+    folder: Path,
+    result: str,
+    facts: Mapping[str, Any],
+    work: Callable[[], None],
+    *,
+    notes: Mapping[str, Any] | None = None,
+    report: Callable[[str], None] = print,
+) -> Path:
+    """Does the work of a run, if it is not done, while no other process is at work in its folder.
+
+    Args:
+        folder: of the run.
+        result: the folder within it that the work writes last.
+        facts: of `facts_of`.
+        work: trains from where it stopped, and writes `folder / result`.
+        notes: the command and its configuration, to be kept.
+        report: prints a line.
+
+    Returns:
+        `folder / result`.
+
+    Raises:
+        CheckpointError: the folder holds a run of other facts, which are named, or states of unknown ones.
+        ConfigError: another training is at work in it.
+    """
+    with locked(folder, "training"):
+        run = _open(folder, result, facts, notes or {})
+        if run.get("finished") and run["finished"] == _sums(folder / result):
+            report(f"{folder / result} is finished already: nothing is left to train")
+            return folder / result
+        try:
+            work()
+        except BaseException:
+            if not _begun(folder, result):  # nothing is there yet that another run could be mixed with
+                (folder / RUN).unlink(missing_ok=True)
+            raise
+        write_json(folder / RUN, run | {"finished": _sums(folder / result)})
+    return folder / result
+
+
+def _open(folder: Path, result: str, facts: Mapping[str, Any], notes: Mapping[str, Any]) -> dict[str, Any]:
+    """The run's document, begun or continued."""
+    now = {**notes, "versions": versions(), "at": time.strftime("%Y-%m-%d %H:%M:%S")}
+    if (folder / RUN).is_file():
+        run = read_json(folder / RUN)
+        if not isinstance(run, dict) or not isinstance(run.get("determined_by"), dict):
+            raise CheckpointError(str(folder / RUN), "no run's document", "restore it, or use another out=")
+        refuse_other(facts, run["determined_by"], folder, "use another out=", CheckpointError)
+        run["continued"] = now
+    elif _begun(folder, result):
+        remedy = (
+            "an older version began it and did not note what it is of: use another out=, or finish it with that version"
+        )
+        raise CheckpointError(str(folder), f"a training without its {RUN}", remedy)
+    else:
+        run = {"determined_by": facts, "begun": now}
+    write_json(folder / RUN, run)
+    return run
+
+
+def _begun(folder: Path, result: str) -> bool:
+    """Whether a state or a result of any training is in the folder."""
+    return (folder / result).exists() or any(folder.glob("*/progress.json"))
+
+
+def _sums(path: Path) -> dict[str, str] | None:
+    """The sums of a finished result's weights; None where there is none."""
+    if not (path / MANIFEST).is_file():
+        return None
+    files = read_json(path / MANIFEST)["files"]
+    return {name: entry["sha256"] for name, entry in files.items() if name.endswith(".safetensors")}
+
+
+def _without_intervals(values: Any) -> Any:
+    if isinstance(values, Mapping):
+        return {name: _without_intervals(value) for name, value in values.items() if name not in INTERVALS}
+    return values
+
+
+def _sources() -> str:
+    """A digest of the sources that trainings run on."""
+    digest, root = hashlib.sha256(), Path(emu_embodied.__file__).parent
+    for path in sorted(path for room in ROOMS for path in (root / room).glob("*.py")):
+        digest.update(f"{path.relative_to(root)} ".encode() + path.read_bytes())
+    return digest.hexdigest()
