@@ -2,8 +2,6 @@
 
 PYTHON := .venv/bin/python
 STAMP := .venv/.installed
-MUJOCO_GL ?= egl
-export MUJOCO_GL
 
 .PHONY: demo test torture bench lint clean
 .DELETE_ON_ERROR:

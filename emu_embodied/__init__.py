@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-os.environ.setdefault("MUJOCO_GL", "egl")  # headless rendering; must be set before the first import of mujoco
+from emu_embodied.process import prepare
+
+prepare()  # before the first import of torch, mujoco or onnxruntime
 
 _checkout = Path(__file__).resolve().parent.parent
 if (_checkout / "pyproject.toml").is_file():  # a checkout keeps envs/, policies/, ... beside this folder

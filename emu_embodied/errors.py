@@ -54,6 +54,10 @@ class InputError(EmuEmbodiedError, ValueError):
     """An action, observation, goal or instruction with a wrong shape, dtype, range or non-finite values."""
 
 
+class KeywordError(InputError, TypeError):
+    """An unknown keyword of an env. Others' libraries try keywords out, and look for Python's own error of them."""
+
+
 class ConfigError(EmuEmbodiedError, ValueError):
     """An unknown command, preset or configuration key, or a value outside its range."""
 

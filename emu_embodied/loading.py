@@ -13,6 +13,7 @@ from emu_embodied.decoding.config import DecodingConfig
 from emu_embodied.device import find_device
 from emu_embodied.emu35.checkpoint import is_adapted, load_adapted
 from emu_embodied.errors import CheckpointError, InputError
+from emu_embodied.process import warn_of_spinning
 from emu_embodied.protocols import StepEngine
 from emu_embodied.shipped import checkpoint_path
 from emu_embodied.step import FrameStep
@@ -62,6 +63,7 @@ def load(
         if name not in known:
             raise InputError("option", name, f"choose among {known}")
     how = DecodingConfig(**decoding)
+    warn_of_spinning(torch.get_num_threads())
     place, path = find_device(device), checkpoint_path(name_or_path)
     tokenizer, text, model, world, _ = load_adapted(path, device=place) if is_adapted(path) else load_checkpoint(path)
     model.to(place)

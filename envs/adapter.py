@@ -9,12 +9,18 @@ from typing import Any
 
 import cv2
 import gymnasium
-import mujoco
 import numpy as np
 
-from emu_embodied.envs.checks import check_action, check_names, check_options, frame_rate, require_reset
-from emu_embodied.envs.closing import close_at_exit
+from emu_embodied.envs.checks import (
+    check_action,
+    check_keywords,
+    check_names,
+    check_options,
+    frame_rate,
+    require_reset,
+)
 from emu_embodied.envs.readings import READINGS, ROBOTS, Reading, simulator
+from emu_embodied.envs.rendering import Renderers, mujoco
 from emu_embodied.errors import EmuEmbodiedError, InputError, SimulationError
 from emu_embodied.types import AGENT_POS, IS_SUCCESS, PIXELS
 from emu_embodied.validation import check_seed
@@ -78,7 +84,7 @@ class AdaptedEnv(gymnasium.Env):
 
     def __init__(self, world: str, render_mode: str | None = None, **options: Any) -> None:
         check_names("world", [world], READINGS)
-        check_names("option", options, AdapterConfig.__dataclass_fields__)
+        check_keywords(world, options, AdapterConfig.__dataclass_fields__)
         self.config, self.reading = AdapterConfig(**options), READINGS[world]
         if render_mode not in (None, "rgb_array"):
             raise InputError("render_mode", render_mode, "choose None or 'rgb_array'")
@@ -104,7 +110,7 @@ class AdaptedEnv(gymnasium.Env):
             }
         )
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, box.shape, np.float32)
-        self._renderers: dict[int, mujoco.Renderer] = {}
+        self._renderers = Renderers()
         self._seed: int | None = None
         self._last: tuple = ()
 
@@ -136,8 +142,7 @@ class AdaptedEnv(gymnasium.Env):
 
     def close(self) -> None:
         """Frees what the simulator and the renderers hold."""
-        while self._renderers:
-            self._renderers.popitem()[1].close()
+        self._renderers.close()
         self.inner.close()
 
     # The simulator, for those who need no pixels (oracle planners, experts)
@@ -181,16 +186,10 @@ class AdaptedEnv(gymnasium.Env):
     def frame(self, size: int) -> np.ndarray:
         """The camera's picture as (size, size, 3) uint8, averaged over areas."""
         model, data = simulator(self.inner)
-        if size not in self._renderers:
-            glob = model.vis.global_
-            glob.offwidth, glob.offheight = max(glob.offwidth, 2 * size), max(glob.offheight, 2 * size)
-            self._renderers[size] = mujoco.Renderer(model, 2 * size, 2 * size)
-            close_at_exit(self)
-            for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
-                self._renderers[size].scene.flags[flag] = False
-        renderer = self._renderers[size]
-        renderer.update_scene(data, _camera(self.reading))
-        picture = renderer.render()[:: -1 if self.reading.turned else 1, :: -1 if self.reading.turned else 1]
+        glob = model.vis.global_
+        glob.offwidth, glob.offheight = max(glob.offwidth, 2 * size), max(glob.offheight, 2 * size)
+        picture = self._renderers.draw(model, data, _camera(self.reading), 2 * size)
+        picture = picture[:: -1 if self.reading.turned else 1, :: -1 if self.reading.turned else 1]
         return cv2.resize(np.ascontiguousarray(picture), (size, size), interpolation=cv2.INTER_AREA)
 
     def get_state(self) -> np.ndarray:
@@ -207,6 +206,11 @@ class AdaptedEnv(gymnasium.Env):
         mujoco.mj_forward(model, data)
         mujoco.mj_setState(model, data, np.asarray(state, np.float64), WHOLE)  # forward warms the solver
         self._settle()
+
+    def __reduce__(self):
+        """For `copy.deepcopy` and `pickle`, which would copy Gymnasium's envs as they were made, not as they are."""
+        remedy = "make another with gymnasium.make and reset it with the same seed; get_state and set_state carry the physics"
+        raise InputError("copy", f"of the env {self.reading.sentence!r}", remedy)
 
     # Details
 

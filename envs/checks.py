@@ -9,7 +9,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from emu_embodied.errors import InputError
+from emu_embodied.errors import InputError, KeywordError
 from emu_embodied.types import AGENT_POS, PIXELS, Observation
 from emu_embodied.units import forgiven
 from emu_embodied.validation import frame_of, numbers_of
@@ -47,11 +47,10 @@ def frame_rate(control_rate: float, control_steps: int) -> int:
     Raises:
         InputError: less than one in two seconds, which rounds to none.
     """
-    rate = round(control_rate / control_steps)
-    if rate < 1:
+    if control_steps >= 2 * control_rate:
         most = math.ceil(2 * control_rate) - 1
         raise InputError("control_steps", control_steps, f"the frame rate would be 0 a second: choose at most {most}")
-    return rate
+    return round(control_rate / control_steps)
 
 
 def check_observation(observation: Any, instruction: Any, space: gymnasium.spaces.Dict) -> Observation:
@@ -108,6 +107,14 @@ def check_options(options: Any) -> dict[str, Any]:
     if not isinstance(options, dict | None):
         raise InputError("options", options, "give a dict, or None")
     return dict(options or {})
+
+
+def check_keywords(env: str, names: Iterable[str], known: Iterable[str]) -> None:
+    """Raises a KeywordError that names the first of an env's keywords that is not among the `known`."""
+    known = sorted(known)
+    for name in names:
+        if name not in known:
+            raise KeywordError("option", f"unexpected keyword argument {name!r}", f"{env} knows {known}")
 
 
 def check_index(field: str, value: Any, length: int) -> int:

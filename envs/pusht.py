@@ -10,7 +10,14 @@ import cv2
 import gymnasium
 import numpy as np
 
-from emu_embodied.envs.checks import check_action, check_names, check_options, frame_rate, require_reset
+from emu_embodied.envs.checks import (
+    check_action,
+    check_keywords,
+    check_names,
+    check_options,
+    frame_rate,
+    require_reset,
+)
 from emu_embodied.envs.tee import (
     ARENA_CM,
     CENTROID_CM,
@@ -90,15 +97,14 @@ class PushTEnv(gymnasium.Env):
     task = task_description = TASK
 
     def __init__(self, render_mode: str | None = None, **options: Any) -> None:
-        check_names("option", options, PushTConfig.__dataclass_fields__)
+        check_keywords("PushT-v0", options, PushTConfig.__dataclass_fields__)
         self.config = PushTConfig(**options)
         if render_mode not in (None, "rgb_array"):
             raise InputError("render_mode", render_mode, "choose None or 'rgb_array'")
         self.render_mode = render_mode
         self.metadata = {**self.metadata, "render_fps": frame_rate(1 / CONTROL_SECONDS, self.config.control_steps)}
-        self._game = GymPushT(obs_type="state")
+        self._game = _new_game()
         self._started = False
-        self._game._setup()  # bodies, so that there is a state before the first reset
         size, half = self.config.image_size, ARENA_CM / 2
         self.observation_space = gymnasium.spaces.Dict(
             {
@@ -206,6 +212,15 @@ class PushTEnv(gymnasium.Env):
         for body in (agent, block):
             self._game.space.reindex_shapes_for_body(body)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For `copy.deepcopy` and `pickle`: the bodies' state, as `get_state` has it, stands for pymunk's space."""
+        return {**self.__dict__, "_game": self.get_state()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._game = _new_game()
+        self.set_state(state["_game"])
+
     # Details
 
     def _place(self, pusher: np.ndarray | None = None, T: np.ndarray | None = None) -> None:
@@ -235,6 +250,12 @@ class PushTEnv(gymnasium.Env):
             "object_states": {name: tuple(map(float, pose)) for name, pose in zip(OBJECTS, poses, strict=True)},
             "environment_state": self.environment_state(),
         }
+
+
+def _new_game() -> GymPushT:
+    game = GymPushT(obs_type="state")
+    game._setup()  # bodies, so that there is a state before the first reset
+    return game
 
 
 def _block_px(point: np.ndarray) -> np.ndarray:

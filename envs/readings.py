@@ -10,6 +10,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from emu_embodied.envs.rendering import no_opengl
 from emu_embodied.errors import ConfigError, InputError
 
 REACHED_M = 0.02  # Reacher: fingertip and target touch
@@ -195,8 +196,10 @@ ALOHA_JOINTS = tuple(
 def _aloha(task: str) -> gymnasium.Env:
     try:
         from gym_aloha.env import AlohaEnv
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise needed("aloha", error) from error
+    except Exception as error:  # dm_control opens OpenGL with its import
+        raise no_opengl(error) from error
     env = AlohaEnv("transfer_cube", obs_type="pixels_agent_pos")
     inner = env._env.task
     nothing = {"top": np.zeros((1, 1, 3), np.uint8)}  # it would draw three pictures of 640 x 480 a control step

@@ -8,11 +8,10 @@ from importlib import resources
 from typing import Any
 
 import gymnasium
-import mujoco
 import numpy as np
 
-from emu_embodied.envs.checks import check_action, check_options, frame_rate, require_reset
-from emu_embodied.envs.closing import close_at_exit
+from emu_embodied.envs.checks import check_action, check_keywords, check_options, frame_rate, require_reset
+from emu_embodied.envs.rendering import Renderers, mujoco
 from emu_embodied.envs.tasks import COLOURS, OBJECTS, UNSEEN_COLOUR, Task, all_tasks, parse_task, spoken_tasks
 from emu_embodied.errors import InputError, SimulationError
 from emu_embodied.types import AGENT_POS, IS_SUCCESS, PIXELS
@@ -95,10 +94,7 @@ class TabletopPushEnv(gymnasium.Env):
     state_names = STATE_NAMES
 
     def __init__(self, render_mode: str | None = None, **options: Any) -> None:
-        known = TabletopConfig.__dataclass_fields__
-        for name in options:
-            if name not in known:
-                raise InputError("option", name, f"TabletopPush-v0 knows {sorted(known)}")
+        check_keywords("TabletopPush-v0", options, TabletopConfig.__dataclass_fields__)
         if "cubes" in options:
             cubes = options["cubes"]
             options["cubes"] = tuple(cubes) if isinstance(cubes, list | tuple) else (cubes, cubes)
@@ -111,7 +107,7 @@ class TabletopPushEnv(gymnasium.Env):
         self.model = mujoco.MjModel.from_xml_string(xml)
         self.data = mujoco.MjData(self.model)
         self._home = {"mass": self.model.body_mass.copy(), "friction": self.model.geom_friction.copy()}
-        self._renderers: dict[int, mujoco.Renderer] = {}
+        self._renderers = Renderers()
         self._colours: tuple[str, ...] = ()
         self.task_spec: Task | None = None
         size = self.config.image_size
@@ -159,8 +155,7 @@ class TabletopPushEnv(gymnasium.Env):
 
     def close(self) -> None:
         """Frees the OpenGL contexts."""
-        while self._renderers:
-            self._renderers.popitem()[1].close()
+        self._renderers.close()
 
     # The simulator, for those who need no pixels (oracle planners, experts)
 
@@ -208,14 +203,8 @@ class TabletopPushEnv(gymnasium.Env):
 
     def frame(self, size: int) -> np.ndarray:
         """Renders the camera as (size, size, 3) uint8."""
-        if size not in self._renderers:
-            self._renderers[size] = mujoco.Renderer(self.model, size, size)
-            close_at_exit(self)
-            for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
-                self._renderers[size].scene.flags[flag] = False
         mujoco.mj_kinematics(self.model, self.data)  # mj_step leaves the bodies' poses one substep behind their joints
-        self._renderers[size].update_scene(self.data, "top")
-        return self._renderers[size].render()
+        return self._renderers.draw(self.model, self.data, "top", size)
 
     def get_state(self) -> np.ndarray:
         """The full physics state, for `set_state`: a float64 vector, MuJoCo's integration state."""

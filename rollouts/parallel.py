@@ -19,7 +19,7 @@ from multiprocessing import connection, resource_tracker
 from threading import Thread
 from typing import Any
 
-from emu_embodied.errors import EmuEmbodiedError, SimulationError
+from emu_embodied.errors import ConfigError, EmuEmbodiedError, SimulationError
 
 LOOK_SECONDS = 1.0  # between two looks at the workers
 STOPPED_SECONDS = 10.0  # for which a worker may be stopped
@@ -44,6 +44,7 @@ def work_in_parallel(
         workers: processes, at most.
         patience: seconds for which a worker may tell nothing.
         failed: makes the error from a job and what became of it; by default it is what the worker raised, or a SimulationError.
+            A ConfigError comes as it is.
 
     Yields:
         (job, message): what `tell` was given, as it comes.
@@ -67,7 +68,9 @@ def work_in_parallel(
                 worker.give(None)
                 busy.remove(worker)
             elif kind == "error":
-                raise value if failed is None else failed(worker.job, f"{type(value).__name__}: {value}")
+                if failed is None or isinstance(value, ConfigError):  # of what is set up, whatever the job
+                    raise value
+                raise failed(worker.job, f"{type(value).__name__}: {value}")
             elif kind == "lost":
                 raise (failed or _failed)(worker.job, worker.fate(value))
         for worker in crew:

@@ -3,7 +3,8 @@
 import os
 import signal
 
-os.environ.setdefault("MUJOCO_GL", "egl")
+import emu_embodied  # noqa: F401  before torch, whose threads shall wait asleep
+
 os.environ.setdefault("OMP_NUM_THREADS", "2")  # torch's threads: few, and the same on every machine
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs with it ignored

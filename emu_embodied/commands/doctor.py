@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from emu_embodied.errors import ConfigError
+from emu_embodied.process import OPENGL_REMEDY
 from emu_embodied.shipped import shipped_checkpoints
 
 # What is shown -> the distributions that may provide it.
@@ -49,11 +50,13 @@ OPTIONAL = {
 }
 # In a process of its own, because a broken OpenGL driver may end it.
 RENDER = """
-import emu_embodied, mujoco
-model = mujoco.MjModel.from_xml_string("<mujoco/>")
-with mujoco.Renderer(model, 16, 16) as renderer:
-    renderer.update_scene(mujoco.MjData(model))
-    renderer.render()
+from emu_embodied.errors import ConfigError
+try:
+    from emu_embodied.envs.rendering import Renderers, mujoco
+    model = mujoco.MjModel.from_xml_string("<mujoco/>")
+    Renderers().draw(model, mujoco.MjData(model), -1, 16)
+except ConfigError as error:
+    raise SystemExit(error.value)
 """
 
 
@@ -84,8 +87,7 @@ def run(config: DictConfig) -> None:
         if version is None:
             raise ConfigError(name, "not installed", f"run: pip install '{REQUIRED[name][0]}'")
     if rendering:
-        remedy = "install EGL (Debian, Ubuntu: apt-get install libegl1 libgl1), or set MUJOCO_GL=osmesa or glfw"
-        raise ConfigError("offscreen render", rendering, remedy)
+        raise ConfigError("offscreen render", rendering, OPENGL_REMEDY)
 
 
 def _plan(checkpoint: str, tokens: int, rank: int) -> None:

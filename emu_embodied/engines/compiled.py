@@ -39,6 +39,10 @@ class CompiledEngine(StaticEngine):
         self.run = {name: PerBatch(step, options=how) for name, step in steps.items()}
         self._graphs: dict[tuple, GraphedFrame] = {}
 
+    def __reduce__(self):
+        """For `copy.deepcopy` and `pickle`: the copy compiles anew."""
+        return type(self), (self.model,)
+
     def whole_frame(self, decode: Callable) -> Callable:
         """On CUDA the same function as a captured graph, one for each configuration and batch size; else itself."""
         if not self._offsets.is_cuda:

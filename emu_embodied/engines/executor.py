@@ -5,6 +5,7 @@ Knows neither ONNX Runtime nor TensorRT: they are the sub-classes.
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from pathlib import Path
 
@@ -27,7 +28,7 @@ class StepExecutor(ABC):
     def __init__(self, exporter: Exporter, step: str, cache: EngineCache) -> None:
         self.exporter, self.step, self.cache = exporter, step, cache
         self.inputs, self.results = exporter.ports(step)
-        self._loaded = False
+        self._opened_by = 0  # the process in which it is ready to run
 
     @property
     @abstractmethod
@@ -65,9 +66,13 @@ class StepExecutor(ABC):
         Raises:
             EngineError: it cannot be built or run here.
         """
-        if not self._loaded:
+        if self._opened_by != os.getpid():  # a forked child has its parent's engine, but not the engine's threads
             self.cache.fetch(self.key, self._build, self._take)
-            self._loaded = True
+            self._opened_by = os.getpid()
+
+    def __reduce__(self):
+        """For `copy.deepcopy` and `pickle`: the copy opens its engine anew."""
+        return type(self), (self.exporter, self.step, self.cache)
 
     def _take(self, engine: bytes) -> None:
         """Opens an engine and runs it once, on zeros: here it shows whether it is one of this step."""

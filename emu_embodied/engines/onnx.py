@@ -72,8 +72,12 @@ class OnnxStep(StepExecutor):
         runtime, device = require("onnxruntime"), self.exporter.model.noised.device
         options = runtime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
+        spins = os.environ.get("OMP_WAIT_POLICY", "").lower() == "active"  # else threads wait asleep, as OpenMP's do
+        for pool in ("intra_op", "inter_op"):
+            options.add_session_config_entry(f"session.{pool}.allow_spinning", str(int(spins)))
         options.log_severity_level = 3  # errors
         provider = check_provider(device)
+        self._inherited = getattr(self, "session", None)  # a forked child's: its end would wait for threads that are not here
         settings = {"device_id": device.index or 0} if device.type == "cuda" else {}
         try:
             self.session = runtime.InferenceSession(engine, options, [(provider, settings)])

@@ -105,6 +105,9 @@ class TensorRTStep(StepExecutor):
         self.flavour, self.profiles, self.largest_batch = flavour, profiles, profiles[-1]
         self._contexts: dict[int, object] = {}
 
+    def __reduce__(self):
+        return type(self), (self.exporter, self.step, self.cache, self.flavour, self.profiles)
+
     @property
     def key(self) -> EngineKey:
         return EngineKey(
