@@ -360,13 +360,13 @@ def engines(job: Job) -> Iterator[Trial]:
     except ImportError as error:
         raise NotRun(f"ONNX Runtime is not installed: {error}") from None
     checkpoint, cache = tiny_checkpoint(job.folder / "tiny"), job.folder / "engines"
-    built = in_child(lambda: _load_onnx(checkpoint, cache), 300)
+    built = in_child(lambda: _load_onnx(checkpoint, cache), 900)
     if built.kind != "done" or built.value["engine"] != "onnx":
         raise NotRun(f"no ONNX engine could be built: {built}")
     for index in range(job.n):
         copy = Path(shutil.copytree(cache, job.folder / f"engines-{index}"))
         what = _spoil(copy, job.chance)
-        ending = in_child(lambda copy=copy: _load_onnx(checkpoint, copy), 120)
+        ending = in_child(lambda copy=copy: _load_onnx(checkpoint, copy), 600)
         held = ending.kind == "done" and ending.value["engine"] in ("onnx", "eager") and ending.value["same"]
         held = held and ending.value["warnings"] == 1
         yield Trial(what, held, ending.seconds, "" if held else str(ending))
