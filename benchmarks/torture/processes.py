@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import resource
@@ -18,6 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 ROOM = 6 << 30  # bytes of address space that a forked trial may add, so that a bomb ends it and not the machine
 MiB = 1 << 20
+DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
 
 @dataclass(frozen=True)
@@ -210,6 +212,8 @@ def _be_child(work: Callable[[], object], writer: int) -> None:
 
 
 def _quiet() -> None:
+    """Prints nothing from now on, and ends with its parent."""
+    ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
     nothing = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(nothing, descriptor)
