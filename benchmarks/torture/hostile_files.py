@@ -13,9 +13,12 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 from payloads import payloads
 
+import emu_embodied.envs  # noqa: F401  here, so that no fork imports it anew
+from emu_embodied.loading import load
 from emu_embodied.storage import MANIFEST, save_folder
 
 from .battery import Job, NotRun, Trial, battery
@@ -80,12 +83,7 @@ def _watch(folder: Path, door: Callable[[Path], object]) -> dict:
 
 def load_and_dream(folder: Path) -> None:
     """What a user does with a checkpoint: loads it, and makes its dream."""
-    import gymnasium
-
-    import emu_embodied
-    import emu_embodied.envs  # noqa: F401
-
-    model = emu_embodied.load(folder, device="cpu")
+    model = load(folder, device="cpu")
     gymnasium.make("emu_embodied/Imagined-v0", world_model=model)
 
 
@@ -405,7 +403,6 @@ def _load_onnx(checkpoint: Path, cache: Path) -> dict:
     """Loads with ONNX and dreams two frames: what runs, how often it was warned, and whether they are eager's."""
     import logging
 
-    from emu_embodied import load
     from emu_embodied.types import Observation
 
     heard: list[str] = []
