@@ -23,12 +23,17 @@ def parse_json(field: str, data: bytes, error: Kind = CheckpointError) -> object
         EmuEmbodiedError: of the class `error`: no JSON, duplicate keys, numbers that are not finite, too many values, or too
             many levels.
     """
-    if sum(map(data.count, b",:[{")) > MAX_VALUES:
+    if count_values(data) > MAX_VALUES:
         raise error(field, f"{len(data)} bytes", f"more than {MAX_VALUES} values are not read")
     try:
         return json.loads(data.decode(), object_pairs_hook=_unique, parse_float=_finite, parse_constant=_finite)
     except (RecursionError, ValueError) as fault:
         raise error(field, str(fault), "must be UTF-8 JSON with unique keys and finite numbers") from fault
+
+
+def count_values(data: bytes) -> int:
+    """How many values a JSON text may hold at most, told without parsing it."""
+    return sum(map(data.count, b",:[{"))
 
 
 def parse_object(field: str, data: bytes, error: Kind = CheckpointError) -> dict:

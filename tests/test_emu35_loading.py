@@ -1,6 +1,7 @@
 """Released language models: the official logits, memory for one copy of the weights, and one clear error for every damage."""
 
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -223,6 +224,23 @@ def overlapping(text):
     return json.dumps(values).encode()
 
 
+def many(text):
+    entry = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    return json.dumps({f"e{i}": entry for i in range(20_000)}).encode()
+
+
+def piped(name):
+    return lambda folder: ((folder / name).unlink(), os.mkfifo(folder / name))
+
+
+def setting(key, value):
+    def damage(folder):
+        values = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(values | {key: value}))
+
+    return damage
+
+
 def only_a_pickle(folder):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
@@ -243,6 +261,12 @@ def only_a_pickle(folder):
         (only_a_pickle, "only pytorch_model.bin, which is a pickle"),
         (lambda folder: (folder / "model.safetensors").unlink(), "nothing; expected safetensors"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"abc"), "expected safetensors"),
+        (header(lambda text: b'{"a":[' + b"[]," * 1_000_000 + b"[]]}"), "too many"),
+        (header(many), "20000 tensors"),
+        (piped("model.safetensors"), "nothing; expected safetensors"),
+        (piped("config.json"), "config.json"),
+        (setting("num_hidden_layers", 10**6), "config.json: num_hidden_layers: 1000000"),
+        (setting("num_key_value_heads", 0), "config.json: num_key_value_heads"),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json"),
         (lambda folder: (folder / "config.json").unlink(), "config.json"),
     ],

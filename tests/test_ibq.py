@@ -324,6 +324,18 @@ def test_duplicate_keys_are_refused(folder):
         load_vision_tokenizer(folder)
 
 
+def test_headers_that_would_fill_memory_and_pipes_that_wait_are_refused(folder):
+    header = b'{"a":[' + b"[]," * 1_000_000 + b"[]]}"
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(64))
+    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+        load_vision_tokenizer(folder)
+    for name in ("model.safetensors", "config.yaml", "model.ckpt"):
+        (folder / name).unlink(missing_ok=True)
+        os.mkfifo(folder / name)
+    with pytest.raises(CheckpointError, match="config.yaml"):
+        load_vision_tokenizer(folder)
+
+
 @pytest.mark.parametrize("name", ["model.ckpt", "model.safetensors"])
 @pytest.mark.parametrize("share", [0.0, 0.00001, 0.001, 0.5, 0.999999])
 def test_truncated_files_are_refused(folder, name, share):

@@ -108,11 +108,16 @@ def _load_dida(folder: Path, model: Transformer) -> DidaVectors | None:
     """The vectors of `dida.safetensors`, where the folder has one."""
     from safetensors.torch import load as load_safetensors
 
+    from emu_embodied.storage import read_file
+    from emu_embodied.tensor_header import MAX_HEADER_BYTES, read_header
+
     path, like = folder / DIDA, model.lm_head.weight
     if not path.is_file():
         return None
+    data = read_file(path, MAX_HEADER_BYTES + 16 * model.config.hidden_size)
+    read_header(str(path), data, len(data))
     try:
-        tensors = load_safetensors(path.read_bytes())
+        tensors = load_safetensors(data)
     except Exception as error:  # a hostile header makes the library raise nearly anything
         raise CheckpointError(str(path), str(error), "restore the file from a copy") from error
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}

@@ -14,10 +14,12 @@ from safetensors import safe_open
 
 from emu_embodied.errors import CheckpointError, ConfigError
 from emu_embodied.storage import read_file
+from emu_embodied.strict_json import MAX_VALUES, count_values
+from emu_embodied.tensor_header import MAX_HEADER_BYTES, MAX_TENSORS
 from emu_embodied.tokenizers.ibq import IBQ, IBQConfig
 
 CONFIG, PICKLED, PLAIN = "config.yaml", "model.ckpt", "model.safetensors"
-MAX_CONFIG_BYTES, MAX_HEADER_BYTES = 1 << 20, 64 << 20
+MAX_CONFIG_BYTES = 1 << 20
 _DDCONFIG = ("ch", "ch_mult", "num_res_blocks", "attn_resolutions", "resolution", "in_channels", "out_ch", "z_channels")
 _LISTS = ("ch_mult", "attn_resolutions")
 # Keywords of the official constructors that change what the network computes -> the one value that is implemented.
@@ -145,7 +147,9 @@ def _check_header(path: Path) -> None:
             length = int.from_bytes(start, "little")
             if not 2 <= length <= min(MAX_HEADER_BYTES, path.stat().st_size - 8):
                 raise CheckpointError(str(path), f"begins with {start!r}", remedy)
-            json.loads(file.read(length).decode(), object_pairs_hook=_unique)
+            text = file.read(length)
+        if count_values(text) > MAX_VALUES or len(json.loads(text.decode(), object_pairs_hook=_unique)) > MAX_TENSORS:
+            raise CheckpointError(str(path), f"a header of {length} bytes", remedy)
     except OSError as error:
         raise CheckpointError(str(path), error.strerror or str(error), _RESTORE) from error
     except (RecursionError, ValueError) as error:

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from emu_embodied.errors import CheckpointError
 from emu_embodied.storage import read_json
+from emu_embodied.strict_json import MAX_VALUES, count_values
 from emu_embodied.tensor_header import MAX_TENSORS
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -24,7 +25,7 @@ OTHERS = {  # what a file that is no safetensors begins with
     **dict.fromkeys((b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"), PICKLE),
     b"version ": ("a pointer of Git LFS", "fetch the file itself: git lfs pull"),
 }
-LARGEST_HEADER = 100 << 20
+LARGEST_HEADER = 16 << 20
 DTYPES = ("F32", "F16", "BF16", "F64")
 SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 
@@ -152,7 +153,10 @@ def _header(file: Path) -> dict[str, dict]:
                 raise CheckpointError(
                     str(file), f"{size} bytes", "expected safetensors: it is cut off, or something else"
                 )
-            header = json.loads(opened.read(length), object_pairs_hook=_unique)
+            text = opened.read(length)
+        if count_values(text) > MAX_VALUES:
+            raise CheckpointError(str(file), f"a header of {length} bytes", "its tensors are too many to be a model's")
+        header = json.loads(text, object_pairs_hook=_unique)
         header.pop("__metadata__", None)
         if len(header) > MAX_TENSORS:
             raise CheckpointError(str(file), f"{len(header)} tensors", f"at most {MAX_TENSORS} are read")
