@@ -80,7 +80,7 @@ def use(folder: Path) -> None:
         assert cache.pixels.shape == (len(cache), 16, 16, 3) and len(cache) <= 2 * ROWS, "frames"
         assert (lengths >= 2).all() and len(lengths) == cache.episodes and lengths.sum() == len(cache), "episodes"
         assert np.isfinite(cache.actions).all() and np.abs(cache.actions).max() <= 1.000001, "actions"
-        assert np.isfinite(cache.action_scale).all() and (cache.action_scale[:, 1] > 0).all(), "scale"
+        assert np.isfinite(cache.action_scale).all() and (cache.action_scale[:, 1] >= 0).all(), "scale"
         for values in (cache.agent_pos, cache.rewards, cache.states):
             assert np.isfinite(values).all() and (np.abs(values) <= 1e18).all(), "labels"
         assert all(isinstance(text, str) for text in cache.instructions), "texts"
@@ -379,6 +379,10 @@ def fixed_mutations() -> Iterator[Mutation]:
             yield _cells(DATA, column, kind, 0.0)
         yield from (_cells(TASKS, column, kind, 0.0) for column in ("task_index", "task"))
     yield from (_rows(name, kind) for name in (DATA, EPISODES, TASKS) for kind in ROWS_OF)
+    known = (None, [], 1, "x", [[]], [[[0] * 7]], [[[0] * 7, [-1] * 7]], [[[3e38] * 7, [3e38] * 7]], [[[0] * 7] * 2])
+    for scale in (*known, {"0": 1}, [[[1e300] * 7, [1] * 7]], [[[0, "x"], [1, 1]]], [[[0] * 6, [1] * 6]]):
+        note = {"actions": "robot", "action_scale": scale}
+        yield f"a note of scale {str(scale)[:30]}", lambda folder, note=note: edit(folder, TEXTS[2], lambda _: note)
     yield (
         "two tasks of one number",
         lambda folder: edit_table(folder, TASKS, lambda t: replaced(t, "task_index", [0, 0])),

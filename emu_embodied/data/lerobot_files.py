@@ -128,7 +128,7 @@ def read_pieces(
             with _typed(where):
                 _check_sizes(where, file.metadata.row_group(i), leaves, sizes, pictures)
                 names = [leaf for name in (*vectors, *counts) for leaf in leaves[name]]
-                table = file.read_row_group(i, columns=names)
+                table = file.read_row_group(i, columns=names, use_threads=False)
                 values = {name: _array(where, name, table.column(name)) for name in vectors}
                 values |= {name: _array(where, name, table.column(name), whole=True) for name in counts}
         except DatasetError as error:
@@ -144,7 +144,7 @@ def _pictures(where: str, file: Any, group: int, leaves: dict[str, list[str]]) -
     if not all(name in leaf for name, leaf in zip(names, leaves.values(), strict=True)):
         raise DatasetError(where, f"no pictures in {names[0].removesuffix('.bytes')}", _RESTORE)
     with _typed(where):
-        for batch in file.iter_batches(AT_ONCE, row_groups=[group], columns=names):
+        for batch in file.iter_batches(AT_ONCE, row_groups=[group], columns=names, use_threads=False):
             yield at, {name: batch.column(name).field("bytes").to_pylist() for name in leaves}
             at += len(batch)
 
