@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import statistics
 import time
@@ -103,6 +104,7 @@ def run_battery(chosen: Battery, n: int, seed: int, folder: Path) -> dict:
         "seed": seed,
         **count(trials, reason),
         "minutes": round((time.monotonic() - begun) / 60, 2),
+        "load_average": round(os.getloadavg()[0], 1),
     }
 
 
