@@ -45,10 +45,27 @@ def run(config: DictConfig) -> None:
     if not parity.holds:
         raise EngineError(f"engine {engine.name}", str(parity), "use the eager engine here, or another precision")
     eager = make_engine("eager", model)
+    times = {}
     for batch in config.batch:
-        ours, theirs = time_frame(engine, batch), time_frame(eager, batch)
+        times[batch] = ours, theirs = time_frame(engine, batch), time_frame(eager, batch)
         print(f"compile: batch {batch}: {ours:.2f} ms a frame of one pass, eager {theirs:.2f} ms")
-    print(f"compile: use it with  engine={config.engine}")
+    print(f"compile: {advice(config.engine, times)}")
+
+
+def advice(engine: str, times: dict[int, tuple[float, float]]) -> str:
+    """Which engine to use, by what was measured.
+
+    Args:
+        engine: the name of the one that was built.
+        times: batch -> ms a frame with it, and with the eager engine.
+    """
+    faster = [batch for batch, (ours, theirs) in times.items() if ours < theirs]
+    if len(faster) == len(times):
+        return f"it is faster here: use it with  engine={engine}"
+    if not faster:
+        return "it is kept, but no faster here: stay with  engine=eager, or let  engine=auto  choose"
+    ours, eager = (", ".join(str(b) for b in times if (b in faster) == kind) for kind in (True, False))
+    return f"for {ours} dreams at once it is faster here: engine={engine}; for {eager} the eager one is: engine=eager"
 
 
 def _build(engine) -> None:
