@@ -188,7 +188,7 @@ def build_cost(goal: str, env: gymnasium.Env, model: WorldModel, effort: float =
             the end of a scripted expert's try at this very scene: "image" (in pixels), "tokens" (where its codes lie in the
             tokenizer's latent) or "features" (what the tokenizer's decoder has learnt to see in them). All add the walk behind
             the cube, in a unit of their own; without it a cube beyond the horizon's reach draws nobody. PushT has positions
-            and reward.
+            and reward, any other env reward alone.
         env, model: the scene, and who imagines.
         effort, uncertainty: weights of `costs.ActionEffort` and `costs.Uncertainty` beside it.
 
@@ -209,6 +209,8 @@ def _goal_cost(goal: str, env: gymnasium.Env, model: WorldModel) -> Cost:
     world = env.unwrapped
     if hasattr(world, "aims"):
         return pose_cost(goal, world.aims(), model.objects)
+    if goal == "reward" and getattr(world, "task_spec", None) is None:
+        return WeightedSum([(10.0, RewardHead())])
     if getattr(world, "task_spec", None) is None:
         raise InputError("env", type(world).__name__, "planning needs the table-top's task_spec, or PushT's aims")
     if goal not in FRAME_GOALS:

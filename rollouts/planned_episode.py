@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -31,7 +32,7 @@ class EpisodeRun:
         seed: of the env's reset, and of the planner.
         instruction, kind: the task as text, and its kind ("edge", "middle", "next_to").
         success: the simulator's predicate held at some step.
-        distances: (T + 1,) float32, cm left to go by the simulator.
+        distances: (T + 1,) float32, cm left to go by the simulator; NaN where the env does not say it.
         actions: (T, A) float32, in the env's units.
         frames: (T + 1, H, W, 3) uint8, real.
         imagined: (T + 1, H, W, 3) uint8, what each plan's steps were imagined to lead to, from the last observation
@@ -73,12 +74,17 @@ class EpisodeRun:
             "kind": self.kind,
             "success": self.success,
             "steps": len(self.actions),
-            "start_cm": round(float(self.distances[0]), 3),
-            "end_cm": round(float(self.distances[-1]), 3),
+            "start_cm": _rounded(self.distances[0]),
+            "end_cm": _rounded(self.distances[-1]),
             "plan_seconds": [round(s, 4) for s in self.plan_seconds],
             "predicted_frames": self.predicted_frames,
             **(guided if pursued or self.stopped_at is not None else {}),
         }
+
+
+def _rounded(distance: float) -> float | None:
+    """For JSON, which has no NaN: worlds that are not ours need not measure what is left to go."""
+    return round(float(distance), 3) if math.isfinite(distance) else None
 
 
 class _Recorder:
@@ -133,7 +139,7 @@ class _Recorder:
     def _keep(self, observation: dict[str, np.ndarray], info: dict[str, Any]) -> None:
         self.frames.append(observation[PIXELS])
         self.distances.append(info.get("distance", float("nan")))
-        self.success = self.success or bool(info[IS_SUCCESS])
+        self.success = self.success or bool(info.get(IS_SUCCESS, False))
         self.observation = Observation(observation[PIXELS], observation[AGENT_POS], self.instruction)
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 
 from emu_embodied.envs.opening import open_env
@@ -24,7 +25,7 @@ from emu_embodied.rollouts.oracle import OracleWorldModel
 from emu_embodied.rollouts.parallel import play_in_parallel
 from emu_embodied.rollouts.planned_episode import EpisodeRun, run_episode, run_policy
 from emu_embodied.rollouts.progress import above_bars, counted
-from emu_embodied.types import PIXELS
+from emu_embodied.types import AGENT_POS, PIXELS
 
 AGENTS = ("model", "oracle", "random", "expert")
 LANGUAGE = "language"
@@ -107,11 +108,8 @@ class Player:
         make_proposer: Callable[[], SubgoalProposer] | None = None,
     ) -> None:
         self.settings = settings
-        self.env = open_env(
-            settings.env_id, "env_id", max_episode_steps=settings.max_steps, **settings.env_options
-        )
-        if not can_plan(self.env):
-            raise InputError("env_id", settings.env_id, "planning needs the table-top's or PushT's tasks")
+        self.env = open_env(settings.env_id, "env_id", max_episode_steps=settings.max_steps, **settings.env_options)
+        self._check_env()
         if settings.agent == "model" and make_model is None:
             raise ConfigError("agent", "model", "give make_model too, which loads one")
         self.model = make_model() if settings.agent == "model" else None
@@ -122,6 +120,16 @@ class Player:
                     "image_size", size, f"the model sees frames of {self.model.image_size} px: choose that"
                 )
         self.follower = Follower(settings.following, self.env, make_proposer) if settings.following else None
+
+    def _check_env(self) -> None:
+        s, space = self.settings, self.env.observation_space
+        if not isinstance(space, gymnasium.spaces.Dict) or not {PIXELS, AGENT_POS} <= set(space):
+            rule = f"show a Dict of {PIXELS!r}, (H, W, 3) uint8, and {AGENT_POS!r}, a vector"
+            raise InputError("env_id", s.env_id, f"planning looks at it: {rule}")
+        by_reward = s.agent == "random" or (s.agent == "model" and s.goal == "reward")
+        if not by_reward and not can_plan(self.env):
+            rule = "its goals are those of the table-top and of PushT: choose goal=reward with agent=model, or agent=random"
+            raise InputError("env_id", s.env_id, rule)
 
     def play(self, seed: int, on_step: Callable[[], None] | None = None, progress: bool | str = False) -> EpisodeRun:
         """Plays the episode of one seed; `on_step` and `progress` are those of `run_episode`."""

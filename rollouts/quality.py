@@ -10,7 +10,7 @@ import torch
 
 from emu_embodied.data.frame_cache import FrameCache
 from emu_embodied.errors import DatasetError, InputError
-from emu_embodied.metrics import bootstrap_interval
+from emu_embodied.metrics import bootstrap_interval, psnr
 from emu_embodied.rollouts.eyes import eye_named
 from emu_embodied.rollouts.pictures import strip
 from emu_embodied.types import Observation
@@ -22,9 +22,15 @@ Bars = tuple[str, str]  # must and aim, as text
 class Truth:
     """True positions of a dataset's objects in px of a 64 px frame, and what the world's eye makes of frames.
 
+    Of a world without objects (O = 0) the frames alone are there.
+
     Args:
-        cache: held-out episodes, all of the same length.
+        cache: held-out episodes; of longer ones the beginning counts.
         world: a `checkpoint.World`: names, scale and eye.
+        least: frames; shorter episodes are left out.
+
+    Raises:
+        DatasetError: no episode is long enough, or an object has no labels.
 
     Attributes:
         names: of the O objects, the robot first.
@@ -32,28 +38,33 @@ class Truth:
         landmarks: (object, landmark) as indices, for each object with an angle.
     """
 
-    def __init__(self, cache: FrameCache, world) -> None:
+    def __init__(self, cache: FrameCache, world, least: int = 1) -> None:
         self.names, self.palette = (
             tuple(world.objects),
             np.array([tuple(c) for c in world.objects.values()], np.float32),
         )
-        self.eye = eye_named(world.eye)
+        self.eye = eye_named(world.eye) if self.names else None
         self.bodies = np.array([i > 0 and name not in world.landmarks for i, name in enumerate(self.names)])
         self.landmarks = [(self.names.index(body), self.names.index(name)) for name, body in world.landmarks.items()]
         lengths = np.diff(cache.episode_starts)
-        self.episodes, self.length = len(lengths), int(lengths.min())
-        rows = cache.episode_starts[:-1, None] + np.arange(self.length)
+        kept = np.flatnonzero(lengths >= least)
+        if not len(kept):
+            rule = f"judging takes {least} frames: give longer episodes, or a smaller horizon="
+            raise DatasetError("longest episode", f"{lengths.max()} frames", rule)
+        self.episodes, self.length = len(kept), int(lengths[kept].min())
+        rows = cache.episode_starts[kept, None] + np.arange(self.length)
         columns = cache.names["state"]
         for name in self.names:
             if f"{name}.x" not in columns:
                 raise DatasetError(
                     "state names", columns, f'there is no "{name}.x": name objects that the dataset labels'
                 )
-        xy = np.stack([cache.states[:, [columns.index(f"{n}.x"), columns.index(f"{n}.y")]] for n in self.names], 1)
+        places = [columns.index(f"{name}.{axis}") for name in self.names for axis in ("x", "y")]
+        xy = cache.states[:, places].reshape(len(cache.states), len(self.names), 2)
         self.positions = (32 + 32 * xy / np.array(world.position_scale))[rows]  # (E, T, O, 2)
-        self.present = np.stack([cache.states[:, columns.index(f"{n}.present")] for n in self.names], 1)[rows] > 0
+        self.present = cache.states[:, [columns.index(f"{name}.present") for name in self.names]][rows] > 0
         self.pixels, self.actions = cache.pixels[rows], cache.actions[rows]
-        self.instructions = cache.instructions
+        self.instructions = tuple(cache.instructions[e] for e in kept)
 
     @property
     def words(self) -> tuple[str, str, str]:
@@ -64,6 +75,8 @@ class Truth:
     def see(self, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Positions (..., O, 2) in px, NaN where an object is not found, and whether it was found (..., O)."""
         flat, lead = frames.reshape(-1, *frames.shape[-3:]), (*frames.shape[:-3], len(self.names))
+        if not self.names:
+            return np.empty((*lead, 2)), np.empty(lead, bool)
         parts = [self.eye(flat[i : i + 512], self.palette) for i in range(0, len(flat), 512)]
         return tuple(np.concatenate(part).reshape(*lead, *part[0].shape[2:]) for part in zip(*parts, strict=True))
 
@@ -145,7 +158,7 @@ class OpenLoop:
 
         def see(index):
             return [
-                Observation(truth.pixels[i, j], np.zeros(2, np.float32), truth.instructions[i])
+                Observation(truth.pixels[i, j], np.zeros(model.agent_dim, np.float32), truth.instructions[i])
                 for i, j in zip(e, index, strict=True)
             ]
 
@@ -315,7 +328,8 @@ def as_markdown(figures: list[Figure]) -> str:
 
 
 def picture_worst(model, truth: Truth, count: int, folder: Path, steps: int = 8) -> int:
-    """Strips real | imagined | difference of the windows whose objects are furthest off at the last step.
+    """Strips real | imagined | difference of the windows whose objects, or without any whose frames, are furthest off at the
+    last step.
 
     Returns:
         The number of PNG files written to `folder` as worst-01.png, ...
@@ -323,13 +337,12 @@ def picture_worst(model, truth: Truth, count: int, folder: Path, steps: int = 8)
     if not count:
         return 0
     loop = OpenLoop(model, truth, steps=steps)
-    worst = np.where(loop.present, loop.errors[:, -1], 0).max(-1).argsort()[::-1][:count]
+    if truth.names:
+        errors, unit = np.where(loop.present, loop.errors[:, -1], 0).max(-1), "px off"
+    else:
+        errors, unit = -psnr(loop.frames[:, -1], loop.real[:, -1]), "dB"
+    worst = errors.argsort()[::-1][:count]
     for rank, window in enumerate(worst, 1):
-        error = loop.errors[window, -1][loop.present[window]].max()
-        strip(
-            loop.real[window],
-            loop.frames[window],
-            folder / f"worst-{rank:02d}.png",
-            f"{error:.1f} px off at step {steps}",
-        )
+        told = f"{abs(errors[window]):.1f} {unit} at step {steps}"
+        strip(loop.real[window], loop.frames[window], folder / f"worst-{rank:02d}.png", told)
     return len(worst)

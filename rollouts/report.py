@@ -79,7 +79,8 @@ def write_report(run: Run, out: Path, command: str = "") -> None:
 
 def _episode(record: Record) -> dict[str, Any]:
     facts, steps = record.facts, len(record.actions)
-    end = f"done in {steps} steps" if facts["success"] else f"not done, {facts['end_cm']:.1f} cm left"
+    left = "" if facts["end_cm"] is None else f", {facts['end_cm']:.1f} cm left"
+    end = f"done in {steps} steps" if facts["success"] else f"not done{left}"
     return {
         "name": f"seed {facts['seed']}",
         "instruction": str(facts["instruction"]),
@@ -162,7 +163,7 @@ def _fans(thoughts: Thoughts) -> dict[str, Any]:
 
 
 def _path(positions_TO2: np.ndarray) -> list[list[float]]:
-    return positions_TO2.swapaxes(0, 1).reshape(positions_TO2.shape[1], -1).astype(float).round(2).tolist()
+    return positions_TO2.swapaxes(0, 1).reshape(positions_TO2.shape[1], 2 * len(positions_TO2)).astype(float).round(2).tolist()
 
 
 def _rounded(values: Sequence[float | None]) -> list[float | None]:

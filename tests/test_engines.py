@@ -5,6 +5,7 @@ import torch
 from test_token_model import tiny_model
 from tiny import tiny_world_model
 
+from emu_embodied.commands.compile import advice
 from emu_embodied.engines import choose
 from emu_embodied.engines.choose import ENGINES, checked_engine, fastest_engine, make_engine
 from emu_embodied.engines.parity import measure_parity
@@ -84,3 +85,11 @@ def _observation():
 
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     return Observation(pixels, np.zeros(2, np.float32), "push the red cube to the left")
+
+
+def test_the_advice_follows_from_what_was_measured():
+    faster, slower = (1.0, 2.0), (2.0, 1.0)
+    assert "use it with  engine=onnx" in advice("onnx", {1: faster, 16: faster})
+    assert "engine=eager" in advice("onnx", {1: slower, 16: (1.0, 1.0)}) and "use it" not in advice("onnx", {1: slower})
+    mixed = advice("onnx", {1: faster, 4: faster, 16: slower})
+    assert "for 1, 4 dreams at once" in mixed and "for 16 the eager one is" in mixed

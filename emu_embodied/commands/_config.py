@@ -11,8 +11,10 @@ import math
 import re
 import sys
 from collections.abc import Collection, Iterator
+from importlib import resources
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -57,10 +59,13 @@ def compose_config(verb: str, overrides: Collection[str], complete: bool = True)
             for word in chosen:
                 _check_choice(word, groups[keys[word]])
             defaults = _defaults(CONFIGS, verb, tuple(chosen))
-            for key in keys.values():
-                if key not in groups and key not in defaults:
+            own = "env.id" in keys.values()  # an env that we do not know, and whose options neither
+            for word, key in keys.items():
+                if own and key.startswith("env.options.") and key not in defaults:
+                    overrides[overrides.index(word)] = f"+{word}"
+                elif key not in groups and key not in defaults:
                     raise ConfigError("key", key, suggest(key, [*groups, *defaults]))
-            config = compose(verb, list(overrides))
+            config = compose(verb, overrides)
             if complete:
                 _fill_in(config)
         except (HydraException, OmegaConfBaseException) as error:
@@ -79,6 +84,14 @@ def group_options(verb: str) -> dict[str, list[str]]:
     """The config groups that a verb uses, each with its options."""
     with initialize_config_module(CONFIGS, version_base="1.3"):
         return _group_options(CONFIGS, verb)
+
+
+@functools.cache
+def env_defaults() -> dict[str, dict[str, Any]]:
+    """Every option of the group `env`, as its file has it."""
+    folder = resources.files(CONFIGS) / "env"
+    files = [entry for entry in folder.iterdir() if entry.name.endswith(".yaml")]
+    return {entry.name.removesuffix(".yaml"): yaml.safe_load(entry.read_text(encoding="utf-8")) for entry in files}
 
 
 @functools.cache

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from pathlib import Path
+from typing import Any
 
-from omegaconf import DictConfig
+import gymnasium
+from gymnasium.envs.registration import load_env_creator
+from omegaconf import DictConfig, OmegaConf
 
 from emu_embodied.errors import ConfigError
 
@@ -38,6 +42,36 @@ def run_folder(out: str, resume: str | None, journal: str) -> Path:
         except OSError as error:
             raise ConfigError("out", out, f"{error.strerror}; choose a folder that can be written") from None
     raise ConfigError("out", out, "a thousand runs began in this second; choose another folder")
+
+
+def env_options(env: DictConfig) -> dict[str, Any]:
+    """The keywords that an env is made with.
+
+    The options in `configs/env/` are those of the env that stands beside them. Another one, named by `env.id=`, gets of them
+    what the user set, and what it has a parameter for.
+
+    Args:
+        env: a configuration of the group `env`.
+    """
+    from emu_embodied.commands._config import env_defaults
+
+    options, known = OmegaConf.to_container(env.options), env_defaults()
+    if env.id in {option["id"] for option in known.values()}:
+        return options
+    ours, takes = known.get(env.name, {}).get("options", options), _parameters(env.id)
+    return {name: value for name, value in options.items() if name in takes or ours.get(name, ...) != value}
+
+
+def _parameters(env_id: str) -> set[str]:
+    """The names that an env's own signature has; none where there is no such env, which who makes it will say."""
+    import emu_embodied.envs  # noqa: F401  registers the worlds
+
+    try:
+        entry = gymnasium.spec(env_id).entry_point
+        creator = load_env_creator(entry) if isinstance(entry, str) else entry
+        return set(inspect.signature(creator).parameters)
+    except (gymnasium.error.Error, ImportError, AttributeError, TypeError, ValueError):
+        return set()
 
 
 def shipped_proposer(env: DictConfig, field: str) -> str:

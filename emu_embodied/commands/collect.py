@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from emu_embodied.commands._runs import env_options
 from emu_embodied.errors import DatasetError
 
 
@@ -21,7 +22,7 @@ def run(config: DictConfig) -> None:
     from emu_embodied.rollouts.collect import collect, read_summary
 
     root = Path(config.out)
-    options = OmegaConf.to_container(config.env.options)
+    options = env_options(config.env)
     try:
         summary = collect(
             config.env.id, options, config.episodes, config.steps, root, seed=config.seed, workers=config.workers

@@ -1,6 +1,7 @@
 """Measures how right a world model is, on held-out episodes: tokenizer, open loop, actions followed, planning success.
 
 Every figure stands beside its 95% interval, what repeating the last frame scores, and what the tokenizer alone loses.
+A model without objects is judged by its frames, on the episodes of `data=`, or of the env that it imitates.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ import hashlib
 import json
 import platform
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from emu_embodied.commands._config import compose_config, group_options
+from emu_embodied.commands._runs import env_options
 from emu_embodied.errors import ConfigError
 from emu_embodied.validation import registered_id
 
@@ -27,12 +30,12 @@ def run(config: DictConfig) -> None:
     """Prints the table, and writes it as JSON and Markdown with pictures of the worst windows.
 
     Raises:
-        ConfigError: a number below its least, or a model that knows no objects.
+        ConfigError: a number below its least, or nothing to judge the model on.
         CheckpointError: the checkpoint is missing or damaged.
     """
     from emu_embodied.checkpoint import add_card
     from emu_embodied.loading import checkpoint_path, load
-    from emu_embodied.rollouts import metrics, quality
+    from emu_embodied.rollouts import frame_quality, metrics, quality
     from emu_embodied.rollouts.episodes import record_frames
     from emu_embodied.storage import write_bytes, write_json
 
@@ -40,22 +43,25 @@ def run(config: DictConfig) -> None:
         if config[name] is not None and config[name] < least:
             raise ConfigError(name, config[name], f"give a whole number of at least {least}")
     model = load(config.checkpoint, passes=config.passes, engine=config.engine)
-    if not model.objects:
-        raise ConfigError("checkpoint", str(config.checkpoint), "it knows no objects, and the table is about objects")
-    env = _environment(config, model.world.env_id)
-    options, began = OmegaConf.to_container(env.options), time.monotonic()
+    env = _environment(config, model.world.env_id) if model.objects else _unlabelled(config, model)
+    options, began = env_options(env), time.monotonic()
     horizon = config.horizon or env.quality.horizon
-    print(f"evaluate: {config.episodes} held-out episodes", flush=True)
     folder = Path(config.out)
     folder.mkdir(parents=True, exist_ok=True)
     if config.data is None:
+        print(f"evaluate: {config.episodes} held-out episodes", flush=True)
         cache = record_frames(env.id, options, range(config.seed, config.seed + config.episodes), config.steps)
     else:
-        cache = _of_dataset(config, model.image_size)
-    truth = quality.Truth(cache, model.world)
-    figures = quality.quality_table(model, truth, horizon, tuple(env.quality.position), tuple(env.quality.angle))
+        cache = _of_dataset(config, model)
+        print(f"evaluate: the last {cache.episodes} episodes of {config.data}", flush=True)
+    if model.objects:
+        truth = quality.Truth(cache, model.world)
+        figures = quality.quality_table(model, truth, horizon, tuple(env.quality.position), tuple(env.quality.angle))
+    else:
+        truth = quality.Truth(cache, model.world, frame_quality.START + horizon + 1)
+        figures = frame_quality.frame_table(model, truth, horizon)
     rows = _long_dreams(config, model, truth)
-    planning = env.quality.planning if config.planning is None else config.planning
+    planning = env.quality.planning if config.planning is None and model.objects else config.planning or 0
     if planning:
         _print(figures)
         figures += _planning(config, env, planning, folder)
@@ -81,13 +87,59 @@ def run(config: DictConfig) -> None:
     print(f"evaluate: {folder / 'result.json'}, {folder / 'table.md'}" + (f", {pictures} pictures" if pictures else ""))
 
 
-def _of_dataset(config: DictConfig, image_size: int):
-    """The frames of the dataset that was given, all of it or its first `episodes`."""
+def _of_dataset(config: DictConfig, model):
+    """The frames of the dataset that was given, all of it or its last `episodes`, with actions as the model knows them."""
     from emu_embodied.data.frame_cache import frames_for
     from emu_embodied.data.reader import ReadOptions
 
-    cache = frames_for(str(config.data), ReadOptions(image_size=image_size))
-    return cache.select(range(min(config.episodes, cache.episodes)))
+    camera = OmegaConf.to_container(config)["camera"] or ()
+    camera = (camera,) if isinstance(camera, str) else tuple(camera)
+    cache = frames_for(str(config.data), ReadOptions(camera=camera, image_size=model.image_size))
+    if cache.actions.shape[1] != model.action_dim:
+        found = f"actions of {cache.actions.shape[1]} elements, {cache.names['action']}"
+        raise ConfigError("data", str(config.data), f"it has {found}, the checkpoint's have {model.action_dim}")
+    cache = cache.select(range(max(0, cache.episodes - config.episodes), cache.episodes))
+    return rescaled(cache, np.array(model.world.action_scale, np.float32))
+
+
+def rescaled(cache, scales: np.ndarray):
+    """A dataset's frames with actions in a checkpoint's scale instead of their own; those beyond it are clipped, and told.
+
+    Args:
+        cache: of one dataset.
+        scales: (D, 2, A) low and high of the actions of each dataset that the checkpoint learnt from; (0,) for [-1, 1].
+
+    Raises:
+        ConfigError: a checkpoint of several scales, none of which is the dataset's.
+    """
+    from emu_embodied.data.resampling import denormalise, normalise
+
+    own = cache.action_scale[0]
+    if not len(scales) or any(np.allclose(scale, own) for scale in scales):
+        return cache
+    if len(scales) > 1:
+        rule = "the checkpoint learnt from several robots, and its scale is none of theirs: give one of their datasets"
+        raise ConfigError("data", f"actions from {own[0].tolist()} to {own[1].tolist()}", rule)
+    actions = normalise(denormalise(cache.actions, own), scales[0])
+    outside = int((np.abs(actions) > 1 + 1e-3).any(1).sum())
+    if outside:
+        print(f"evaluate: {outside} actions go beyond those that the model was trained on, and are clipped to them")
+    return replace(cache, actions=actions.clip(-1, 1).astype(np.float32), action_scale=scales)
+
+
+def _unlabelled(config: DictConfig, model) -> DictConfig:
+    """The configuration of an env to judge a model without objects in; with `data=` only its horizon counts.
+
+    Raises:
+        ConfigError: neither data nor an env without objects and with the model's actions, or episodes to plan.
+    """
+    if config.planning:
+        raise ConfigError("planning", config.planning, "the checkpoint knows no objects to plan for: give planning=0")
+    names = tuple(config.env.world.action_names)
+    if config.data is None and (len(config.env.world.objects) or names != tuple(model.world.action_names)):
+        rule = "the checkpoint knows no objects, and is judged by frames: give data=DATASET, or env= that it was trained on"
+        raise ConfigError("data", None, rule)
+    return config.env
 
 
 def _long_dreams(config: DictConfig, model, truth) -> list:
@@ -151,7 +203,7 @@ def _planning(config: DictConfig, env: DictConfig, episodes: int, folder: Path) 
 
     seeds = range(config.planning_seed, config.planning_seed + episodes)
     make_model = functools.partial(load, config.checkpoint, passes=config.passes, engine=config.engine, device="cpu")
-    options = OmegaConf.to_container(env.options)
+    options = env_options(env)
     name = weights_label(config.checkpoint, config.passes, config.engine)
     rows = {}
     for agent in ("random", "oracle", "model"):
@@ -203,19 +255,23 @@ def _card(config: DictConfig, figures: list, rows: list, model, fps: float) -> s
     dreams = f"\nLong dreams, k steps each:\n\n{metrics.as_markdown(rows)}" if rows else ""
     return f"""# {name}
 
-An action-conditioned world model of `{model.world.env_id}` for emu-embodied: {model.tokens_per_frame} tokens a frame of
+An action-conditioned world model of {_imitated(model)} for emu-embodied: {model.tokens_per_frame} tokens a frame of
 {model.image_size} px, each predicted from the last {model.context_frames} and an action. Token model of {sizes["model"]:.2f}M
 parameters, frame tokenizer of {sizes["tokenizer"]:.2f}M. How it was trained is in `config.json`, what was measured in
 `metrics.json`.
 
-Objects it knows: {", ".join(model.objects)}. It has seen scripted play of that env as it is by default: other backgrounds,
-colours, cameras and tasks are outside what it was trained for.
+Objects it knows: {", ".join(model.objects) or "none"}. It has seen scripted play of that env as it is by default: other
+backgrounds, colours, cameras and tasks are outside what it was trained for.
 {draws}
 Measured on {config.episodes} held-out episodes (seeds from {config.seed}) with {config.passes} pass(es) a frame; sizes in px of
 a 64 px frame, one step is {1 / fps:g} s:
 
 {as_markdown(figures)}{dreams}
 """
+
+
+def _imitated(model) -> str:
+    return f"`{model.world.env_id}`" if model.world.env_id else "a recorded robot"
 
 
 def _print(figures: list) -> None:

@@ -12,11 +12,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from emu_embodied.commands._runs import run_folder
+from emu_embodied.commands._runs import env_options, run_folder
 from emu_embodied.errors import ConfigError
 
 PACKAGES = ("emu-embodied", "lerobot", "torch", "mujoco", "gym-pusht", "gymnasium", "numpy")
@@ -117,7 +117,7 @@ def _worlds(config: DictConfig) -> dict[str, Any]:
     from emu_embodied.loading import load
     from emu_embodied.rollouts.worlds import DreamtWorlds, RealWorlds
 
-    options, objects, worlds = OmegaConf.to_container(config.env.options), tuple(config.env.world.objects), {}
+    options, objects, worlds = env_options(config.env), tuple(config.env.world.objects), {}
     if config.world != "real":
         model = load(config.checkpoint, passes=config.passes, engine=config.engine, device=_device(config))
         worlds["imagined"], objects = DreamtWorlds(model, config.env.id, options), model.objects
@@ -130,7 +130,7 @@ def _settings(config: DictConfig, name: str, label: str):
     from emu_embodied.loading import weights_label
     from emu_embodied.rollouts.policy_evaluation import PolicySettings
 
-    options = OmegaConf.to_container(config.env.options)
+    options = env_options(config.env)
     model = weights_label(config.checkpoint, config.passes, config.engine) if name == "imagined" else ""
     return PolicySettings(label, name, config.env.id, options, model, config.batch, config.steps)
 

@@ -32,6 +32,9 @@ def run(config: DictConfig) -> None:
     decoding = {"passes": config.passes, "temperature": config.temperature}
     model = load(config.checkpoint, engine=config.engine, **decoding)
     starts = None
+    if config.starts is None and not model.world.env_id:
+        rule = "the checkpoint names no env whose resets dreams could start from: give starts=DATASET"
+        raise ConfigError("starts", None, rule)
     if config.starts is not None:
         starts = dataset_folder(config.starts)
         options = ReadOptions(camera=(config.camera,) if config.camera else (), image_size=model.image_size)

@@ -17,7 +17,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from emu_embodied.commands._runs import run_folder, shipped_proposer
+from emu_embodied.commands._runs import env_options, run_folder, shipped_proposer
 from emu_embodied.errors import ConfigError
 
 PACKAGES = ("emu-embodied", "torch", "mujoco", "gymnasium", "numpy")
@@ -77,7 +77,7 @@ def _settings(config: DictConfig):
     planner = planner_config(config.planner, **{name: config[name] for name in options})
     return PlanningSettings(
         config.env.id,
-        OmegaConf.to_container(config.env.options),
+        env_options(config.env),
         config.agent,
         config.goal,
         planner,
@@ -148,7 +148,8 @@ def _show(console: Console, folder: Path, pictured: list[int], run) -> None:
     from emu_embodied.rollouts.record import save_record
 
     row, seconds = run.row(), sum(run.plan_seconds) / max(1, len(run.plan_seconds))
-    ending = f"done in {row['steps']} steps" if run.success else f"not done, {row['end_cm']:.1f} cm left"
+    left = "" if row["end_cm"] is None else f", {row['end_cm']:.1f} cm left"
+    ending = f"done in {row['steps']} steps" if run.success else f"not done{left}"
     cost = f"  {len(run.plan_seconds)} plans of {seconds:.2f} s" if run.plan_seconds else ""
     console.print(f'seed {run.seed}: "{run.instruction}" {ending}{cost}', style="green" if run.success else "red")
     if run.seed in pictured:

@@ -31,6 +31,9 @@ def run(config: DictConfig) -> None:
     if not isinstance(config.instruction, str | None):
         raise ConfigError("instruction", config.instruction, "give a text")
     model = load(config.checkpoint, passes=config.passes, engine=config.engine)
+    if not model.world.env_id:
+        rule = "it names no env in which a scene could begin: use  emu-embodied imagine starts=DATASET"
+        raise ConfigError("checkpoint", str(config.checkpoint), rule)
     options = {"image_size": model.image_size} if str(model.world.env_id).startswith("emu_embodied/") else {}
     try:
         env = make_registered(model.world.env_id, disable_env_checker=True, **options)

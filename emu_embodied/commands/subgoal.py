@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from emu_embodied.commands._runs import run_folder, shipped_proposer
+from emu_embodied.commands._runs import env_options, run_folder, shipped_proposer
 from emu_embodied.errors import ConfigError, InputError
 
 STRANGE = 20.0  # of 255; see `TokenSubgoals.strangeness`
@@ -77,7 +77,7 @@ def _start(config: DictConfig, proposer):
         return Observation(frame, np.zeros(2, np.float32), config.instruction or "")
     from emu_embodied.envs.opening import open_env
 
-    env = open_env(config.env.id, **OmegaConf.to_container(config.env.options))
+    env = open_env(config.env.id, **env_options(config.env))
     try:
         observation, info = env.reset(seed=config.seed)
     finally:

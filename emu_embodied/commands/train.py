@@ -16,6 +16,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from emu_embodied.commands._runs import env_options
 from emu_embodied.errors import ConfigError
 from emu_embodied.validation import choice
 
@@ -82,7 +83,9 @@ def _train_model(config: DictConfig) -> None:
         job["evaluate_tokenizer"] = evaluators[0]
         path = train_checkpoint(cache, recipe, world, folder, device, **job)
     minutes = (time.monotonic() - began) / 60
-    trial = f"evaluate checkpoint={path}" if world.objects else f"imagine checkpoint={path} starts=DATASET"
+    recorded = config.data is not None or config.frames is not None
+    judged = "" if world.objects else " data=DATASET" if recorded else f" env={config.env.name}"
+    trial = f"evaluate checkpoint={path}{judged}"
     print(f"train: finished after {minutes:.1f} min; try it with  emu-embodied {trial}")
 
 
@@ -302,7 +305,7 @@ def _frames(config: DictConfig, image_size: int):
     from emu_embodied.rollouts.collect import collect
 
     wanted, root = config.recipe.collect, Path(config.out) / "dataset"
-    options = OmegaConf.to_container(config.env.options)
+    options = env_options(config.env)
     collect(config.env.id, options, wanted.episodes, wanted.steps, root, seed=wanted.seed, workers=config.workers)
     return frames_for(root)
 
