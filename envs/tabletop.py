@@ -85,6 +85,9 @@ class TabletopPushEnv(gymnasium.Env):
     The instruction is `env.unwrapped.task` (text) and `info["task"]`. `reset(options={"instruction": ..., "cubes":
     {"red": (x, y, yaw)}, "pusher": (x, y)})` sets a scene by hand.
 
+    The same seed and actions give the same states everywhere, and the same frames from the same process, machine and driver. In
+    frames of another thread or driver single values may differ by 1 of 255: OpenGL promises no more.
+
     Raises:
         InputError: an action with a wrong shape, dtype, range or non-finite values; unknown options.
         SimulationError: MuJoCo's state became non-finite.
