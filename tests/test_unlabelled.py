@@ -124,7 +124,7 @@ def test_planning_by_reward_in_an_env_of_ones_own(checkpoint: str, tmp_path: Pat
 
 def test_a_datasets_actions_are_judged_in_the_checkpoints_scale(capsys):
     cache = recordings((14,))
-    own, wider = np.array([[-0.1, -0.1], [0.1, 0.3]], np.float32), np.array([[-0.2, -0.1], [0.2, 0.3]], np.float32)
+    own, wider = np.array([[0.0, 0.1], [0.1, 0.2]], np.float32), np.array([[0.0, 0.1], [0.2, 0.2]], np.float32)
     cache = replace(cache, action_scale=own[None])
     assert rescaled(cache, own[None]) is cache and rescaled(cache, np.array([])) is cache
     wide = rescaled(cache, wider[None])

@@ -107,7 +107,8 @@ def rescaled(cache, scales: np.ndarray):
 
     Args:
         cache: of one dataset.
-        scales: (D, 2, A) low and high of the actions of each dataset that the checkpoint learnt from; (0,) for [-1, 1].
+        scales: (D, 2, A) middle and half width of the actions of each dataset that the checkpoint learnt from; (0,) for those
+            that are in [-1, 1] already.
 
     Raises:
         ConfigError: a checkpoint of several scales, none of which is the dataset's.
@@ -119,12 +120,13 @@ def rescaled(cache, scales: np.ndarray):
         return cache
     if len(scales) > 1:
         rule = "the checkpoint learnt from several robots, and its scale is none of theirs: give one of their datasets"
-        raise ConfigError("data", f"actions from {own[0].tolist()} to {own[1].tolist()}", rule)
-    actions = normalise(denormalise(cache.actions, own), scales[0])
-    outside = int((np.abs(actions) > 1 + 1e-3).any(1).sum())
+        raise ConfigError("data", f"actions from {(own[0] - own[1]).tolist()} to {own.sum(0).tolist()}", rule)
+    recorded = denormalise(cache.actions, own)
+    actions = normalise(recorded, scales[0])
+    outside = int((np.abs(denormalise(actions, scales[0]) - recorded) > 1e-3 * scales[0, 1]).any(1).sum())
     if outside:
         print(f"evaluate: {outside} actions go beyond those that the model was trained on, and are clipped to them")
-    return replace(cache, actions=actions.clip(-1, 1).astype(np.float32), action_scale=scales)
+    return replace(cache, actions=actions, action_scale=scales)
 
 
 def _unlabelled(config: DictConfig, model) -> DictConfig:
