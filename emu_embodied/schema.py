@@ -39,7 +39,8 @@ def build[Built](kind: type[Built], value: object, field: str, error: Kind = Che
         raise error(field, value, "must be a JSON object")
     hints = _hints(kind)
     if unknown := value.keys() - hints.keys():
-        raise error(field, f"an unknown key {min(unknown)!r}", suggest(min(unknown), hints))
+        remedy = f"{suggest(min(unknown), hints)}; a newer release may have written it: update this one"
+        raise error(field, f"an unknown key {min(unknown)!r}", remedy)
     for name in hints:
         if name not in value and not _optional(kind, name):
             raise error(field, f"no {name}", "it was written by another version: train it again")

@@ -56,7 +56,7 @@ def test_text_to_image_writes_a_png_and_says_how(loaded, tmp_path, capsys, passe
     assert result["sampling"]["image"]["guidance"] == 5.0 and result["tokens"] == tokens + 1
     assert result["sampling"]["image"]["decoding"] == ("dida" if passes else "autoregressive")
     assert "image-1.png: 48 x 32 px" in capsys.readouterr().out
-    assert loaded == [(("folder", "folder", None), {"dtype": None, "device": "cpu", "quantisation": None})]
+    assert loaded == [(("folder", "folder", None), {"dtype": None, "device": torch.device("cpu"), "quantisation": None})]
     assert sorted(path.name for path in out.iterdir()) == ["image-1.png", "result.json"]
 
 
