@@ -156,7 +156,7 @@ def test_writing_refuses_what_it_cannot_describe(tmp_path):
 
 
 def test_a_missing_dataset(tmp_path):
-    for root in (tmp_path / "nowhere", tmp_path):
+    for root in (tmp_path / "nowhere", tmp_path, tmp_path / ("n" * 300)):
         with pytest.raises(DatasetError, match=str(root)):
             build_frame_cache(root)
 

@@ -279,7 +279,10 @@ def fingerprint(dataset_root: str | Path, options: ReadOptions | None = None) ->
     """
     root, options = Path(dataset_root), options or ReadOptions()
     digest = hashlib.sha256(json.dumps(read_info(root), sort_keys=True).encode())
-    described = [*sorted((root / "meta").rglob("*.parquet")), *filter(Path.is_file, [root / SIDECAR])]  # texts, episodes, units
+    described = [
+        *sorted((root / "meta").rglob("*.parquet")),
+        *filter(Path.is_file, [root / SIDECAR]),
+    ]  # texts, episodes, units
     for path in (*data_files(root), *sorted((root / "videos").rglob("*.mp4")), *described):
         with open(own_file(root, path), "rb") as file:
             size = file.seek(0, 2)

@@ -129,7 +129,9 @@ def decode_pictures(pictures: Sequence[bytes | None], into: np.ndarray, shape: t
             letterbox(cv2.cvtColor(found, cv2.COLOR_BGR2RGB), into[i])
         return ""
 
-    with ThreadPoolExecutor(THREADS) as pool:  # each thread takes one stretch: a task a picture costs more than a small picture
+    with ThreadPoolExecutor(
+        THREADS
+    ) as pool:  # each thread takes one stretch: a task a picture costs more than a small picture
         stretches = np.array_split(np.arange(len(pictures)), THREADS)
         results = [fault for part in pool.map(lambda rows: [one(i) for i in rows], stretches) for fault in part]
     return {i: f"picture {fault}" for i, fault in enumerate(results) if fault}

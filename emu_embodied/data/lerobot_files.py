@@ -6,6 +6,7 @@ numbers or bytes than `meta/info.json` does before anything is read.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ EPISODES = Path("meta", "episodes")
 SIDECAR = Path("meta", "emu_embodied.json")  # what we note about a dataset that we wrote
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 AT_ONCE = 64  # encoded pictures that are held
-MOST_ROWS, MOST_LETTERS = 10**7, 10_000  # of a file of episodes or tasks, of a task
+MOST_BYTES, MOST_LETTERS = 2**28, 10_000  # of a file of episodes or tasks, of a task
 _RESTORE = "the file is damaged; restore it, or record the dataset anew"
 
 
@@ -35,7 +36,7 @@ def dataset_folder(name: str | Path) -> Path:
         DatasetError: neither the folder is there nor can the hub give it.
     """
     root = Path(name)
-    if root.is_dir() or not HUB_NAME.fullmatch(str(name)):
+    if os.path.isdir(root) or not HUB_NAME.fullmatch(str(name)):
         return root.absolute()
     try:
         from lerobot.datasets.lerobot_dataset import LeRobotDataset
@@ -191,15 +192,29 @@ def _check_sizes(
     """Refuses a row group whose footer tells of more than `info.json` does."""
     owner = {leaf: name for name, own in leaves.items() for leaf in own}
     for i in range(group.num_columns):
-        column = group.column(i)
+        column, rows = group.column(i), group.num_rows
         name = owner.get(column.path_in_schema)
-        if name in sizes and column.num_values > group.num_rows * sizes[name]:
-            found = f"{column.num_values} numbers in {group.num_rows} rows"
+        if name in sizes and column.num_values > rows * sizes[name]:
+            found = f"{column.num_values} numbers in {rows} rows"
             raise DatasetError(f"{where}: {name}", found, f"info.json tells of {sizes[name]} a row; restore the file")
-        # PNGs of noise are hardly larger than what they show; the rest is for their headers
-        if name in pictures and column.total_uncompressed_size > group.num_rows * (2 * pictures[name] + 2**16):
-            found = f"{column.total_uncompressed_size} bytes of pictures in {group.num_rows} rows"
+        # PNGs of noise are hardly larger than what they show; the rest is for headers, dictionaries and levels
+        most = rows * (16 * sizes[name] if name in sizes else 2 * pictures.get(name, 0) + 2**16) + 2**16
+        if name is not None and column.total_uncompressed_size > most:
+            found = f"{column.total_uncompressed_size} bytes in {rows} rows"
             raise DatasetError(f"{where}: {name}", found, "more than they can have; restore the file")
+
+
+def _read_small(path: Path, file: Any, wanted: Sequence[str], most: int) -> dict[str, Any]:
+    """Columns of a description, by name, which are not read where they are no descriptions' size."""
+    leaves = {leaf for own in _leaves(path, file, wanted).values() for leaf in own}
+    groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
+    columns = [group.column(i) for group in groups for i in range(group.num_columns)]
+    size = sum(column.total_uncompressed_size for column in columns if column.path_in_schema in leaves)
+    if file.metadata.num_rows > most or size > MOST_BYTES:
+        raise DatasetError(str(path), f"{file.metadata.num_rows} rows of {size} bytes", f"expected {most}; {_RESTORE}")
+    with _typed(str(path)):
+        table = file.read(columns=sorted(leaves))
+    return {name: table.column(name) for name in wanted}
 
 
 def _array(where: str, name: str, column: Any, whole: bool = False) -> np.ndarray:
@@ -228,8 +243,8 @@ def _array(where: str, name: str, column: Any, whole: bool = False) -> np.ndarra
     return array if flat is column else array.reshape(rows, -1)
 
 
-def read_tasks(root: Path) -> dict[int, str]:
-    """The texts by task number.
+def read_tasks(root: Path, most: int) -> dict[int, str]:
+    """The texts by task number; at most so many.
 
     Raises:
         DatasetError: the file is missing or damaged, or holds something else than a text for each of different numbers.
@@ -241,13 +256,13 @@ def read_tasks(root: Path) -> dict[int, str]:
     schema = file.schema_arrow
     texts = [field.name for field in schema if types.is_string(field.type) or types.is_large_string(field.type)]
     text = next((name for name in ("task", "__index_level_0__", *texts) if name in texts), None)
-    if text is None or "task_index" not in schema.names or file.metadata.num_rows > MOST_ROWS:
+    if text is None or "task_index" not in schema.names:
         found = f"{file.metadata.num_rows} rows of {', '.join(schema.names)}"
         raise DatasetError(str(path), found, "expected texts and their task_index; restore the file")
+    columns = _read_small(path, file, ["task_index", text], most)
     with _typed(str(path)):
-        table = file.read(columns=["task_index", text])
-        numbers = _array(str(path), "task_index", table.column("task_index"), whole=True).tolist()
-        found = dict(zip(numbers, table.column(text).to_pylist(), strict=True))
+        numbers = _array(str(path), "task_index", columns["task_index"], whole=True).tolist()
+        found = dict(zip(numbers, columns[text].to_pylist(), strict=True))
     if len(found) < len(numbers):
         raise DatasetError(f"{path}: task_index", "a number twice", "give each task a number of its own")
     for i, task in found.items():
@@ -256,8 +271,9 @@ def read_tasks(root: Path) -> dict[int, str]:
     return found
 
 
-def read_episodes(root: Path, columns: Sequence[str]) -> dict[int, dict[str, Any]]:
-    """Values of `columns` in `meta/episodes`, by episode: seconds where they are called so, else whole numbers.
+def read_episodes(root: Path, columns: Sequence[str], most: int) -> dict[int, dict[str, Any]]:
+    """Values of `columns` in `meta/episodes`, by episode: seconds where they are called so, else whole numbers. A file
+    has at most so many.
 
     Raises:
         DatasetError: the files are missing or damaged, or lack a column or a value.
@@ -265,13 +281,9 @@ def read_episodes(root: Path, columns: Sequence[str]) -> dict[int, dict[str, Any
     rows: dict[int, dict[str, Any]] = {}
     wanted = ["episode_index", *columns]
     for path in sorted((root / EPISODES).glob("*/*.parquet")):
-        file = _open(root, path)
-        leaves = _leaves(path, file, wanted)
-        if file.metadata.num_rows > MOST_ROWS:
-            raise DatasetError(str(path), f"{file.metadata.num_rows} episodes", f"at most {MOST_ROWS} are read")
+        values_of = _read_small(path, _open(root, path), wanted, most)
         with _typed(str(path)):
-            table = file.read(columns=[leaf for name in wanted for leaf in leaves[name]])
-            listed = zip(*(table.column(name).to_pylist() for name in wanted), strict=True)
+            listed = zip(*(values_of[name].to_pylist() for name in wanted), strict=True)
         for values in listed:
             index, *others = (_checked(f"{path}: {name}", v) for name, v in zip(wanted, values, strict=True))
             rows[index] = dict(zip(columns, others, strict=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -35,7 +36,7 @@ def read_info(root: Path) -> dict[str, Any]:
     Raises:
         DatasetError: there is no dataset, one of another version, or one that does not say what its sizes and columns are.
     """
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise DatasetError(str(root), "no such folder", "record one with `emu-embodied collect`, or check the path")
     where = root / INFO
     try:

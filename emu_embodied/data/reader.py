@@ -42,6 +42,7 @@ from emu_embodied.types import ACTION, OBS_ENVIRONMENT_STATE, OBS_IMAGE, OBS_STA
 PICTURES, PREFIX = ("image", "video"), "observation.images"
 COUNTS = ("episode_index", "frame_index", "task_index")
 LARGEST_OURS = 1 + 1e-6  # of the actions in datasets of our own
+MOST_UNUSED = 10_000  # tasks that no frame may have
 MOST_LOST = 100_000  # episodes that are told of and not there, before it is no dataset any more
 
 
@@ -279,7 +280,7 @@ class _Reading:
             key = str(where.field).removeprefix(f"{self.root}/") if where else "data"
             detail = "; ".join(str(error.value) for error in self.damages) or "no rows: a file is missing"
             self.lose(episode, key, "unreadable", detail)
-        lengths = read_episodes(self.root, ["length"]) if self.damages else {}
+        lengths = read_episodes(self.root, ["length"], self.info["total_episodes"]) if self.damages else {}
         for episode, a, b in zip(present.tolist(), starts[:-1], starts[1:], strict=True):
             whole = np.array_equal(rows["frame_index"][a:b], np.arange(b - a))
             if not whole or lengths.get(episode, {"length": b - a})["length"] != b - a:
@@ -310,9 +311,8 @@ class _Reading:
         """Decodes the video cameras, episode after episode; `kept` are the rows that `frames` shows."""
         for camera in self.videos:
             key = f"videos/{camera}"
-            where = read_episodes(
-                self.root, [f"{key}/{name}" for name in ("chunk_index", "file_index", "from_timestamp")]
-            )
+            wanted = [f"{key}/{name}" for name in ("chunk_index", "file_index", "from_timestamp")]
+            where = read_episodes(self.root, wanted, self.info["total_episodes"])
             for a, b in zip(starts[:-1], starts[1:], strict=True):
                 episode = int(rows["episode_index"][a])
                 if episode in self.faults or episode not in where:
@@ -345,7 +345,7 @@ def read_recording(root: Path, options: ReadOptions) -> Recording:
     info = read_info(root)
     options = settle(root, info, options)
     reading = _Reading(root, info, options)
-    texts = read_tasks(root)
+    texts = read_tasks(root, info["total_frames"] + MOST_UNUSED)
     frames, rows = reading.read()
     starts = reading.check_rows(rows)
     kept = np.flatnonzero(is_sampled(rows["frame_index"], reading.ratio))
