@@ -5,6 +5,7 @@ Inside, in models and planners, an action is in [-1, 1]. Whatever leaves the pac
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from emu_embodied.errors import ConfigError, InputError
 
+FAR = 10.0  # times as far as the recordings: perhaps in other units
 FORGIVEN = 1e-3  # share of a bound's half-range by which a number may leave it, for rounding
 
 
@@ -76,7 +78,8 @@ class ActionScale:
         return np.clip((actions - self.centre) / moves, -1, 1).astype(np.float32)
 
     def check(self, space: gymnasium.Space, field: str = "env.action_space") -> None:
-        """Refuses an env whose action space is not the robot's.
+        """Refuses an env whose action space is not the robot's, and warns of one that reaches far beyond what it ever did:
+        an env that takes values in [-1, 1] and scales them itself would scale them a second time.
 
         Raises:
             InputError: another number of values, or some of the model's actions would leave the space.
@@ -93,6 +96,14 @@ class ActionScale:
                 "the recordings that it was trained on, or a checkpoint of this env"
             )
             raise InputError(field, found, remedy)
+        reach, used = (space.high.astype(np.float64) - space.low) / 2, np.abs(self.half)
+        far = np.isfinite(reach) & (used > 0) & (reach > FAR * used)
+        if far.any():
+            warnings.warn(
+                f"{field} reaches from {_shown(space.low)} to {_shown(space.high)}, the recordings of the checkpoint's robot "
+                f"from {_shown(low)} to {_shown(high)}: is the env in the robot's units?",
+                stacklevel=3,
+            )
 
 
 def forgiven(space: gymnasium.spaces.Box) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 
 import gymnasium
@@ -91,6 +92,15 @@ def test_an_env_that_the_scale_does_not_fit_is_refused_before_anything_moves(bou
     with pytest.raises(InputError, match=r"action_space.*(reach from \[-0.05|needs 7 numbers)"):
         run_episode(env, arm_model(), planner(), to_goal, max_steps=4)
     assert not env.sent
+
+
+def test_an_env_that_scales_by_itself_is_warned_of():
+    with pytest.warns(UserWarning, match="in the robot's units"):
+        run_episode(Arm(-np.ones(7), np.ones(7)), arm_model(), planner(), to_goal, max_steps=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for wide in (3 * HIGH, np.full(7, np.inf)):
+            run_episode(Arm(-wide, wide), arm_model(), planner(), to_goal, max_steps=1)
 
 
 def test_a_model_without_a_scale_does_not_drive_a_robot_of_small_bounds():

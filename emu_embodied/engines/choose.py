@@ -60,7 +60,7 @@ def make_engine(
     """
     if name not in ENGINES:
         raise InputError("engine", name, f"choose one of {(*ENGINES, 'auto')}")
-    if precision not in PRECISIONS:
+    if not isinstance(precision, str) or precision not in PRECISIONS:
         raise InputError("precision", precision, f"choose one of {tuple(PRECISIONS)}")
     if precision != "fp32" and name in ("eager", "onnx"):
         raise InputError("precision", precision, f"{name} computes in fp32: choose that, or another engine")
