@@ -60,9 +60,9 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _short(value: Any) -> Any:
-    """A value as an error shows it; of a long text, such as a digest, the beginning."""
+    """A value as an error shows it; of a long text, such as a digest or a path, both ends."""
     text = value if isinstance(value, str) else repr(value)
-    return value if len(text) <= 40 else text[:12] + "..."
+    return value if len(text) <= 50 else f"{text[:12]}...{text[-20:]}"
 
 
 @contextmanager

@@ -125,7 +125,7 @@ def collect(
     if not (root.exists() or folder.exists()):
         _open(settings).close()  # what is wrong with it shows here, before anything is written and workers start
     with locked(folder):
-        check_settings(asdict(settings), root, folder)
+        check_settings(asdict(settings), root, folder, PACKAGES)
         if (root / SIDECAR).is_file() and (before := read_summary(root)).complete:
             shutil.rmtree(folder, ignore_errors=True)
             return before

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +18,7 @@ from emu_embodied.policies.hierarchical import SubgoalConfig, SubgoalManager
 from emu_embodied.protocols import SubgoalProposer, WorldModel
 from emu_embodied.rollouts.subgoal_controls import CopyCurrent, Instead, Retrieved, TrueSubgoals, another_instruction
 from emu_embodied.rollouts.subgoal_filter import FilteredProposer, Sight
+from emu_embodied.storage import MANIFEST, read_json
 
 CONTROLS = ("true", "copy", "retrieved", "random", "shuffled")
 TEE = {"home": 0.6}  # habits on PushT, whose mark is to be met more exactly
@@ -34,9 +37,11 @@ class Following:
         tries: most drawings of a chain of subgoals, of which the first without a fault is taken; 1 takes what comes.
         imagine: whether those are tried out in imagination too.
         habits: of who follows them.
+        recorded: a digest of the recordings, so that a journal is not continued with others; found by itself.
 
     Raises:
         ConfigError: a control without its recordings, or less than one try.
+        CheckpointError: recordings that are not there.
     """
 
     proposer: str
@@ -44,6 +49,7 @@ class Following:
     tries: int = 1
     imagine: bool = False
     habits: SubgoalConfig = field(default_factory=SubgoalConfig)
+    recorded: str | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         if self.proposer in ("retrieved", "random") and not self.recordings:
@@ -51,6 +57,9 @@ class Following:
             raise ConfigError("recordings", self.recordings or None, rule)
         if type(self.tries) is not int or self.tries < 1:
             raise ConfigError("tries", self.tries, "give a whole number of at least 1")
+        if self.recordings:
+            sums = json.dumps(read_json(Path(self.recordings) / MANIFEST), sort_keys=True)
+            object.__setattr__(self, "recorded", hashlib.sha256(sums.encode()).hexdigest()[:16])
 
 
 class Follower:

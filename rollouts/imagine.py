@@ -112,7 +112,7 @@ def imagine(
     if settings.policy == "scripted-noise" and not str(getattr(world, "env_id", "")).endswith("TabletopPush-v0"):
         raise DatasetError("policy", settings.policy, "it knows the table-top only: choose random")
     with locked(folder):
-        check_settings(asdict(settings), root, folder)
+        check_settings(asdict(settings), root, folder, PACKAGES)
         if (root / SIDECAR).is_file():
             notes, place = read_notes(root / SIDECAR), f"{root / SIDECAR}: summary"
             before = build(ImagineSummary, notes.get("summary"), place, DatasetError)

@@ -8,17 +8,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from emu_embodied import __version__
 from emu_embodied.errors import ConfigError
+from emu_embodied.runs import refuse_other
 from emu_embodied.storage import writing
 
 
 def open_journal(path: Path, settings: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
     """Rows by seed of a journal; a new one gets its first line, the settings. A line that a kill cut short is dropped.
 
+    The package's version is one of the settings.
+
     Raises:
         ConfigError: something else is there, or it was begun with other settings, which are named.
     """
-    now = json.loads(json.dumps(settings))
+    now = json.loads(json.dumps(settings)) | {"version": __version__}
     lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
     if lines and not lines[-1].endswith("\n"):
         lines.pop()
@@ -32,11 +36,7 @@ def open_journal(path: Path, settings: Mapping[str, Any]) -> dict[int, dict[str,
         then, by_seed = dict(then["settings"]), {row["seed"]: row for row in rows}
     except (ValueError, KeyError, TypeError, RecursionError):
         raise ConfigError("journal", str(path), "it is no journal of episodes; choose another folder") from None
-    for name in now:
-        if now[name] != then.get(name):
-            raise ConfigError(
-                name, now[name], f"{path} was begun with {then.get(name)!r}; give the same, or a new folder"
-            )
+    refuse_other(now, {"version": __version__} | then, path, "a new folder")  # older journals do not name theirs
     return by_seed
 
 

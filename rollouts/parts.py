@@ -15,6 +15,7 @@ from typing import Any
 from emu_embodied.data.lerobot_files import SIDECAR
 from emu_embodied.data.lerobot_format import Names, merge_datasets, read_notes, write_dataset, write_notes
 from emu_embodied.errors import DatasetError
+from emu_embodied.runs import refuse_other
 from emu_embodied.types import Episode
 
 CONFIG, STATISTICS = Path("config.json"), Path("meta", "part.json")
@@ -43,14 +44,19 @@ def locked(folder: Path) -> Iterator[None]:
     """Keeps a second collector away, and clears away what is left half-written, by a killed one or by a full disk."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / "lock", "w")
+        lock = open(folder / "lock", "a+")
     except OSError as error:
         raise DatasetError("root", str(folder), f"{error.strerror}; choose a folder that can be written") from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise DatasetError("root", str(folder), "another collector is at work there; choose another root") from None
+            lock.seek(0)
+            who = f"another collector is at work there (pid {lock.read().strip() or 'unknown'})"
+            raise DatasetError("root", str(folder), f"{who}; wait for it, or choose another root") from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
         _clear(folder)
         try:
             yield
@@ -65,30 +71,38 @@ def _clear(folder: Path) -> None:
         shutil.rmtree(litter, ignore_errors=True)
 
 
-def check_settings(settings: dict[str, Any], root: Path, folder: Path) -> None:
+def check_settings(settings: dict[str, Any], root: Path, folder: Path, packages: Sequence[str]) -> None:
     """Compares with what was begun here before; a first call leaves its settings for the next.
 
+    Args:
+        settings: what determines the dataset.
+        root: the dataset's folder.
+        folder: where its parts are.
+        packages: whose versions parts of one dataset share, as far as they are installed.
+
     Raises:
-        DatasetError: other settings, named, or something else at `root`.
+        DatasetError: other settings or versions, named, or something else at `root`.
     """
     previous = root.with_name(f".{root.name}.previous")
     if previous.is_dir():  # a crash in the middle of `_swap`
         shutil.rmtree(previous) if root.exists() else previous.rename(root)
     if root.exists() and not (root / SIDECAR).is_file() and (not root.is_dir() or any(root.iterdir())):
         raise DatasetError("root", str(root), "something else is there; choose another root")
-    now = _flat(settings)
-    for path, key in ((folder / CONFIG, None), (root / SIDECAR, "settings")):
-        if path.is_file():
-            then = read_notes(path)
-            then = then.get(key, {}) if key else then
-            if not isinstance(then, dict):
-                raise DatasetError(f"{path}: {key}", then, "must be a JSON object; choose another root")
-            then = _flat(then)
-            for name in sorted(now.keys() | then.keys()):
-                if now.get(name) != then.get(name):
-                    remedy = f"{root} was begun with {then.get(name)!r}; give the same, or another root"
-                    raise DatasetError(name, now.get(name), remedy)
-    write_notes(folder / CONFIG, settings)
+    now, versions = _flat(settings), _versions(packages)
+    if (folder / CONFIG).is_file():
+        then = _flat(read_notes(folder / CONFIG))
+        begun_by = then.pop("versions", versions)  # parts of older releases have none
+        refuse_other(now | {"versions": versions}, then | {"versions": begun_by}, root, "another root", DatasetError)
+    if (root / SIDECAR).is_file():
+        then = read_notes(root / SIDECAR).get("settings", {})
+        if not isinstance(then, dict):
+            raise DatasetError(f"{root / SIDECAR}: settings", then, "must be a JSON object; choose another root")
+        refuse_other(now, _flat(then), root, "another root", DatasetError)
+    write_notes(folder / CONFIG, settings | {"versions": versions})
+
+
+def _versions(packages: Sequence[str]) -> dict[str, str]:
+    return {name: found.version for name in packages for found in metadata.distributions(name=name)}
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:
@@ -139,7 +153,7 @@ def join_parts(done: Sequence[Part], folder: Path, root: Path, notes: dict[str, 
         merge_datasets([folder / part.name for part in done], partial)
         document = {
             **notes,
-            "versions": {name: found.version for name in packages for found in metadata.distributions(name=name)},
+            "versions": _versions(packages),
             "first_episodes": [[part.first, part.count] for part in done],  # seeds: settings.seed + these
         }
         write_notes(partial / SIDECAR, document)

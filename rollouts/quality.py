@@ -332,8 +332,10 @@ def picture_worst(model, truth: Truth, count: int, folder: Path, steps: int = 8)
     last step.
 
     Returns:
-        The number of PNG files written to `folder` as worst-01.png, ...
+        The number of PNG files written to `folder` as worst-01.png, ..., in place of those that were there.
     """
+    for earlier in folder.glob("worst-*.png"):  # of another evaluation
+        earlier.unlink()
     if not count:
         return 0
     loop = OpenLoop(model, truth, steps=steps)
