@@ -7,13 +7,13 @@ import json
 import os
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from emu_embodied.errors import ConfigError, EmuEmbodiedError
 
-LOCK = "lock"
+LOCK = ".lock"
 NAMED = 8  # fields that an error names with their values
 _held: dict[Path, int] = {}  # folders that this process has locked -> the thread that did
 
@@ -67,7 +67,7 @@ def _short(value: Any) -> Any:
 
 @contextmanager
 def locked(folder: Path, what: str, key: str = "out") -> Iterator[None]:
-    """Keeps a second process away from a folder, which is made; one that is left empty is removed again.
+    """Keeps a second process away from a folder, which is made; one that was made and is left empty is removed again.
 
     The thread that holds a folder may lock it once more.
 
@@ -83,6 +83,7 @@ def locked(folder: Path, what: str, key: str = "out") -> Iterator[None]:
     if _held.get(place) == threading.get_ident():
         yield
         return
+    made = not place.exists()
     try:
         place.mkdir(parents=True, exist_ok=True)
         lock = open(place / LOCK, "a+")
@@ -104,6 +105,8 @@ def locked(folder: Path, what: str, key: str = "out") -> Iterator[None]:
             yield
         finally:
             del _held[place]
-            if [entry.name for entry in place.iterdir()] == [LOCK]:
-                (place / LOCK).unlink()
-                place.rmdir()
+            with suppress(OSError):  # somebody may have removed it meanwhile
+                if [entry.name for entry in place.iterdir()] == [LOCK]:
+                    (place / LOCK).unlink()
+                    if made:
+                        place.rmdir()

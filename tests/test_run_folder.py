@@ -192,8 +192,12 @@ def test_a_second_training_in_a_folder_is_told_who_is_there(tmp_path):
     finally:
         other.communicate("")
     with locked(tmp_path / "run", "training"), locked(tmp_path / "run", "training"):
-        assert (tmp_path / "run" / "lock").read_text() == str(os.getpid())
+        assert (tmp_path / "run" / ".lock").read_text() == str(os.getpid())
     assert not (tmp_path / "run").exists()
+    (tmp_path / "mine").mkdir()
+    with locked(tmp_path / "mine", "training"):
+        pass
+    assert not list((tmp_path / "mine").iterdir())  # the lock goes, a folder that was there stays
 
 
 def test_a_killed_training_leaves_no_lock_behind(tmp_path):
