@@ -342,7 +342,7 @@ def test_a_browser_drives_fifty_steps_branches_and_dreams_anew(server: PlayServe
     pytest.importorskip("aiohttp", reason="drives the browser")
     place = "Number(document.getElementById('scrubber').value)"
     with Tab(server.address, tmp_path / "profile") as tab:
-        tab.wait("document.querySelectorAll('.plot svg').length === 4")
+        tab.wait("document.querySelectorAll('.plot svg[role]').length === 4")
         tab.run("document.getElementById('speed').value = '1000'")
         tab.down("ArrowRight")
         tab.wait(f"{place} >= 50")
@@ -350,6 +350,18 @@ def test_a_browser_drives_fifty_steps_branches_and_dreams_anew(server: PlayServe
         for _ in range(10):
             tab.press(",")
         assert 39 <= tab.run(place) < tab.run("Number(document.getElementById('scrubber').max)")
+        tab.run("document.getElementById('scrubber').focus()")
+        before, branches = tab.run(place), "document.getElementById('episode').options.length"
+        for key, step in (
+            ("ArrowRight", 1),
+            ("ArrowUp", 2),
+            ("ArrowLeft", 1),
+        ):  # the slider's own, while it has the focus
+            tab.press(key)
+            tab.wait(f"{place} === {before + step}")
+        assert tab.run(branches) == 1 and tab.run("document.activeElement.id") == "scrubber"
+        tab.press("Escape")
+        assert tab.run("document.activeElement === document.body")
         tab.press("ArrowUp")
         tab.wait("document.getElementById('episode').options.length === 2")
         assert tab.run("document.getElementById('episode').value") == "1"

@@ -351,7 +351,7 @@ def test_a_browser_shows_it_and_keys_move_it(scheme: str, planned: Path, tmp_pat
     seen = "new Set(c.getContext('2d').getImageData(0, 0, c.width, c.height).data).size"
     inked = f"[...document.querySelectorAll('figure:not([hidden]) canvas')].map(c => {seen})"
     with Tab((tmp_path / "page.html").as_uri(), tmp_path / "profile", scheme=scheme) as tab:
-        tab.wait("document.querySelectorAll('.plot svg').length === 4")
+        tab.wait("document.querySelectorAll('.plot svg[role]').length === 4")
         assert tab.run("document.getElementById('instruction').textContent") == HOSTILE
         assert tab.run("window.hacked === undefined")
         place = 0
@@ -371,12 +371,37 @@ def test_a_browser_shows_it_and_keys_move_it(scheme: str, planned: Path, tmp_pat
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")
+def test_on_a_phone_letters_keep_their_size_and_nothing_is_cut(page: str, tmp_path: Path):
+    pytest.importorskip("aiohttp", reason="drives the browser")
+    (tmp_path / "page.html").write_text(page)
+    letters = (
+        "[...document.querySelectorAll('.plot text')].map(t => parseFloat(getComputedStyle(t).fontSize) "
+        "* t.ownerSVGElement.clientWidth / t.ownerSVGElement.viewBox.baseVal.width)"
+    )
+    cut = "[...document.querySelectorAll('figcaption')].filter(c => c.scrollWidth > c.clientWidth).length"
+    legend = "[...document.querySelectorAll('.plot .swatch + span')].map(s => s.textContent.trim())"
+    with Tab((tmp_path / "page.html").as_uri(), tmp_path / "profile") as tab:
+        tab.wait("document.querySelectorAll('.plot svg[role]').length === 4")
+        for width in (1280, 375):
+            tab.send("Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=False)
+            tab.wait(f"innerWidth === {width}")
+            tab.wait(f"Math.min(...{letters}) >= 11.99")
+            assert tab.run("document.documentElement.scrollWidth <= innerWidth") and tab.run(cut) == 0
+        assert {"real", "imagined"} <= set(tab.run(legend))
+        assert "cost" in tab.run("document.querySelector('#fan figcaption').textContent")
+        tab.run("document.getElementById('scrubber').focus()")
+        tab.press("ArrowUp")  # the slider's own key: no other episode is shown
+        tab.wait("document.getElementById('step').textContent.startsWith('step 1 ')")
+        assert tab.run("document.getElementById('episode').value") == "0" and tab.faults == []
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")
 def test_up_and_down_switch_episodes(page: str, tmp_path: Path):
     pytest.importorskip("aiohttp", reason="drives the browser")
     (tmp_path / "page.html").write_text(page)
     with Tab((tmp_path / "page.html").as_uri(), tmp_path / "profile") as tab:
         name = "document.getElementById('episode').selectedOptions[0].textContent"
-        tab.wait("document.querySelectorAll('.plot svg').length === 4")
+        tab.wait("document.querySelectorAll('.plot svg[role]').length === 4")
         for key, seed in (("ArrowDown", 8), ("ArrowDown", 7), ("ArrowUp", 8)):
             tab.press(key)
             tab.wait(f"{name}.startsWith('seed {seed},')")

@@ -113,8 +113,8 @@
 
   // ---- curves
 
-  const [WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM] = [520, 118, 44, 8, 8, 20];
-  let plots = [];
+  const [HEIGHT, LEFT, RIGHT, TOP, BOTTOM] = [118, 46, 8, 8, 20];
+  let plots = [], WIDTH = 520;  // as wide as the page lets it be, in px, so that letters keep their size
 
   function svg(name, attributes, parent, text) {
     const node = document.createElementNS(at("vector").namespaceURI, name);
@@ -132,13 +132,14 @@
   const xOf = (step, last) => LEFT + (WIDTH - LEFT - RIGHT) * (last ? step / last : 0);
 
   function buildPlots(episode, last) {
-    at("plots").replaceChildren();
-    plots = episode.plots.map((plot) => {
-      const box = element("div", "", at("plots"));
-      box.className = "plot";
+    at("plots").replaceChildren(...episode.plots.map(() => Object.assign(document.createElement("div"), { className: "plot" })));
+    const boxes = at("plots").children;
+    if (boxes.length) WIDTH = Math.max(200, boxes[0].clientWidth);  // all are as wide
+    plots = episode.plots.map((plot, i) => {
+      const box = boxes[i];
       const heading = element("h2", "", box);
       element("span", plot.title + (plot.unit ? `, ${plot.unit}` : ""), heading);
-      const readout = element("span", "", heading);
+      const readout = legend(plot, element("span", "", heading));
       const picture = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": plot.title }, box);
       const values = plot.lines.flatMap((line) => line.values).filter((value) => value !== null);
       let low = Math.min(...values), high = Math.max(...values);
@@ -160,8 +161,20 @@
     });
   }
 
+  const kindOf = (line) => (line.name === "real" ? "real" : "dream");
+
+  function legend(plot, parent) {  // how each line is drawn, what it is, and a place for its value
+    return plot.lines.map((line) => {
+      const entry = element("span", "", parent);
+      entry.className = kindOf(line);
+      if (line.name) svg("polyline", { class: kindOf(line), points: "0,4 24,4" }, svg("svg", { class: "swatch", viewBox: "0 0 24 8", "aria-hidden": "true" }, entry));
+      element("span", line.name ? ` ${line.name} ` : "", entry);
+      return element("span", "", entry);
+    });
+  }
+
   function drawLine(picture, line, last, yOf) {
-    const kind = line.name === "real" ? "real" : "dream";
+    const kind = kindOf(line);
     let run = [];
     const end = () => {
       if (run.length === 1) svg("circle", { class: kind, cx: run[0][0], cy: run[0][1], r: 2.5 }, picture);
@@ -185,9 +198,7 @@
     for (const { plot, cursor, readout, last } of plots) {
       cursor.setAttribute("x1", xOf(t, last));
       cursor.setAttribute("x2", xOf(t, last));
-      const shown = plot.lines.map((line) => [line.name, line.values[t] ?? null]).filter(([, value]) => value !== null);
-      readout.replaceChildren();
-      for (const [name, value] of shown) element("span", `${name} ${short(value)}`.trim(), readout).className = name === "real" ? "real" : "dream";
+      plot.lines.forEach((line, i) => { readout[i].textContent = (line.values[t] ?? null) === null ? "" : short(line.values[t]); });
     }
   }
 
@@ -266,8 +277,12 @@
   };
   if (!live) Object.assign(keys, { ArrowLeft: keys[","], ArrowRight: keys["."], ArrowUp: keys.PageUp, ArrowDown: keys.PageDown });
 
+  const slides = new Set(["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown", "Home", "End"]);  // a slider's own keys
+
   function onKey(event) {
     const field = event.target.closest("input, select, button, textarea");
+    if (event.key === "Escape" && field) return field.blur();
+    if (field && field.id === "scrubber" && slides.has(event.key)) return;
     const typing = field && field.id !== "scrubber" && !(field.tagName === "BUTTON" && event.key !== " ");
     if (typing || event.ctrlKey || event.metaKey || event.altKey) return;
     if (live && drive.key(event)) return event.preventDefault();
@@ -453,7 +468,7 @@
   async function start() {
     document.body.classList.toggle("live", live);
     at("keys").textContent = live
-      ? "Arrow keys, or the mouse held on the imagined frame, drive the dream. Comma, full stop or the slider go back and forth, space plays, Page Up and Page Down switch branches. Driving from an earlier frame dreams on from there."
+      ? "Arrow keys, or the mouse held on the imagined frame, drive the dream. Comma, full stop or the slider go back and forth (arrow keys too, while the slider has the focus; Escape gives it up), space plays, Page Up and Page Down switch branches. Driving from an earlier frame dreams on from there."
       : "Left and right step, space plays, up and down switch episodes, Home and End go to the ends. Curves can be dragged.";
     at("episode").closest("label").firstChild.textContent = live ? "Branch " : "Episode ";
     at("viewer").hidden = false;
@@ -464,6 +479,11 @@
     at("scrubber").addEventListener("input", () => { stop(); go(Number(at("scrubber").value)); });
     at("episode").addEventListener("change", () => { stop(); choose(Number(at("episode").value)); });
     addEventListener("keydown", onKey);
+    new ResizeObserver(() => {
+      if (at("plots").firstChild && at("plots").firstChild.clientWidth === WIDTH) return;
+      buildPlots(episodes[chosen], lastOf(episodes[chosen]));
+      movePlots();
+    }).observe(at("plots"));
   }
 
   start().catch((error) => say(error.message, true));
