@@ -260,7 +260,7 @@ def test_instructions_are_text_whatever_they_say(released):
         (["preset=emu3.5", "from=x", "recipe.lora.rank=-1"], "lora.rank"),
         (["preset=emu3.5", "from=x", "recipe.adoption.noise=metric"], "noise"),
         (["preset=emu3.5", "from=x", "recipe.trajectory.soften=0.5"], "soften"),
-        (["preset=nano", "from=x"], "from"),
+        (["preset=nano", "from=x"], "checkpoint: x"),
     ],
 )
 def test_what_does_not_fit_is_said_before_anything_is_read(words, field, capsys):
