@@ -123,6 +123,9 @@ def write_part(
         part, folder: which, and where the parts are.
         episodes, names, fps: see `write_dataset`.
         statistics: what is noted of it; read after the episodes, which may fill it in.
+
+    Raises:
+        DatasetError: a disk that does not take it.
     """
     partial = folder / f"{part.name}.{os.getpid()}.partial"
     try:
@@ -130,6 +133,11 @@ def write_part(
         write_notes(partial / STATISTICS, statistics)
         _sync(partial)
         partial.rename(folder / part.name)
+    except ConnectionError:
+        raise  # whoever was told of it is gone
+    except OSError as error:
+        fault = f"not written: {error.strerror or error}"
+        raise DatasetError(str(folder / part.name), fault, "free space and call again; the parts are kept") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)  # on a full disk what was half written is in the way
 

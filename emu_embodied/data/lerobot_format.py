@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,12 +104,23 @@ def write_dataset(root: Path, episodes: Iterable[Episode], names: Names, fps: in
                     dataset.add_frame(row)
                 dataset.save_episode()
                 count += 1
-        finally:
             if dataset is not None:
                 dataset.finalize()
+        except BaseException:
+            _abandon(dataset)
+            raise
     if not count:
         raise DatasetError("episodes", "none", "give at least one episode")
     return count
+
+
+def _abandon(dataset: Any) -> None:
+    """Stops LeRobot's writers for good: else they go on when they are collected, and make anew a folder that was removed."""
+    for part in (getattr(dataset, "writer", None), getattr(dataset, "meta", None)):
+        if part is not None:
+            with suppress(Exception):
+                part.finalize()
+            part._finalized = True
 
 
 def merge_datasets(parts: Sequence[Path], root: Path) -> None:
