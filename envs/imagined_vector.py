@@ -25,8 +25,8 @@ MOST = 65_536  # dreams
 
 
 class ImaginedVectorEnv(VectorEnv):
-    """N dreams of one world model, stepped together; each is what an `ImaginedEnv` of its seed would be, whatever its neighbours
-    are: token by token, and in pixels but for 1/255 where rendering several frames at once rounds otherwise.
+    """N dreams of one world model, stepped together; each is what an `ImaginedEnv` of its seed would be, whoever is beside it:
+    token by token, and in pixels but for 1/255 where rendering several frames at once rounds otherwise.
 
     Spaces are batched; infos are as `gymnasium.vector.SyncVectorEnv` makes them from `ImaginedEnv`'s. Of `reset`'s
     options, "observation" may also be a batch or a sequence of N, and "instruction", "episode" and "frame" a sequence
