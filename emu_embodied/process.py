@@ -42,8 +42,8 @@ def warn_of_spinning(threads: int) -> None:
     if _state["spins"] and threads > 1:
         _state["spins"] = False
         warnings.warn(
-            "torch was imported before emu_embodied, so its threads spin while they wait: one other busy process can slow "
-            "dreams thirtyfold. Import emu_embodied first, set OMP_WAIT_POLICY=passive, or call torch.set_num_threads(1)",
+            "torch was imported before emu_embodied, so its threads spin while they wait, and one other busy process can slow "
+            "dreams many times over. Import emu_embodied first, set OMP_WAIT_POLICY=passive, or call torch.set_num_threads(1)",
             RuntimeWarning,
             stacklevel=3,
         )

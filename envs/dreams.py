@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -244,8 +245,7 @@ class Dreams:
             self._seen = {name: np.concatenate([self._seen[name], seen[name]])[order] for name in seen}
         for row, start, seed in zip(rows, starts, seeds, strict=True):
             self.tasks[row], self._seeds[row], self.ages[row] = start.instruction, seed, 0
-        judged = {IS_SUCCESS: False} if self._judges else {}
-        return [{**judged, TASK: start.instruction} for start in starts]
+        return [self._info_before(start) for start in starts]
 
     def stand_still(self) -> Rollout:
         """What one step of standing still would lead to, right after all began; they stay where they are."""
@@ -271,6 +271,15 @@ class Dreams:
     @property
     def _judges(self) -> bool:
         return knows(self.model, "success")
+
+    def _info_before(self, start: Observation) -> dict[str, Any]:
+        """A step's info before the first step: the same keys, as recorders want them; NaN for what no step has told yet."""
+        judged = {IS_SUCCESS: False, "success_probability": math.nan} if self._judges else {}
+        info = {**judged, "entropy": math.nan, TASK: start.instruction}
+        if knows(self.model, "positions"):
+            info["positions"] = {name: (math.nan, math.nan) for name in self.model.objects}
+            info["presence"] = {name: math.nan for name in self.model.objects}
+        return info
 
     def _infos(self, rollout: Rollout) -> list[dict[str, Any]]:
         """One dict a dream, of what the model knows."""

@@ -6,6 +6,12 @@ info dict whose entries are repeated for the candidates, (B, S, ...). Its solver
     solver = CEMSolver(CostableWorldModel(model, cost), num_samples=64)
     solver.configure(action_space=envs.action_space, n_envs=4, config=PlanConfig(horizon=8, receding_horizon=2))
     actions = solver.solve({"pixels": frames, "instruction": sentences})["actions"]  # (4, 8, 2)
+
+Its solvers' actions may lie outside [-1, 1]: here they count as the bound, and our envs refuse them, so clip them. Its `World`
+adds a key "pixels" of its own, which our envs have already:
+
+    clip = [gymnasium.wrappers.ClipAction]
+    World("emu_embodied/TabletopPush-v0", 4, add_pixels=False, goal_conditioned=False, pre_wrappers=clip)
 """
 
 from __future__ import annotations
@@ -18,7 +24,7 @@ import torch
 
 from emu_embodied.errors import InputError
 from emu_embodied.protocols import Cost, SoftWorldModel, WorldModel
-from emu_embodied.types import PIXELS, History, Observation
+from emu_embodied.types import PIXELS, TASK, History, Observation
 
 INSTRUCTION = "instruction"
 
@@ -39,7 +45,7 @@ class CostableWorldModel:
 
         Args:
             info_dict: "pixels" (B, S, H, W, 3) uint8, or (B, S, history, H, W, 3), of which the last is seen; and, if there is
-                one, "instruction" (B, S) or (B,) texts.
+                one, "instruction" (or "task", as our envs' infos have it) (B, S) or (B,) texts.
             action_candidates: (B, S, K, block * A): block actions of the model at each of K steps. Its solvers draw without
                 bounds: what is outside [-1, 1] is brought to the bound.
 
@@ -77,7 +83,7 @@ class CostableWorldModel:
             rule = "give (B, S, H, W, 3) uint8, or (B, S, history, H, W, 3)"
             raise InputError(PIXELS, f"shape {pixels.shape}", rule)
         frames = pixels[:, 0] if pixels.ndim == 5 else pixels[:, 0, -1]
-        told = info_dict.get(INSTRUCTION, [""] * len(frames))
+        told = info_dict.get(INSTRUCTION, info_dict.get(TASK, [""] * len(frames)))
         told = [str(np.ravel(text)[0]) for text in told]
         if len(told) != len(frames):
             raise InputError(INSTRUCTION, f"{len(told)} of them", f"give one for each of {len(frames)} worlds")

@@ -24,7 +24,7 @@ from emu_embodied.errors import DatasetError, SimulationError
 from emu_embodied.rollouts.parallel import Tell, work_in_parallel
 from emu_embodied.rollouts.parts import STATISTICS, Part, check_settings, join_parts, locked, split, write_part
 from emu_embodied.schema import build
-from emu_embodied.types import ACTION, OBS_ENVIRONMENT_STATE, OBS_STATE, Episode
+from emu_embodied.types import OBS_ENVIRONMENT_STATE, Episode
 
 EPISODES_PER_PART = 25
 STALL_SECONDS = 120.0  # a worker that begins or finishes no episode for so long, and 2 s per step, is stuck
@@ -210,13 +210,10 @@ def _recorder(settings: CollectSettings, folder: Path) -> Iterator[Callable[[Par
     from tqdm import tqdm
 
     tqdm.set_lock(RLock())  # its own is a semaphore, which a worker that is stopped would leak
+    from emu_embodied.rollouts.episodes import names_of
+
     with closing(_open(settings)) as env:
-        world = env.unwrapped
-        names = {
-            OBS_STATE: getattr(world, "agent_names", ("x", "y")),
-            OBS_ENVIRONMENT_STATE: world.state_names,
-            ACTION: getattr(world, "action_names", ("dx", "dy")),
-        }
+        names = names_of(env.unwrapped)
         yield lambda part, tell: _record_part(env, part, settings, names, folder, tell)
 
 

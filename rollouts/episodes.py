@@ -1,4 +1,4 @@
-"""Scripted episodes of a simulated world, by seed; knows no dataset format."""
+"""Scripted episodes of a simulated world, by seed; what their vectors' elements are called. Knows no file."""
 
 from __future__ import annotations
 
@@ -6,9 +6,19 @@ import gymnasium
 import numpy as np
 
 from emu_embodied.data.frame_cache import FrameCache
+from emu_embodied.data.lerobot_format import Names
 from emu_embodied.envs.opening import open_env
 from emu_embodied.rollouts.behaviours import behaviour_of
-from emu_embodied.types import AGENT_POS, IS_SUCCESS, PIXELS, Episode
+from emu_embodied.types import ACTION, AGENT_POS, IS_SUCCESS, OBS_ENVIRONMENT_STATE, OBS_STATE, PIXELS, Episode
+
+
+def names_of(world: gymnasium.Env) -> Names:
+    """What the elements of a recorded world's vectors are called, by column."""
+    return {
+        OBS_STATE: getattr(world, "agent_names", ("x", "y")),
+        OBS_ENVIRONMENT_STATE: world.state_names,
+        ACTION: getattr(world, "action_names", ("dx", "dy")),
+    }
 
 
 def collect_episode(env: gymnasium.Env, seed: int, steps: int) -> Episode:

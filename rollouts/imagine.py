@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,15 @@ import numpy as np
 
 from emu_embodied.data.frame_cache import FrameCache
 from emu_embodied.data.lerobot_files import SIDECAR
-from emu_embodied.data.lerobot_format import read_notes
+from emu_embodied.data.lerobot_format import Names, read_notes
 from emu_embodied.envs.dreams import SEEDS, Dreams, Starts
 from emu_embodied.errors import DatasetError
 from emu_embodied.labels import knows
 from emu_embodied.policies.scripted import Collector
 from emu_embodied.protocols import WorldModel
+from emu_embodied.rollouts.episodes import names_of
 from emu_embodied.rollouts.parts import STATISTICS, Part, check_settings, join_parts, locked, split, write_part
+from emu_embodied.rollouts.worlds import believed_names, laid_out
 from emu_embodied.schema import build
 from emu_embodied.types import ACTION, AGENT_POS, OBS_ENVIRONMENT_STATE, OBS_STATE, PIXELS, Episode
 from emu_embodied.units import ActionScale
@@ -124,10 +126,11 @@ def imagine(
         places = Starts(model, None, starts)
         try:
             fps = places.real_env.metadata["render_fps"] if starts is None else starts.fps
+            names = state_names(model, _real_names(places, starts))
             for part in missing:
                 totals = {"episodes": 0, "frames": 0, "successes": 0}
                 dreams = _counted(dream_episodes(model, settings, part, places, starts), totals)
-                write_part(part, folder, dreams, state_names(model), max(1, round(fps)), totals)
+                write_part(part, folder, _as_named(dreams, model, names), names, max(1, round(fps)), totals)
                 report(f"imagine: {part.first + part.count} of {settings.episodes} episodes")
         except KeyboardInterrupt:
             _join(settings, model, places.scale, parts, folder, root)
@@ -139,14 +142,33 @@ def imagine(
         return replace(summary, recorded=sum(part.count for part in missing))
 
 
-def state_names(model: WorldModel) -> dict[str, Sequence[str]]:
-    """What the elements of a dream's vectors are called, by column."""
+def state_names(model: WorldModel, real: Names | None = None) -> Names:
+    """What the elements of a dream's vectors are called, by column.
+
+    Args:
+        model: what dreams.
+        real: what the world's own recordings call them. Where they tell of the same objects, dreams are laid out alike, so that
+            LeRobot's tools can merge the two: what the model does not believe in, such as yaw, is 0.
+    """
     actions = tuple(getattr(getattr(model, "world", None), "action_names", ()))
-    return {
+    own = {
         OBS_STATE: ("x", "y")[: model.agent_dim],
-        OBS_ENVIRONMENT_STATE: [f"{name}.{part}" for name in _located(model) for part in ("x", "y", "present")],
+        OBS_ENVIRONMENT_STATE: believed_names(_located(model)),
         ACTION: actions if len(actions) == model.action_dim else [str(i) for i in range(model.action_dim)],
     }
+    told = own[OBS_ENVIRONMENT_STATE]
+    if not (real and told and set(told) <= set(real[OBS_ENVIRONMENT_STATE])):
+        return own
+    return real if all(len(real[key]) == len(own[key]) for key in (OBS_STATE, ACTION)) else own
+
+
+def _real_names(places: Starts, starts: FrameCache | None) -> Names | None:
+    """What the recordings of the world where dreams start call the elements of its vectors; None where they do not."""
+    if starts is not None:
+        keys = {OBS_STATE: "agent_pos", OBS_ENVIRONMENT_STATE: "state", ACTION: "action"}
+        return {key: starts.names.get(name, []) for key, name in keys.items()}
+    world = places.real_env.unwrapped
+    return names_of(world) if hasattr(world, "state_names") else None
 
 
 def _located(model: WorldModel) -> tuple[str, ...]:
@@ -224,6 +246,13 @@ def _state(positions_BOD: np.ndarray, present_BO: np.ndarray) -> np.ndarray:
     """(B, 3 O) float32: x, y and presence of each object."""
     rows = np.concatenate([positions_BOD, present_BO[..., None]], -1)
     return rows.reshape(len(rows), -1).astype(np.float32)
+
+
+def _as_named(episodes: Iterator[Episode], model: WorldModel, names: Names) -> Iterator[Episode]:
+    """The episodes with their states in the layout of `names`."""
+    own = believed_names(_located(model))
+    for episode in episodes:
+        yield replace(episode, states=laid_out(episode.states, own, list(names[OBS_ENVIRONMENT_STATE])))
 
 
 def _counted(episodes: Iterator[Episode], totals: dict[str, int]) -> Iterator[Episode]:

@@ -72,7 +72,7 @@ class RealWorlds:
         self._job, self.envs, self.objects = (env_id, options), self._made, tuple(objects)
         env = self._made[0]
         self.action_space, names = env.action_space, list(env.unwrapped.state_names)
-        dreamt = [f"{name}.{part}" for name in objects for part in ("x", "y", "present")]
+        dreamt = believed_names(objects)
         layouts = [names] + ([dreamt] if dreamt and set(dreamt) <= set(names) else [])
         self._layouts = [np.array([names.index(name) for name in layout]) for layout in layouts]
         self.shapes = _shapes(env.observation_space, [len(layout) for layout in self._layouts])
@@ -116,7 +116,7 @@ class DreamtWorlds:
         env_id, options: of `gymnasium.make`, for the starts.
 
     Attributes:
-        action_space, shapes, objects: as in `RealWorlds`; objects have no yaw here.
+        action_space, shapes, objects: as in `RealWorlds`; what a model does not believe in, such as yaw, is 0 in states.
 
     Raises:
         ConfigError: a model of another world.
@@ -132,7 +132,9 @@ class DreamtWorlds:
         self.model, self.objects, self._real = model, tuple(model.objects), make_real(env_id, options)
         self._starts = Starts(model, self._real)
         self.action_space = self._starts.action_space
-        self.shapes = _shapes(self._starts.observation_space, [3 * len(model.objects)] if model.objects else [])
+        own, real = believed_names(self.objects), list(getattr(self._real.unwrapped, "state_names", ()))
+        self._layouts = [own] * bool(own) + [real] * (bool(own) and set(own) <= set(real))
+        self.shapes = _shapes(self._starts.observation_space, [len(layout) for layout in self._layouts])
 
     def begin(self, seeds: Sequence[int]) -> Moment:
         """Starts one dream a seed; the objects are where the model believes them after standing still for a step."""
@@ -160,10 +162,22 @@ class DreamtWorlds:
     ) -> Moment:
         count, seen = len(rewards), self._dreams.observations
         rows = np.concatenate([positions.reshape(count, -1, 2), (presence > 0.5).reshape(count, -1, 1)], -1)
-        states = rows.reshape(count, -1).astype(np.float32)
-        return Moment(
-            seen[PIXELS], seen[AGENT_POS], {states.shape[1]: states}, list(self._dreams.tasks), rewards, successes
-        )
+        own = believed_names(self.objects)
+        states = {len(names): laid_out(rows.reshape(count, -1), own, names) for names in self._layouts}
+        return Moment(seen[PIXELS], seen[AGENT_POS], states, list(self._dreams.tasks), rewards, successes)
+
+
+def laid_out(states: np.ndarray, names: Sequence[str], wanted: Sequence[str]) -> np.ndarray:
+    """States (..., E) whose elements have such names in another layout (..., len(wanted)); 0 for what they do not tell."""
+    found = np.zeros((*states.shape[:-1], len(wanted)), np.float32)
+    columns = [wanted.index(name) for name in names]
+    found[..., columns] = states
+    return found
+
+
+def believed_names(objects: Sequence[str]) -> list[str]:
+    """What the elements of a state are called that a model believes in."""
+    return [f"{name}.{part}" for name in objects for part in ("x", "y", "present")]
 
 
 def _shapes(space: gymnasium.spaces.Dict, states: Sequence[int]) -> dict[str, list[tuple[int, ...]]]:

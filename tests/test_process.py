@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,27 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SET = ("MUJOCO_GL", "ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 ASLEEP = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
+# A network in which every address is this machine's, and nobody answers: what is sent anywhere is counted at its loopback.
+ALONE = """ip link set lo up && ip route add local default dev lo && ip -6 route add local default dev lo
+"$@"; code=$?; awk '/lo:/ {print "packets", $3}' /proc/net/dev; exit $code"""
+COMMANDS = """
+import sys
+sys.path.insert(0, {tests!r})
+if __name__ == "__main__":
+    from emu_embodied.checkpoint import save_checkpoint
+    from emu_embodied.commands import main
+    from tiny import WORLD, tiny_world_model
+    model = tiny_world_model()
+    save_checkpoint("tiny", model.tokenizer, model.text, model.model, WORLD, {{}})
+    small = ["candidates=2", "elites=1", "iterations=1", "horizon=1", "execute=1", "steps=1", "videos=0"]
+    for words in (
+        ["doctor"],
+        ["plan", "checkpoint=tiny", "engine={engine}", "episodes=1", "out=plan", *small],
+        ["imagine", "checkpoint=tiny", "episodes=1", "steps=1", "out=dreams"],
+        ["collect", "episodes=1", "steps=1", "workers=1", "out=data"],
+    ):
+        assert main(words) == 0, words
+"""
 
 
 def python(code: str, **environment: str | None) -> subprocess.CompletedProcess:
@@ -88,3 +111,28 @@ if not child: os._exit(0 if dream() == expected and torch.get_num_threads() == 1
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), torch.get_num_threads())
 """
     assert python(code, OMP_NUM_THREADS="2").stdout.split() == ["0", "2"]
+
+
+def packets(tmp_path: Path, *command: str) -> tuple[int, str]:
+    """How many packets a command sends to anywhere, itself included, and what it says."""
+    if shutil.which("unshare") is None or shutil.which("ip") is None:
+        pytest.skip("unshare and ip, which make a network of its own, are not here")
+    own = {name: value for name, value in os.environ.items() if name not in SET}
+    own |= {"PYTHONPATH": str(ROOT), "HOME": str(tmp_path / "home"), "XDG_CACHE_HOME": str(tmp_path / "home" / "cache")}
+    begun = ["unshare", "--map-root-user", "--net", "sh", "-c", ALONE, "sh", *command]
+    done = subprocess.run(begun, capture_output=True, text=True, env=own, timeout=900, cwd=tmp_path)
+    if "packets" not in done.stdout:
+        pytest.skip(f"a network of its own cannot be had here: {done.stderr.strip()[:200]}")
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout.split()[-1]), done.stdout
+
+
+def test_nothing_is_sent_to_anywhere(tmp_path: Path):
+    """No name is looked up and no connection tried, by native code either; and no telemetry waits in the cache."""
+    knock = "import socket; s = socket.socket(); s.settimeout(1); s.connect_ex(('192.0.2.1', 443))"
+    assert packets(tmp_path, sys.executable, "-c", knock)[0] > 0
+    engine = "onnx" if importlib.util.find_spec("onnxruntime") else "eager"
+    script = tmp_path / "script.py"
+    script.write_text(COMMANDS.format(tests=str(ROOT / "tests"), engine=engine))
+    assert packets(tmp_path, sys.executable, str(script))[0] == 0
+    assert not list((tmp_path / "home").rglob("*onnxruntime.db")) and not list((tmp_path / "home").rglob("deviceid"))

@@ -6,31 +6,45 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium
+import numpy as np
 from gymnasium.envs.registration import register, registry
 from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.envs import EnvConfig
 from lerobot.envs.utils import NEW_ROLLOUT_OPTION
-from lerobot.utils.constants import ACTION, OBS_IMAGE, OBS_STATE
+from lerobot.utils.constants import ACTION, OBS_ENV_STATE, OBS_IMAGE, OBS_STATE
 
+from emu_embodied.envs.tasks import OBJECTS
 from emu_embodied.types import AGENT_POS, PIXELS
 
-PACKAGE, TASK_ID = "emu_embodied", "LeRobotTabletop-v0"
+PACKAGE, TASK_ID, STATE = "emu_embodied", "LeRobotTabletop-v0", "environment_state"
 
 
-class WithoutLeRobotsOption(gymnasium.Wrapper):
-    """Takes LeRobot's mark of a new rollout out of the reset's options, where the table-top knows only its own."""
+class ForLeRobot(gymnasium.Wrapper):
+    """The table-top as LeRobot wants it: its mark of a new rollout is no option of the reset, and the state that `collect`
+    records, which policies trained on such data ask for, is an observation."""
+
+    def __init__(self, env: gymnasium.Env) -> None:
+        super().__init__(env)
+        state = gymnasium.spaces.Box(-np.inf, np.inf, (len(env.unwrapped.state_names),), np.float32)
+        self.observation_space = gymnasium.spaces.Dict({**env.observation_space, STATE: state})
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         """The env's reset."""
         own = {name: value for name, value in (options or {}).items() if name != NEW_ROLLOUT_OPTION}
-        return self.env.reset(seed=seed, options=own)
+        observation, info = self.env.reset(seed=seed, options=own)
+        return {**observation, STATE: info[STATE]}, info
+
+    def step(self, action: np.ndarray):
+        """The env's step."""
+        observation, *rest, info = self.env.step(action)
+        return {**observation, STATE: info[STATE]}, *rest, info
 
 
 def tabletop(**options: Any) -> gymnasium.Env:
     """Makes the table-top for LeRobot; options as for TabletopPush-v0."""
     from emu_embodied.envs.tabletop import TabletopPushEnv
 
-    return WithoutLeRobotsOption(TabletopPushEnv(**options))
+    return ForLeRobot(TabletopPushEnv(**options))
 
 
 tabletop.metadata = {"render_modes": ["rgb_array"], "render_fps": 4}  # for `make` to know before there is an env
@@ -62,13 +76,14 @@ class EmuTabletopEnv(EnvConfig):
     render_mode: str = "rgb_array"
     features: dict[str, PolicyFeature] = field(default_factory=dict)
     features_map: dict[str, str] = field(
-        default_factory=lambda: {ACTION: ACTION, AGENT_POS: OBS_STATE, PIXELS: OBS_IMAGE}
+        default_factory=lambda: {ACTION: ACTION, AGENT_POS: OBS_STATE, PIXELS: OBS_IMAGE, STATE: OBS_ENV_STATE}
     )
 
     def __post_init__(self) -> None:
         self.features = {
             ACTION: PolicyFeature(FeatureType.ACTION, (2,)),
             AGENT_POS: PolicyFeature(FeatureType.STATE, (2,)),
+            STATE: PolicyFeature(FeatureType.ENV, (4 * len(OBJECTS),)),
             PIXELS: PolicyFeature(FeatureType.VISUAL, (self.image_size, self.image_size, 3)),
         }
 
