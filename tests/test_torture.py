@@ -26,7 +26,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
     out = tmp_path_factory.mktemp("torture") / "found.json"
     chosen = ",".join(name for name in BATTERIES if name not in SLOW)
     command = [sys.executable, "-m", "benchmarks.torture", "--only", chosen, "--n", "2", "--out", str(out)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800)
     assert done.returncode in (0, 1), done.stderr[-3000:]
     return json.loads(out.read_text())["batteries"]
 

@@ -19,7 +19,7 @@ from .kills import BUDGET, tiny_checkpoint
 from .processes import ROOT, call_main, in_child
 
 STEPS = 6  # of each episode that is compared
-LEAK_STEPS, LEAK_BYTES = 400, 64 << 20  # steps a trial of memory, and what they may add
+LEAK_STEPS, LEAK_BYTES = 200, 32 << 20  # steps a trial of memory, and what they may add
 # Prints, for each seed, a digest of the frames of a real episode and of a dream with passes, and of the scripted actions.
 PLAY = """
 import json, sys
@@ -117,10 +117,10 @@ def _differs_alone(seed: int) -> str:
     fault="thousands of steps of a dream",
     expected=f"memory does not grow: at most {LEAK_BYTES >> 20} MiB over {LEAK_STEPS} steps and resets after warming up",
     bar="no leak over 5,000 steps",
-    n=12,
+    n=25,
 )
 def memory(job: Job) -> Iterator[Trial]:
-    """Every trial makes 400 steps more of one dream, with resets among them."""
+    """Every trial makes 200 steps more of one dream, with resets among them."""
     ending = in_child(lambda: _resident_over(job.n), 120 + 60 * job.n)
     if ending.kind != "done":
         raise NotRun(str(ending))
