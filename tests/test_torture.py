@@ -88,7 +88,7 @@ def test_the_table_says_what_was_found(tmp_path: Path):
     failed = row | count([Trial("one", True), Trial("two", False, found="broke")])
     write_table(tmp_path / "x.md", {"good": held, "bad": failed, "absent": row | {"n": 0, "not_run": "no compiler"}})
     text = (tmp_path / "x.md").read_text()
-    assert "| a \\| b | e | 2/2 | 2 of 2 | 34.2 to 100.0% | 2 | 1.25 s | `good` |" in text
+    assert "| a \\| b | e | 2/2 | 2 of 2 | 34.2 to 100.0% | 2 | 1.25 s | - | `good` |" in text
     assert "**1 of 2**" in text and "- two: broke" in text and "not measured: no compiler" in text
 
 

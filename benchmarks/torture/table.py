@@ -20,11 +20,11 @@ INTRODUCTION = """# Under faults
 calls, full disks, dead workers, hostile requests. CI runs a short one (`tests/test_torture.py`). This table is written by
 `python -m benchmarks.torture --only "" --out benchmarks/results/torture-cpu.json --table docs/reliability.md` from
 [that JSON](../benchmarks/results/torture-cpu.json), which also has versions, seeds, failures and worst cases. Intervals are
-Wilson's of 95%. A row's command is `make torture ARGS="--only NAME --n N"`. What was not run is not counted. What is promised
+Wilson's of 95%, "at" is the commit that was tried. A row's command is `make torture ARGS="--only NAME --n N"`. What was not run is not counted. What is promised
 of files stands in [SECURITY.md](../SECURITY.md).
 
-| fault | expected | bar | held | 95% interval | n | worst | NAME |
-|---|---|---|---|---|---|---|---|
+| fault | expected | bar | held | 95% interval | n | worst | at | NAME |
+|---|---|---|---|---|---|---|---|---|
 """
 
 
@@ -47,14 +47,14 @@ def commit() -> str:
 
 
 def _row(name: str, result: dict) -> str:
-    cells = [result["fault"], result["expected"], result["bar"]]
+    cells, at = [result["fault"], result["expected"], result["bar"]], result.get("commit", "-")[:7]
     if "not_run" in result:
-        return _line([*cells, f"not measured: {result['not_run']}", "-", "0", "-", f"`{name}`"])
+        return _line([*cells, f"not measured: {result['not_run']}", "-", "0", "-", at, f"`{name}`"])
     low, high = result["wilson_95"]
     held = f"{result['held']} of {result['n']}"
     held = held if result["held"] == result["n"] else f"**{held}**"
     worst = f"{result['seconds']['worst']:.3g} s" if "seconds" in result else "-"
-    return _line([*cells, held, f"{100 * low:.1f} to {100 * high:.1f}%", str(result["n"]), worst, f"`{name}`"])
+    return _line([*cells, held, f"{100 * low:.1f} to {100 * high:.1f}%", str(result["n"]), worst, at, f"`{name}`"])
 
 
 def _notes(batteries: dict[str, dict]):
