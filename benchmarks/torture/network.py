@@ -94,7 +94,7 @@ def _commands(tiny: Path, run: Path, folder: Path) -> list[list[str]]:
         ["compile", model, engine, "batch=[1]", f"cache={folder / 'engines'}"],
         ["plan", model, engine, "episodes=2", "workers=2", "steps=2", "videos=1", f"out={folder / 'plan'}", *BUDGET],
         ["imagine", model, engine, "episodes=2", "steps=2", f"out={folder / 'imagine'}"],
-        ["evaluate", model, engine, "episodes=2", "steps=10", "horizons=[]", "planning=0", f"out={folder / 'evaluate'}"],
+        ["evaluate", model, engine, "episodes=2", "steps=16", "horizons=[]", "planning=0", f"out={folder / 'evaluate'}"],
         ["train", "preset=tiny", f"out={folder / 'train'}"],
         ["report", str(run), f"out={folder / 'page.html'}"],
         ["subgoal", "env.options.spoken=true", "seed=17", f"out={folder / 'subgoal'}"],

@@ -20,8 +20,9 @@ INTRODUCTION = """# Under faults
 calls, full disks, dead workers, hostile requests. CI runs a short one (`tests/test_torture.py`). This table is written by
 `python -m benchmarks.torture --only "" --out benchmarks/results/torture-cpu.json --table docs/reliability.md` from
 [that JSON](../benchmarks/results/torture-cpu.json), which also has versions, seeds, failures and worst cases. Intervals are
-Wilson's of 95%, "at" is the commit that was tried. A row's command is `make torture ARGS="--only NAME --n N"`. What was not run is not counted. What is promised
-of files stands in [SECURITY.md](../SECURITY.md).
+Wilson's of 95%, "at" is the commit that was tried; the machine was busy. A row's command is
+`make torture ARGS="--only NAME --n N"`. What was not run is not counted. What is promised of files stands in
+[SECURITY.md](../SECURITY.md).
 
 | fault | expected | bar | held | 95% interval | n | worst | at | NAME |
 |---|---|---|---|---|---|---|---|---|

@@ -33,7 +33,7 @@ def _commands(tiny, out) -> dict[str, list[str]]:
     return {
         "plan": ["plan", f"checkpoint={tiny}", "episodes=500", "videos=0", *BUDGET, *many],
         "collect": ["collect", "episodes=3000", *many],
-        "evaluate": ["evaluate", f"checkpoint={tiny}", "episodes=2", "steps=10", "horizons=[]", "planning=300", *many],
+        "evaluate": ["evaluate", f"checkpoint={tiny}", "episodes=2", "steps=16", "horizons=[]", "planning=300", *many],
     }
 
 
