@@ -45,13 +45,19 @@ class Ending:
         return f"{self.kind} after {cost}: {self.value}"[:400]
 
 
+def stretched(seconds: float) -> float:
+    """Seconds of a free machine as they are on this one now."""
+    return seconds * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
 def in_child(work: Callable[[], object], seconds: float = 30.0) -> Ending:
     """Runs `work` in a fork of this process, which must have no threads that compute; its prints are thrown away.
 
     Args:
         work: returns something of JSON's types.
-        seconds: after which it is killed, with all processes of its group.
+        seconds: of a free machine, after which it is killed, with all processes of its group.
     """
+    seconds = stretched(seconds)
     reader, writer = os.pipe()
     begun = time.monotonic()
     if (pid := os.fork()) == 0:

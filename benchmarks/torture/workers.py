@@ -13,7 +13,7 @@ import emu_embodied.envs  # noqa: F401  registers them, in spawned workers, too
 
 from .battery import Job, Trial, battery
 from .kills import BUDGET, tiny_checkpoint
-from .processes import Command, in_child, wait_for
+from .processes import Command, in_child, stretched, wait_for
 
 DEATH, STALL = 5.0, 15.0  # seconds after a death; after a stop, of which 10 are the limit that the package states
 FAULTS = {
@@ -21,11 +21,6 @@ FAULTS = {
     "worker terminated": (signal.SIGTERM, DEATH),
     "worker stopped": (signal.SIGSTOP, STALL),
 }
-
-
-def stretched(seconds: float) -> float:
-    """Seconds of a free machine as they are on this one now."""
-    return seconds * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 def _commands(tiny, out) -> dict[str, list[str]]:
@@ -94,7 +89,7 @@ def _orphaned(command: Command, what: str) -> Trial:
 
 def _vector_env(job: Job) -> Trial:
     """Gymnasium's own workers: what a user of `AsyncVectorEnv` sees when one of them dies."""
-    ending, which = in_child(_step_over_a_dead_worker, 120), "vector env: worker killed"
+    ending, which = in_child(_step_over_a_dead_worker, 600), "vector env: worker killed"
     held = ending.kind == "done" and ending.value["seconds"] <= stretched(DEATH)
     return Trial(which, held, ending.value["seconds"] if held else None, "" if held else str(ending))
 
