@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 import weakref
 from pathlib import Path
@@ -117,6 +118,17 @@ def test_what_a_disk_refuses_is_one_line(work, expected: str, tmp_path: Path, ca
     said = capsys.readouterr().err
     assert said.startswith("emu-embodied: error: ") and said.count("\n") == 1 and expected in said
     assert [path.name for path in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_text() == "mine"
+
+
+def test_what_a_disk_refuses_to_a_thread_is_one_line_too(tmp_path: Path, capsys: pytest.CaptureFixture):
+    def work() -> None:  # as TensorBoard's writer
+        writer = threading.Thread(target=lambda: (tmp_path / "absent" / "events").write_text(""))
+        writer.start()
+        writer.join()
+
+    assert end_well(work) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"emu-embodied: error: {tmp_path / 'absent' / 'events'}: No such file") and said.count("\n") == 1
 
 
 def test_a_journal_on_a_full_disk_keeps_its_rows(tmp_path: Path):

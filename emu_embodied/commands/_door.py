@@ -42,11 +42,12 @@ def end_well(work: Callable[[], None]) -> int:
         The exit code; what went wrong stands on standard error, in one line.
     """
     came: list[int] = []  # signals, in their order
+    lost: list[OSError] = []  # what threads could not write
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a letter that the terminal does not know is no reason to end
             stream.reconfigure(errors="backslashreplace")
     try:
-        with _stoppable(came):
+        with _stoppable(came), _threads_heard(lost):
             work()
             if sys.stdout is not None:
                 sys.stdout.flush()
@@ -59,7 +60,7 @@ def end_well(work: Callable[[], None]) -> int:
         came.append(signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT)
     if came:  # also where its exception was swallowed, and the work went on to its end
         return _end(STOPPED[came[0]], 128 + came[0])
-    return 0
+    return _end(f"error: {_said(lost[0])}", 2) if lost else 0
 
 
 @contextmanager
@@ -98,6 +99,24 @@ def _stoppable(came: list[int]) -> Iterator[None]:
         for signum, handler in before.items():
             signal.signal(signum, handler)
         sys.unraisablehook = hook
+
+
+@contextmanager
+def _threads_heard(lost: list[OSError]) -> Iterator[None]:
+    """Keeps what the system refuses to threads, such as TensorBoard's writer, in the place of their tracebacks."""
+    hook = threading.excepthook
+
+    def ended(thread):
+        if isinstance(thread.exc_value, OSError):
+            lost.append(thread.exc_value)
+        else:
+            hook(thread)
+
+    threading.excepthook = ended
+    try:
+        yield
+    finally:
+        threading.excepthook = hook
 
 
 def _said(error: BaseException) -> str:
