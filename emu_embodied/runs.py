@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from emu_embodied.errors import ConfigError, EmuEmbodiedError
+from emu_embodied.storage import check_tree
 
 LOCK = ".lock"
 NAMED = 8  # fields that an error names with their values
@@ -77,12 +78,14 @@ def locked(folder: Path, what: str, key: str = "out") -> Iterator[None]:
         key: by which it was given.
 
     Raises:
-        ConfigError: another process is at work there, whose number is given; or the folder cannot be made.
+        ConfigError: another process is at work there, whose number is given; the folder cannot be made; or what is in it leads
+            elsewhere.
     """
     place = Path(os.path.realpath(folder))
     if _held.get(place) == threading.get_ident():
         yield
         return
+    check_tree(place, ConfigError)
     made = not place.exists()
     try:
         place.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
-from emu_embodied.errors import CheckpointError
+from emu_embodied.errors import CheckpointError, EmuEmbodiedError
 from emu_embodied.strict_json import parse_json, parse_object
 from emu_embodied.tensor_header import RESTORE, fit, header_bytes, read_header
 
@@ -267,6 +267,29 @@ def regular_file(path: str | os.PathLike, folder: Path | None = None) -> Path:
     if not regular or not (folder is None or any(real.is_relative_to(home) for home in _homes(folder))):
         raise CheckpointError(str(path), f"leads to {real}", "only regular files inside the folder are read")
     return real
+
+
+def check_tree(folder: str | os.PathLike, error: type[EmuEmbodiedError] = CheckpointError) -> None:
+    """Refuses a folder in which something leads elsewhere or waits: links out of it, pipes, devices. A missing one is empty.
+
+    For folders that are written to and may be anybody's: what is written through such a link changes what lies elsewhere.
+
+    Args:
+        folder: the folder, which may be a link itself.
+        error: the class of the error.
+
+    Raises:
+        EmuEmbodiedError: of the class `error`, for the first that is found.
+    """
+    home = os.path.realpath(folder)
+    for place, folders, files in os.walk(home):
+        for path in (os.path.join(place, name) for name in (*folders, *files)):
+            with suppress(FileNotFoundError):  # whoever is at work there has removed it
+                mode, real = os.lstat(path).st_mode, os.path.realpath(path)
+                if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode)):
+                    raise error(path, "a pipe, a socket or a device", "remove it, or use another folder")
+                if not Path(real).is_relative_to(home):
+                    raise error(path, f"leads to {real}", f"nothing outside {folder} is written: remove the link")
 
 
 def _homes(folder: Path) -> list[Path]:

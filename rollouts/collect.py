@@ -22,7 +22,7 @@ from emu_embodied.data.lerobot_format import Names, read_notes
 from emu_embodied.envs.opening import open_env
 from emu_embodied.errors import DatasetError, SimulationError
 from emu_embodied.rollouts.parallel import Tell, work_in_parallel
-from emu_embodied.rollouts.parts import STATISTICS, Part, check_settings, join_parts, locked, split, write_part
+from emu_embodied.rollouts.parts import Part, check_settings, join_parts, locked, read_statistics, split, write_part
 from emu_embodied.schema import build
 from emu_embodied.types import OBS_ENVIRONMENT_STATE, Episode
 
@@ -164,8 +164,8 @@ def _join(settings: CollectSettings, parts: list[Part], folder: Path, root: Path
     totals = {"episodes": 0, "frames": 0, "steps": 0, "moving_steps": 0, "successes": 0}
     failures: list[list[Any]] = []
     for part in done:
-        statistics = read_notes(folder / part.name / STATISTICS)
-        failures += statistics.get("failures", [])
+        statistics = read_statistics(part, folder, totals)
+        failures += statistics["failures"]
         totals = {name: count + statistics[name] for name, count in totals.items()}
     summary = CollectSummary(
         totals["episodes"],

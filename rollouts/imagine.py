@@ -19,7 +19,7 @@ from emu_embodied.labels import knows
 from emu_embodied.policies.scripted import Collector
 from emu_embodied.protocols import WorldModel
 from emu_embodied.rollouts.episodes import names_of
-from emu_embodied.rollouts.parts import STATISTICS, Part, check_settings, join_parts, locked, split, write_part
+from emu_embodied.rollouts.parts import Part, check_settings, join_parts, locked, read_statistics, split, write_part
 from emu_embodied.rollouts.worlds import believed_names, laid_out
 from emu_embodied.schema import build
 from emu_embodied.types import ACTION, AGENT_POS, OBS_ENVIRONMENT_STATE, OBS_STATE, PIXELS, Episode
@@ -270,8 +270,9 @@ def _join(
     done = [part for part in parts if (folder / part.name).is_dir()]
     if not done:
         return None
-    statistics = [read_notes(folder / part.name / STATISTICS) for part in done]
-    episodes, frames, successes = (sum(s[name] for s in statistics) for name in ("episodes", "frames", "successes"))
+    names = ("episodes", "frames", "successes")
+    statistics = [read_statistics(part, folder, names) for part in done]
+    episodes, frames, successes = (sum(s[name] for s in statistics) for name in names)
     share = successes / episodes if knows(model, "success") else None
     summary = ImagineSummary(episodes, frames, share, len(done) == len(parts))
     notes = {

@@ -15,6 +15,7 @@ import torch
 
 from emu_embodied.errors import CheckpointError, EmuEmbodiedError, InputError
 from emu_embodied.rollouts.worlds import DreamtWorlds, Moment, RealWorlds
+from emu_embodied.storage import MAX_JSON_BYTES, read_file
 from emu_embodied.types import AGENT_POS, OBS_ENVIRONMENT_STATE, PIXELS, TASK
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -147,8 +148,8 @@ def policy_label(folder: str | Path) -> str:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
+        found = json.loads(read_file(path, MAX_JSON_BYTES))
+    except (CheckpointError, ValueError, RecursionError) as error:
         raise CheckpointError("policy", str(path), f"it cannot be read ({error}): save the policy anew") from None
     if not isinstance(found, dict):
         raise CheckpointError("policy", str(path), "it is no JSON object: save the policy anew")

@@ -16,7 +16,9 @@ from emu_embodied.data.lerobot_files import SIDECAR
 from emu_embodied.data.lerobot_format import Names, merge_datasets, read_notes, write_dataset, write_notes
 from emu_embodied.errors import DatasetError
 from emu_embodied.runs import refuse_other
+from emu_embodied.storage import check_tree
 from emu_embodied.types import Episode
+from emu_embodied.validation import whole_number
 
 CONFIG, STATISTICS = Path("config.json"), Path("meta", "part.json")
 
@@ -41,7 +43,12 @@ def split(episodes: int, per_part: int) -> list[Part]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keeps a second collector away, and clears away what is left half-written, by a killed one or by a full disk."""
+    """Keeps a second collector away, and clears away what is left half-written, by a killed one or by a full disk.
+
+    Raises:
+        DatasetError: another one is at work, the folder cannot be made, or what is in it leads elsewhere.
+    """
+    check_tree(folder, DatasetError)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / "lock", "a+")
@@ -140,6 +147,26 @@ def write_part(
         raise DatasetError(str(folder / part.name), fault, "free space and call again; the parts are kept") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)  # on a full disk what was half written is in the way
+
+
+def read_statistics(part: Part, folder: Path, names: Iterable[str]) -> dict[str, Any]:
+    """What was noted of a finished part.
+
+    Args:
+        part, folder: which, and where the parts are.
+        names: the counts that it must have.
+
+    Raises:
+        DatasetError: the note is missing or damaged, or counts are none.
+    """
+    place = folder / part.name / STATISTICS
+    found = {"failures": []} | read_notes(place)
+    for name in names:
+        least = 0 if name in ("successes", "moving_steps") else 1
+        whole_number(f"{place}: {name}", found.get(name), least, 10**12, DatasetError)
+    if not isinstance(found["failures"], list):
+        raise DatasetError(f"{place}: failures", found["failures"], "expected a list; remove the part, to record it again")
+    return found
 
 
 def join_parts(done: Sequence[Part], folder: Path, root: Path, notes: dict[str, Any], packages: Sequence[str]) -> None:

@@ -29,6 +29,7 @@ from emu_embodied.types import AGENT_POS, PIXELS
 
 AGENTS = ("model", "oracle", "random", "expert")
 LANGUAGE = "language"
+COUNTED = {"success": bool, "kind": str, "steps": int, "plan_seconds": list, "predicted_frames": int}  # of a row
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,7 @@ def evaluate_planning(
     """
     if type(workers) is not int or workers < 1:
         raise ConfigError("workers", workers, "give a whole number of at least 1")
-    rows = open_journal(journal, asdict(settings)) if journal else {}
+    rows = open_journal(journal, asdict(settings), COUNTED) if journal else {}
     missing = [seed for seed in seeds if seed not in rows]
     make = functools.partial(Player, settings, make_model, make_proposer)
     workers = min(workers, len(missing))
@@ -211,7 +212,7 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "by_kind": {kind: _rate([row for row in rows if row["kind"] == kind]) for kind in kinds},
         "steps_median": float(np.median(steps)) if steps else None,
         "seconds_per_plan_median": float(np.median(seconds)) if seconds else None,
-        "predicted_frames_per_second": frames / sum(seconds) if seconds else None,
+        "predicted_frames_per_second": frames / sum(seconds) if any(seconds) else None,
         "frames_per_plan": frames / len(seconds) if seconds else None,
     }
 

@@ -18,6 +18,7 @@ from emu_embodied.rollouts.worlds import DreamtWorlds, Moment, RealWorlds
 from emu_embodied.types import short_repr
 
 WORLDS = ("imagined", "real", "both")
+COUNTED = {"instruction": str, "success": bool, "steps": int, "return": float, "clipped": float}  # of a row
 Worlds = RealWorlds | DreamtWorlds
 
 
@@ -178,7 +179,7 @@ def evaluate_policy(
             the journal.
     """
     agent.check(worlds)
-    rows = open_journal(journal, asdict(settings)) if journal else {}
+    rows = open_journal(journal, asdict(settings), COUNTED) if journal else {}
     for first in range(0, len(seeds), settings.batch):
         group = list(seeds[first : first + settings.batch])
         if all(seed in rows for seed in group):

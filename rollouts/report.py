@@ -12,7 +12,7 @@ import numpy as np
 from emu_embodied.errors import DatasetError
 from emu_embodied.rollouts.record import Record, Thoughts, load_record
 from emu_embodied.rollouts.webpage import Facts, build_page, film, picture, psnr
-from emu_embodied.storage import MANIFEST, read_json, write_bytes
+from emu_embodied.storage import MANIFEST, check_tree, read_json, write_bytes
 
 PLAYBACK_FPS = 4
 
@@ -42,6 +42,7 @@ def read_run(folder: Path) -> Run:
     if not (folder / "result.json").is_file():
         rule = "it has no result.json; give a folder that `emu-embodied plan` finished"
         raise DatasetError("run", str(folder), rule if folder.is_dir() else "there is no such folder")
+    check_tree(folder, DatasetError)  # the page is written there
     result = read_json(folder / "result.json")
     if not isinstance(result, dict) or not isinstance(result.get("episodes"), list) or "wilson_95" not in result:
         raise DatasetError(str(folder / "result.json"), type(result).__name__, "it is no planning result; plan anew")

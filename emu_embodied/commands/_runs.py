@@ -12,6 +12,7 @@ from gymnasium.envs.registration import load_env_creator
 from omegaconf import DictConfig, OmegaConf
 
 from emu_embodied.errors import ConfigError
+from emu_embodied.storage import check_tree
 
 
 def run_folder(out: str, resume: str | None, journal: str) -> Path:
@@ -23,12 +24,13 @@ def run_folder(out: str, resume: str | None, journal: str) -> Path:
         journal: a pattern of the file that tells a folder to go on with.
 
     Raises:
-        ConfigError: there is nothing to go on with, or the folder cannot be made.
+        ConfigError: there is nothing to go on with, what is in the folder leads elsewhere, or it cannot be made.
     """
     if resume is not None:
         folder = Path(str(resume))
         if not any(folder.glob(journal)):
             raise ConfigError("resume", str(folder), f"it has no {journal}; give a folder that this command made")
+        check_tree(folder, ConfigError)
         return folder
     stamp = time.strftime("%Y%m%d-%H%M%S")
     for n in range(1, 1000):

@@ -37,7 +37,7 @@ def run(config: DictConfig) -> None:
     from emu_embodied.loading import checkpoint_path, load
     from emu_embodied.rollouts import frame_quality, metrics, quality
     from emu_embodied.rollouts.episodes import record_frames
-    from emu_embodied.storage import write_bytes, write_json
+    from emu_embodied.storage import check_tree, write_bytes, write_json
 
     for name, least in (("episodes", 1), ("steps", 10), ("planning", 0), ("workers", 1), ("horizon", 1), ("worst", 0)):
         if config[name] is not None and config[name] < least:
@@ -47,6 +47,7 @@ def run(config: DictConfig) -> None:
     options, began = env_options(env), time.monotonic()
     horizon = config.horizon or env.quality.horizon
     folder = Path(config.out)
+    check_tree(folder, ConfigError)
     folder.mkdir(parents=True, exist_ok=True)
     if config.data is None:
         print(f"evaluate: {config.episodes} held-out episodes", flush=True)
