@@ -22,5 +22,5 @@ def need(model: Any, label: str, who: str) -> None:
         InputError: the model does not know the label.
     """
     if not knows(model, label):
-        remedy = f"its data has no {label}: choose what needs none, as a goal frame, or train it on data that has it"
-        raise InputError(who, f"of a model that does not know its {label}", remedy)
+        remedy = f"its data had none: choose what needs no {label}, as a goal frame, or train on data that has it"
+        raise InputError(who, f"the model does not know its {label}", remedy)

@@ -27,8 +27,16 @@ def check_action(action: Any, space: gymnasium.spaces.Box) -> np.ndarray:
         raise InputError("action", f"shape {array.shape}", f"give shape {space.shape}")
     room = forgiven(space)
     if (array < space.low - room).any() or (array > space.high + room).any():
-        raise InputError("action", array.tolist(), f"stay within [{space.low.min():g}, {space.high.max():g}]")
+        raise InputError("action", array.tolist(), f"stay within {_bounds(space)}")
     return np.clip(array.astype(np.float64), space.low, space.high)
+
+
+def _bounds(space: gymnasium.spaces.Box) -> str:
+    """A space's bounds, once where all its numbers share them."""
+    ends = np.unique(np.stack([space.low.ravel(), space.high.ravel()], 1), axis=0)
+    if len(ends) == 1:
+        return "[{:g}, {:g}]".format(*ends[0])
+    return " to ".join("[" + ", ".join(f"{x:.3g}" for x in end.ravel()) + "]" for end in (space.low, space.high))
 
 
 def require_reset(started: bool) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gymnasium
@@ -58,6 +59,9 @@ class Starts:
     """
 
     def __init__(self, world_model: WorldModel, real_env: gymnasium.Env | str | None, dataset: Any = None) -> None:
+        if isinstance(world_model, str | os.PathLike):
+            remedy = "give a loaded model, emu_embodied.load(...), or the folder or name as checkpoint="
+            raise InputError("world_model", str(world_model), remedy)
         world = getattr(world_model, "world", None)
         given = getattr(world, "env_id", None) if real_env is None else real_env
         if not isinstance(given, gymnasium.Env | str):
@@ -67,11 +71,12 @@ class Starts:
         self._made: gymnasium.Env | None = None  # by us: ours to close
         self._real = given if isinstance(given, gymnasium.Env) else None
         self._dataset = None if dataset is None else check_dataset(dataset)
+        self._blind = world_model.agent_dim == 0  # the model does not know where its robot is
         self.scale = ActionScale.of(world_model, dataset)
         spaces = model_spaces(world_model, self.scale) if self._real is None else None
         if spaces is None:
             env = self.real_env
-            spaces = env.observation_space, env.action_space
+            spaces = self._as_seen(env.observation_space), env.action_space
         self.observation_space, self.action_space = spaces
         check_spaces(world_model, self.observation_space, self.action_space, self.scale)
         self.render_fps = self._real.metadata.get("render_fps", 4) if self._real else 4
@@ -102,7 +107,7 @@ class Starts:
     def _check(self, env: gymnasium.Env) -> None:
         """Refuses an env, made by its id, whose spaces are not those that dreams have."""
         for name in ("observation_space", "action_space"):
-            dreamt, found = getattr(self, name, None), getattr(env, name)
+            dreamt, found = getattr(self, name, None), self._as_seen(getattr(env, name))
             if name == "action_space" and not self.scale.is_identity:  # recordings need not reach its bounds
                 self.scale.check(found, f"{self._id}'s {name}")
             elif dreamt is not None and found != dreamt:
@@ -123,7 +128,7 @@ class Starts:
         options = dict(options)
         if "observation" in options:
             check_names("reset option beside 'observation'", options, ("observation", "instruction"))
-            return check_observation(options["observation"], options.get("instruction"), self.observation_space)
+            return self._checked(options["observation"], options.get("instruction"))
         if self._dataset is not None or any(name in options for name in DATASET_OPTIONS):
             check_names("reset option", options, (*DATASET_OPTIONS, "instruction"))
             return self._from_dataset(rng, **options)
@@ -144,16 +149,28 @@ class Starts:
         i = check_index("episode", drawn, len(data.instructions))
         first, end = map(int, data.episode_starts[i : i + 2])
         row = first + check_index("frame", frame, end - first)
-        blind = self.observation_space[AGENT_POS].shape == (0,)  # the model does not know where its robot is
-        found = {PIXELS: data.pixels[row], AGENT_POS: np.zeros(0) if blind else data.agent_pos[row]}
         text = data.instructions[i] if instruction is None else instruction
-        return check_observation(found, text, self.observation_space)
+        return self._checked({PIXELS: data.pixels[row], AGENT_POS: data.agent_pos[row]}, text)
 
     def _from_real_env(self, seed: int, options: dict[str, Any]) -> Observation:
         env = self.real_env
         observation, info = env.reset(seed=seed, options=options or None)
         task = info.get(TASK) or getattr(env.unwrapped, "task_description", None) or getattr(env.unwrapped, TASK, None)
-        return check_observation(observation, task, self.observation_space)
+        return self._checked(observation, task)
+
+    def _checked(self, observation: Any, instruction: Any) -> Observation:
+        """The start, without a robot's position that the model does not know."""
+        if self._blind and isinstance(observation, Mapping) and AGENT_POS in observation:
+            observation = {**observation, AGENT_POS: np.zeros(0, np.float32)}
+        elif self._blind and isinstance(observation, Observation):
+            observation = replace(observation, agent_pos=np.zeros(0, np.float32))
+        return check_observation(observation, instruction, self.observation_space)
+
+    def _as_seen(self, space: gymnasium.Space) -> gymnasium.Space:
+        """A space without a robot's position that the model does not know."""
+        if not (self._blind and isinstance(space, gymnasium.spaces.Dict) and AGENT_POS in space.spaces):
+            return space
+        return gymnasium.spaces.Dict({**space.spaces, AGENT_POS: gymnasium.spaces.Box(-1, 1, (0,), np.float32)})
 
     def close(self) -> None:
         """Closes the real env if it was made here; the next fresh start makes it again."""

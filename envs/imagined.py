@@ -34,7 +34,7 @@ class ImaginedEnv(gymnasium.Env):
     |---|---|
     | action | the real env's space, in its units; where the model alone is asked, what its robot's recordings reached |
     | `pixels` | (H, W, 3) uint8, decoded from the model's codes, on reset too |
-    | `agent_pos` | (D,) float32 in the real env's unit: given on reset, then as the model believes, clipped |
+    | `agent_pos` | (D,) float32 in the real env's unit: given on reset, then as believed, clipped; (0,) where none is known |
     | `beliefs`, `instruction` | where `observe` asks for them; `beliefs.Beliefs` adds the same to the real env's |
     | reward | the model's estimate of the real env's; 0 where its data had none |
     | terminated | the model's success probability is above 1/2; never where its data did not tell of success |

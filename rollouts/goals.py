@@ -212,7 +212,8 @@ def _goal_cost(goal: str, env: gymnasium.Env, model: WorldModel) -> Cost:
     if goal == "reward" and getattr(world, "task_spec", None) is None:
         return WeightedSum([(10.0, RewardHead())])
     if getattr(world, "task_spec", None) is None:
-        raise InputError("env", type(world).__name__, "planning needs the table-top's task_spec, or PushT's aims")
+        rule = "its instructions are not understood: give a cost_builder, as lambda env, model: GoalImage(frame)"
+        raise InputError("env", type(world).__name__, rule)
     if goal not in FRAME_GOALS:
         return task_cost(goal, world.task_spec, model.objects)
     behind = _walk_behind(TaskGoal(world.task_spec, model.objects))

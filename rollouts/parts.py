@@ -60,7 +60,7 @@ def locked(folder: Path) -> Iterator[None]:
         except OSError:
             lock.seek(0)
             who = f"another collector is at work there (pid {lock.read().strip() or 'unknown'})"
-            raise DatasetError("root", str(folder), f"{who}; wait for it, or choose another root") from None
+            raise DatasetError("root", str(folder), f"{who}; wait for it, or choose another folder") from None
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
@@ -94,17 +94,17 @@ def check_settings(settings: dict[str, Any], root: Path, folder: Path, packages:
     if previous.is_dir():  # a crash in the middle of `_swap`
         shutil.rmtree(previous) if root.exists() else previous.rename(root)
     if root.exists() and not (root / SIDECAR).is_file() and (not root.is_dir() or any(root.iterdir())):
-        raise DatasetError("root", str(root), "something else is there; choose another root")
+        raise DatasetError("root", str(root), "something else is there; choose another folder")
     now, versions = _flat(settings), _versions(packages)
     if (folder / CONFIG).is_file():
         then = _flat(read_notes(folder / CONFIG))
         begun_by = then.pop("versions", versions)  # parts of older releases have none
-        refuse_other(now | {"versions": versions}, then | {"versions": begun_by}, root, "another root", DatasetError)
+        refuse_other(now | {"versions": versions}, then | {"versions": begun_by}, root, "another folder", DatasetError)
     if (root / SIDECAR).is_file():
         then = read_notes(root / SIDECAR).get("settings", {})
         if not isinstance(then, dict):
-            raise DatasetError(f"{root / SIDECAR}: settings", then, "must be a JSON object; choose another root")
-        refuse_other(now, _flat(then), root, "another root", DatasetError)
+            raise DatasetError(f"{root / SIDECAR}: settings", then, "must be a JSON object; choose another folder")
+        refuse_other(now, _flat(then), root, "another folder", DatasetError)
     write_notes(folder / CONFIG, settings | {"versions": versions})
 
 

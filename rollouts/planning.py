@@ -13,6 +13,7 @@ import numpy as np
 
 from emu_embodied.envs.opening import open_env
 from emu_embodied.errors import ConfigError, InputError
+from emu_embodied.labels import need
 from emu_embodied.metrics import wilson_interval
 from emu_embodied.policies.cem import CEMConfig
 from emu_embodied.policies.planner import PlannerConfig
@@ -26,6 +27,7 @@ from emu_embodied.rollouts.parallel import play_in_parallel
 from emu_embodied.rollouts.planned_episode import EpisodeRun, run_episode, run_policy
 from emu_embodied.rollouts.progress import above_bars, counted
 from emu_embodied.types import AGENT_POS, PIXELS
+from emu_embodied.units import ActionScale
 
 AGENTS = ("model", "oracle", "random", "expert")
 LANGUAGE = "language"
@@ -98,8 +100,8 @@ class Player:
 
     Raises:
         ConfigError: an unknown env, or agent "model" without a model, or subgoals without their proposer.
-        InputError: env options out of range, an env without a task, or a model that sees frames of
-            another size than the env shows.
+        InputError: env options out of range, an env without a task, or a model that sees frames of another size than the env
+            shows, drives another robot, or does not know the reward that is the goal.
     """
 
     def __init__(
@@ -115,11 +117,7 @@ class Player:
             raise ConfigError("agent", "model", "give make_model too, which loads one")
         self.model = make_model() if settings.agent == "model" else None
         if self.model is not None:
-            size = self.env.observation_space[PIXELS].shape[0]
-            if size != self.model.image_size:
-                raise InputError(
-                    "image_size", size, f"the model sees frames of {self.model.image_size} px: choose that"
-                )
+            self._check_model(self.model)
         self.follower = Follower(settings.following, self.env, make_proposer) if settings.following else None
 
     def _check_env(self) -> None:
@@ -131,6 +129,17 @@ class Player:
         if not by_reward and not can_plan(self.env):
             rule = "its goals are those of the table-top and of PushT: choose goal=reward with agent=model, or agent=random"
             raise InputError("env_id", s.env_id, rule)
+
+    def _check_model(self, model: WorldModel) -> None:
+        """What a plan or an action would find wrong later; see `run_episode`."""
+        shape = self.env.observation_space[PIXELS].shape
+        side = model.image_size
+        if shape != (side, side, 3):
+            found = shape[0] if shape[0] == shape[1] else f"{shape[0]} x {shape[1]}"
+            raise InputError("image_size", found, f"the model sees frames of {side} px: let the env show {side} x {side}")
+        ActionScale.of(model).check(self.env.action_space)
+        if self.settings.goal == "reward" and getattr(self.env.unwrapped, "task_spec", None) is None:
+            need(model, "reward", "goal=reward")
 
     def play(self, seed: int, on_step: Callable[[], None] | None = None, progress: bool | str = False) -> EpisodeRun:
         """Plays the episode of one seed; `on_step` and `progress` are those of `run_episode`."""

@@ -78,7 +78,7 @@ FIXED = [
     Odd(("collect", "episodes=1", "env.id=nosuch:X-v0"), "env.id: nosuch:X-v0; No module named 'nosuch'"),
     Odd(("collect", "episodes=1", "env.id=emu_embodied/TabletopPush-v7"), "Environment version `v7`"),
     Odd(("collect", "episodes=1", "env.id=''"), "env.id: ; it is empty"),
-    Odd(("collect",), "episodes: ???; has no default"),
+    Odd(("collect",), "episodes: not given; it has no default"),
     Odd(("evaluate", f"out={LONG_PATH}"), "at most 255 bytes, its path 4095"),
     Odd(("plan", "out=/dev/null"), "/dev/null is no folder"),
     Odd(("plan", "out=/dev/null/below"), "/dev/null is no folder"),

@@ -74,6 +74,8 @@ def test_version(capsys: pytest.CaptureFixture):
         (["doctr"], ["command: doctr", "did you mean doctor?"]),
         (["--verbose"], ["command: --verbose", "doctor"]),
         (["doctor", "rendr=false"], ["key: rendr", "did you mean render?"]),
+        (["train", "seed=3"], ["key: seed", "recipe.seed", "choose among: env, preset, recipe, stage", "train --help"]),
+        (["train", "recipe.hold_out=3"], ["did you mean recipe.held_out?"]),
         (["doctor", "render=7"], ["render: 7", "true or false"]),
         (["doctor", "render"], ["argument: render", "key=value"]),
         (["doctor", "render=true,false"], ["argument: render=true,false"]),
@@ -82,7 +84,7 @@ def test_version(capsys: pytest.CaptureFixture):
         (["doctor", "+_target_=os.system"], ["argument: +_target_=os.system"]),
         (["doctor", "~render"], ["argument: ~render"]),
         (["doctor", "hydra.run.dir=x"], ["key: hydra.run.dir"]),
-        (["doctor", "render=a\nb!"], ["argument: render=a b!"]),
+        (["doctor", "render=a\nb!"], ["argument: 'render=a\\nb!'"]),
     ],
 )
 def test_a_wrong_word_is_one_line_that_says_how_to_mend_it(words, expected, capsys: pytest.CaptureFixture):

@@ -445,6 +445,7 @@ def test_bad_batches_are_refused_by_name(model, real, data):
         ({"observe": []}, "observe"),
         ({"real_env": 5}, "real_env"),
         ({"starts": "some/path"}, "dataset"),
+        ({"world_model": "some/path"}, "world_model: some/path; .* checkpoint="),
         ({"passes": 2}, "option"),  # the model is there already
     ],
 )

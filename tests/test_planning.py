@@ -445,7 +445,7 @@ def test_penalties_are_added_where_they_are_asked_for():
         ("checkpoint=nowhere", "checkpoint: nowhere; choose among"),
         ("planner=xyz", "planner: xyz; choose among"),
         ("frames=7", "frames: 7; one round takes 8: give at least those"),
-        ("seconds=0", "seconds: 0; give a number above 0"),
+        ("seconds=0", "seconds: 0.0; give a number above 0"),
         ("block=3", "horizon: 2; give a multiple of block, 3"),
         ("effort=-1", "effort: -1; give a finite number of at least 0"),
         ("env.options.shift=night", "shift: night; choose"),

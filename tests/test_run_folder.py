@@ -171,7 +171,10 @@ def test_the_command_keeps_its_words_and_refuses_another_run_in_the_default_fold
     capsys.readouterr()
     assert main([*words, "frames=two"]) == 2
     error = capsys.readouterr().err
-    assert "data.digest" in error and "use another out=" in error and len(error.splitlines()) == 1
+    assert "frames: two; " in error and "'one'" in error and "use another out=" in error and len(error.splitlines()) == 1
+    save_frame_cache(tmp_path / "one", other_texts(frames()))  # another dataset where the same words find it
+    assert main([*words, "frames=one"]) == 2 and "data.digest" in capsys.readouterr().err
+    save_frame_cache(tmp_path / "one", frames())
     assert main([*words, "frames=one", "recipe.seed=3"]) == 2 and "recipe.seed: 3" in capsys.readouterr().err
     assert main([*words, "frames=one"]) == 0 and "finished already" in capsys.readouterr().out
     assert digest(tmp_path / "runs" / "train" / "checkpoint") == before

@@ -130,7 +130,7 @@ def test_dreams_have_the_robots_bounds_and_units():
     env = ImaginedEnv(model, starts=frames())
     assert np.allclose(env.action_space.low, LOW) and np.allclose(env.action_space.high, HIGH)
     env.reset(seed=1)
-    with pytest.raises(InputError, match="action"):
+    with pytest.raises(InputError, match=r"action: .*; stay within \[-.*, .*\] to \["):  # each number has bounds of its own
         env.step(np.full(7, 0.5, np.float32))
     moved = env.step(HIGH)[0]["pixels"]
     history = env._dreams.history  # of what the model itself is told
@@ -138,9 +138,11 @@ def test_dreams_have_the_robots_bounds_and_units():
     vector = ImaginedVectorEnv(model, 2, starts=frames())
     vector.reset(seed=1)
     assert np.array_equal(vector.step(np.stack([HIGH, LOW]))[0]["pixels"][0], moved)
-    over = ImaginedEnv(model, Blind(Arm()))
-    assert over.action_space == Arm().action_space
-    over.reset(seed=1)
+    over = ImaginedEnv(model, Arm())  # whose agent_pos the model does not know, and does not tell
+    assert over.action_space == Arm().action_space and Arm().observation_space["agent_pos"].shape != (0,)
+    assert over.reset(seed=1)[0]["agent_pos"].shape == (0,)
+    seen = Arm().reset(seed=1)[0]
+    assert over.reset(options={"observation": seen, "instruction": ""})[0]["agent_pos"].shape == (0,)
     over.step(over.action_space.sample())
     with pytest.raises(InputError, match="action_space"):
         ImaginedEnv(model, Blind(Arm(LOW / 2, HIGH / 2)))

@@ -114,12 +114,22 @@ def test_planning_by_reward_in_an_env_of_ones_own(checkpoint: str, tmp_path: Pat
     assert "choose goal=reward" in capsys.readouterr().err
     assert main([*words, "goal=reward"]) == 2
     assert "image_size: 96; the model sees frames of 64 px" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*/episodes.jsonl")), "what does not fit is said before a folder is made"
     budget = ["goal=reward", "env.options.size=64", "candidates=4", "elites=2", "iterations=1", "horizon=2"]
     assert main([*words, *budget]) == 0
     assert "not done  1 plans" in capsys.readouterr().out
     (result,) = tmp_path.glob("*/result.json")
     assert json.loads(result.read_text())["episodes"][0]["end_cm"] is None
     assert main(["report", str(result.parent)]) == 0
+
+
+def test_a_goal_that_the_data_never_told_is_refused_before_a_folder_is_made(tmp_path: Path, capsys):
+    model, world = tiny_world_model(world=UNLABELLED), replace(UNLABELLED, known=())
+    save_checkpoint(tmp_path / "arm", model.tokenizer, model.text, model.model, world, {})
+    words = [f"env.id={OWN}", "env.options.size=64", f"checkpoint={tmp_path / 'arm'}", f"out={tmp_path / 'runs'}"]
+    assert main(["plan", "goal=reward", *words]) == 2
+    assert "goal=reward: the model does not know its reward; " in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_datasets_actions_are_judged_in_the_checkpoints_scale(capsys):

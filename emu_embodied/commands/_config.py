@@ -6,6 +6,7 @@ instantiates a `_target_`.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import math
 import re
@@ -64,7 +65,7 @@ def compose_config(verb: str, overrides: Collection[str], complete: bool = True)
                 if own and key.startswith("env.options.") and key not in defaults:
                     overrides[overrides.index(word)] = f"+{word}"
                 elif key not in groups and key not in defaults:
-                    raise ConfigError("key", key, suggest(key, [*groups, *defaults]))
+                    raise ConfigError("key", key, _suggested(verb, key, {**groups, **defaults}))
             config = compose(verb, overrides)
             if complete:
                 _fill_in(config)
@@ -140,10 +141,19 @@ def _check_choice(word: str, options: list[str]) -> None:
         raise ConfigError(group, option, suggest(option, options))
 
 
+def _suggested(verb: str, key: str, known: Collection[str]) -> str:
+    """A remedy for an unknown key: those that end in it, else the nearest; and the keys at the top, for all are many."""
+    ending = [name for name in known if name.endswith(f".{key}")]
+    top = suggest(key, [name for name in known if "." not in name])
+    nearest = difflib.get_close_matches(key, known, 1)
+    meant = f"did you mean {' or '.join(ending or nearest)}? " if ending or nearest else ""
+    return f"{meant}{top[top.index('choose among') :]}, or what is below them (emu-embodied {verb} --help)"
+
+
 def _fill_in(config: DictConfig) -> None:
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
-        raise ConfigError(missing[0], "???", f"has no default; give {missing[0]}=...")
+        raise ConfigError(missing[0], "not given", f"it has no default: give {missing[0]}=...")
     OmegaConf.resolve(config)
 
 

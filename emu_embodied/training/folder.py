@@ -21,6 +21,7 @@ from emu_embodied.storage import MANIFEST, read_json, write_json
 
 RUN = "run.json"
 INTERVALS = ("evaluate_every", "save_every", "log_every")  # what may change between two calls
+CHOOSING = ("data", "frames", "camera", "action_keys", "fps", "skipped_actions", "action_range", "quality")  # of data
 ROOMS = ("", "training", "tokenizers", "decoding", "emu35")  # of the package: where a change of code changes weights
 
 
@@ -85,7 +86,7 @@ def _open(folder: Path, result: str, facts: Mapping[str, Any], notes: Mapping[st
         run = read_json(folder / RUN)
         if not isinstance(run, dict) or not isinstance(run.get("determined_by"), dict):
             raise CheckpointError(str(folder / RUN), "no run's document", "restore it, or use another out=")
-        refuse_other(facts, run["determined_by"], folder, "use another out=", CheckpointError)
+        _refuse_other(folder, facts, run, notes)
         run["continued"] = now
     elif _begun(folder, result):
         remedy = (
@@ -96,6 +97,21 @@ def _open(folder: Path, result: str, facts: Mapping[str, Any], notes: Mapping[st
         run = {"determined_by": facts, "begun": now}
     write_json(folder / RUN, run)
     return run
+
+
+def _refuse_other(folder: Path, facts: Mapping[str, Any], run: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
+    """Refuses other facts than the run's. Other data are named by the keys that chose them, where those differ: a digest
+    tells nobody what to give."""
+    now, then, asked, begun = dict(facts), dict(run["determined_by"]), _choice(notes), _choice(run.get("begun"))
+    if now["data"] != then.get("data") and asked and begun and asked != begun:
+        now, then = now | asked, then | begun
+    refuse_other(now, then, folder, "use another out=", CheckpointError)
+
+
+def _choice(notes: Any) -> dict[str, Any]:
+    """What a command asked for that chooses its data; empty where nothing was noted."""
+    config = notes.get("config") if isinstance(notes, Mapping) else None
+    return {name: config.get(name) for name in CHOOSING} if isinstance(config, Mapping) else {}
 
 
 def _begun(folder: Path, result: str) -> bool:

@@ -308,7 +308,7 @@ def check_trajectories(cache: FrameCache, held_out: int, text, model: TokenModel
         raise DatasetError(
             "action",
             cache.names.get("action", cache.actions.shape[1]),
-            f"the checkpoint's have {model.action_dim} values",
+            f"the checkpoint's have {model.action_dim} values: choose as many, action_keys=[...]",
         )
     for said in sorted(set(cache.instructions)):
         try:
