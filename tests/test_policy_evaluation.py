@@ -227,7 +227,7 @@ def test_pairs_are_compared():
 
 def test_lerobots_act_acts_in_dreams_and_for_real(act, dreams, real):
     agent = load_agent(act, "cpu")
-    assert agent.inputs == {OBS_IMAGE: (3, 64, 64), OBS_STATE: (2,), OBS_ENVIRONMENT_STATE: (18,)}
+    assert agent.inputs == {OBS_IMAGE: (3, 64, 64), OBS_STATE: (2,), OBS_ENVIRONMENT_STATE: (24,)}
     for name, worlds in (("imagined", dreams), ("real", real)):
         settings = replace(SETTINGS, policy=policy_label(act), world=name)
         rows = evaluate_policy(settings, range(4), worlds, agent)
@@ -243,7 +243,7 @@ def test_it_acts_as_lerobot_eval_would(act, real):
     agent, moment = load_agent(act, "cpu"), real.begin([5])
     agent.begin(real, [5])
     before, after = make_pre_post_processors(agent.policy.config, str(act))
-    seen = {"pixels": moment.pixels, "agent_pos": moment.agent_pos, "environment_state": moment.states[18]}
+    seen = {"pixels": moment.pixels, "agent_pos": moment.agent_pos, "environment_state": moment.states[24]}
     batch = before({**preprocess_observation(seen), "task": moment.tasks})
     expected = after(agent.policy.predict_action_chunk(batch)[:, 0]).detach().numpy()
     np.testing.assert_allclose(agent.act(moment), expected, atol=1e-6)
@@ -286,7 +286,7 @@ def test_a_damaged_policy_is_one_typed_error(copy, damage, message):
         ({OBS_IMAGE: (3, 96, 96)}, (2,), r"observation.image: shape \(3, 96, 96\); this world shows .*\(3, 64, 64\)"),
         ({"observation.images.top": (3, 64, 64)}, (2,), "observation.images.top"),
         ({OBS_STATE: (7,)}, (2,), "observation.state"),
-        ({OBS_ENVIRONMENT_STATE: (24,)}, (2,), "observation.environment_state"),
+        ({OBS_ENVIRONMENT_STATE: (25,)}, (2,), "observation.environment_state"),
         ({}, (6,), r"action: shape \(6,\); this world's actions have shape \(2,\)"),
     ],
 )
