@@ -278,7 +278,7 @@ def test_a_model_that_is_not_given_is_asked_for():
 
 
 def test_a_world_without_tasks_is_refused():
-    with pytest.raises(InputError, match="env_id: CartPole-v1; planning needs"):
+    with pytest.raises(InputError, match="env_id: CartPole-v1; planning looks at it"):
         planning.Player(settings(env_id="CartPole-v1"), None)
     with pytest.raises(ConfigError, match="env_id: Nothing-v0"):
         planning.Player(settings(env_id="Nothing-v0"), None)
