@@ -84,4 +84,4 @@ raise SystemExit(main(["doctor", "--help"]))
     assert done.returncode == 0, done.stderr
     files = done.stdout.splitlines()[: len(folders)]
     assert len(files) == len(folders) and all(Path(file).is_relative_to(tmp_path / "site") for file in files), files
-    assert "render: true" in done.stdout
+    assert "render=true" in done.stdout
