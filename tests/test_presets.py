@@ -33,5 +33,5 @@ def test_a_preset_is_as_small_as_it_says(preset, most, context):
 
 @pytest.mark.parametrize("word", ["recipe.tokenizer.image_size=65", "recipe.transformer.num_key_value_heads=3"])
 def test_sizes_that_do_not_fit_are_refused(word):
-    with pytest.raises(ConfigError, match=word.partition("=")[0].rpartition(".")[2]):
+    with pytest.raises(ConfigError, match=word.partition("=")[0]):
         make_recipe(compose_config("train", [word]))

@@ -238,7 +238,10 @@ def make_recipe(config: DictConfig):
     values = OmegaConf.to_container(config.recipe)
     values.pop("collect")
     values["tokenizer"]["levels"] = tuple(values["tokenizer"]["levels"])
-    values["tokenizer"] = FrameTokenizerConfig(**values["tokenizer"])
+    try:
+        values["tokenizer"] = FrameTokenizerConfig(**values["tokenizer"])
+    except ConfigError as error:  # it does not know which key its field is here
+        raise ConfigError(f"recipe.tokenizer.{error.field}", error.value, error.remedy) from None
     values["tokenizer_loop"] = LoopConfig(**values["tokenizer_loop"])
     values["trajectory"] = TrajectoryConfig(**values["trajectory"])
     values["trajectory_loop"] = LoopConfig(**values["trajectory_loop"])
@@ -246,8 +249,6 @@ def make_recipe(config: DictConfig):
     _check_optimisers(recipe, "tokenizer_loop", "trajectory_loop")
     if recipe.noise not in NOISES:
         raise ConfigError("recipe.noise", recipe.noise, f"choose one of {NOISES}")
-    if recipe.tokenizer.image_size % recipe.tokenizer.patch:
-        raise ConfigError("recipe.tokenizer.image_size", recipe.tokenizer.image_size, "choose a multiple of patch")
     if recipe.transformer["num_attention_heads"] % recipe.transformer["num_key_value_heads"]:
         raise ConfigError(
             "recipe.transformer.num_key_value_heads",
