@@ -6,7 +6,7 @@ from typing import Any
 
 import gymnasium
 
-from emu_embodied.errors import ConfigError
+from emu_embodied.errors import ConfigError, EmuEmbodiedError
 
 
 def open_env(env_id: str, field: str = "env.id", **options: Any) -> gymnasium.Env:
@@ -18,7 +18,7 @@ def open_env(env_id: str, field: str = "env.id", **options: Any) -> gymnasium.En
         options: keywords of `gymnasium.make`.
 
     Raises:
-        ConfigError: no such env, version or module.
+        ConfigError: no such env, version or module, or an env that cannot be made.
         EmuEmbodiedError: what the env itself says of its options.
     """
     import emu_embodied.envs  # noqa: F401  registers the worlds
@@ -30,10 +30,16 @@ def open_env(env_id: str, field: str = "env.id", **options: Any) -> gymnasium.En
         return gymnasium.make(env_id, **options)
     except gymnasium.error.Error as error:
         raise ConfigError(field, env_id, f"{_line(error)} Give a registered id, or MODULE:ID of your own") from None
+    except EmuEmbodiedError:
+        raise
     except ModuleNotFoundError as error:
-        if not module or error.name is not None:  # another module, which the env or the user's own module imports
-            raise
-        raise ConfigError(field, env_id, f"{_line(error)} Give a module that can be imported") from None
+        if module and error.name is None:  # Gymnasium's, of the module that the user named
+            remedy = f"{_line(error)} Give a module that can be imported"
+        else:
+            remedy = f"{_line(error)} Install what the env needs"
+        raise ConfigError(field, env_id, remedy) from error
+    except Exception as error:  # of the env's own code, or of Gymnasium's checks of it: any type
+        raise ConfigError(field, env_id, f"it cannot be made, {type(error).__name__}: {_line(error)}") from error
 
 
 def _line(error: Exception) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import gymnasium
 from gymnasium.envs.registration import register, registry
 
 from emu_embodied.envs.window import render_modes
@@ -45,13 +44,16 @@ def make_registered(env_id: str, **options: Any):
 
     Raises:
         InputError: no such env is registered.
+        ConfigError: it cannot be made.
     """
+    from emu_embodied.envs.opening import open_env
+
     if env_id not in registry:
         from emu_embodied.errors import InputError
 
         rule = "no env is registered under that id: import the package that registers it first, or give the env itself"
         raise InputError("real_env", env_id, rule)
-    return gymnasium.make(env_id, **options)
+    return open_env(env_id, "real_env", **options)  # a registered id without a module: nothing is imported for it
 
 
 # for `make` to know before there is an env

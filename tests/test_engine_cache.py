@@ -180,3 +180,9 @@ def test_the_folder_comes_from_the_argument_then_the_environment(monkeypatch, tm
     monkeypatch.delenv(FOLDER)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert EngineCache().folder == tmp_path / ".cache" / "emu-embodied" / "engines"
+
+
+def test_a_place_in_nobodys_home_is_named(monkeypatch):
+    monkeypatch.setenv(FOLDER, "~nobody-of-that-name/engines")
+    with pytest.raises(EngineError, match=f"{FOLDER}: ~nobody-of-that-name/engines; .*Set {FOLDER}"):
+        EngineCache()

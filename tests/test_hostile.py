@@ -15,6 +15,7 @@ import hostile
 import numpy as np
 import pytest
 import torch
+from gymnasium.envs.registration import EnvSpec
 from tiny import WORLD, tiny_world_model
 from tokenizers import Tokenizer
 
@@ -25,6 +26,7 @@ from emu_embodied.cloning import ClonedPolicy, CloningConfig, load_policy, save_
 from emu_embodied.commands import main
 from emu_embodied.commands.train import _world
 from emu_embodied.envs.imagined import ImaginedEnv
+from emu_embodied.envs.opening import open_env
 from emu_embodied.envs.registration import make_registered
 from emu_embodied.errors import CheckpointError, ConfigError, DatasetError, EmuEmbodiedError, InputError
 from emu_embodied.loading import load_proposer
@@ -426,3 +428,15 @@ def test_levels_that_quantise_nothing_are_refused(levels):
 
 def test_the_tables_world_fits():
     assert WORLD.env_id in gymnasium.registry
+
+
+@pytest.mark.parametrize("env_id", ["Unmade-v0", "phys2d/CartPole-v0"])
+def test_a_registered_env_that_cannot_be_made_is_one_typed_error(env_id, monkeypatch):
+    def fail():
+        raise AssertionError("no such robot")
+
+    monkeypatch.setitem(sys.modules, "jax", None)  # phys2d needs it
+    monkeypatch.setitem(gymnasium.registry, "Unmade-v0", EnvSpec("Unmade-v0", entry_point=fail))
+    for make in (open_env, make_registered):
+        with pytest.raises(ConfigError, match=f"{env_id}; (it cannot be made, AssertionError: no such robot|.*jax.*Install)"):
+            make(env_id)

@@ -47,6 +47,8 @@ class Saver:
 
 
 class CheckpointSaver(Saver):
+    """Saves a checkpoint whose weights say which version it is."""
+
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.model = tiny_world_model()
@@ -66,6 +68,8 @@ class CheckpointSaver(Saver):
 
 
 class CardSaver(CheckpointSaver):
+    """Puts a model card and its figures into a checkpoint's folder."""
+
     def save(self, version: int) -> None:
         if version == 0:
             super().save(0)
@@ -80,6 +84,8 @@ class CardSaver(CheckpointSaver):
 
 
 class JournalSaver(Saver):
+    """Appends rows to a journal, one a version."""
+
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.path, self.settings = folder / "episodes.jsonl", {"env": "table-top"}

@@ -64,11 +64,17 @@ class EngineCache:
     Args:
         folder: by default `$EMU_EMBODIED_CACHE`, else `~/.cache/emu-embodied/engines`; only its owner should be able to write
             there.
+
+    Raises:
+        EngineError: a place in the home of somebody who has none.
     """
 
     def __init__(self, folder: str | os.PathLike | None = None) -> None:
-        home = Path.home() / ".cache" / "emu-embodied" / "engines"
-        self.folder = Path(folder or os.environ.get(FOLDER) or home).expanduser()
+        place = folder or os.environ.get(FOLDER) or "~/.cache/emu-embodied/engines"
+        try:
+            self.folder = Path(place).expanduser()
+        except RuntimeError as error:  # who has no home
+            raise EngineError(FOLDER, str(place), f"{error} Set {FOLDER} to a folder of your own") from None
 
     def path(self, key: EngineKey) -> Path:
         """The sub-folder of an engine, whether it is there or not."""

@@ -17,7 +17,7 @@ from emu_embodied.checkpoint import versions
 from emu_embodied.data.frame_cache import FrameCache, content_digest
 from emu_embodied.errors import CheckpointError
 from emu_embodied.runs import locked, refuse_other
-from emu_embodied.storage import MANIFEST, read_json, write_json
+from emu_embodied.storage import MANIFEST, read_json, sums, write_json
 
 RUN = "run.json"
 INTERVALS = ("evaluate_every", "save_every", "log_every")  # what may change between two calls
@@ -123,8 +123,7 @@ def _sums(path: Path) -> dict[str, str] | None:
     """The sums of a finished result's weights; None where there is none."""
     if not (path / MANIFEST).is_file():
         return None
-    files = read_json(path / MANIFEST)["files"]
-    return {name: entry["sha256"] for name, entry in files.items() if name.endswith(".safetensors")}
+    return {name: found for name, found in sums(path).items() if name.endswith(".safetensors")}
 
 
 def _without_intervals(values: Any) -> Any:
