@@ -56,7 +56,7 @@ def collecting() -> Callable[[], int]:
     import gymnasium
 
     import emu_embodied.envs  # noqa: F401  registers it
-    from emu_embodied.rollouts.episodes import collect_episode
+    from emu_embodied.rollouts.collection.episodes import collect_episode
 
     env = gymnasium.make(ENV, max_episode_steps=-1, terminate_on_success=False)
     return lambda: len(collect_episode(env, SEED, 10).pixels)
@@ -67,9 +67,9 @@ def training() -> Callable[[], int]:
     import torch
 
     from emu_embodied.loading import load
-    from emu_embodied.rollouts.episodes import record_frames
+    from emu_embodied.rollouts.collection.episodes import record_frames
     from emu_embodied.training.objectives import TrajectoryConfig
-    from emu_embodied.training.recipe import encode_frames, trajectory_objective
+    from emu_embodied.training.pipeline import encode_frames, trajectory_objective
 
     world_model, steps = load("nano-tabletop"), 1_000_000
     parts = (world_model.model.train(), world_model.tokenizer, world_model.text, world_model.world)

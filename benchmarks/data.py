@@ -18,11 +18,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.priority import ordinary_priority
 from benchmarks.timing import machine, summary, versions
 from emu_embodied.data.frame_cache import FrameCache, build_frame_cache, load_frame_cache, save_frame_cache
 from emu_embodied.data.reader import ReadOptions
-from emu_embodied.storage import write_json
-from emu_embodied.training.windows import WindowSampler
+from emu_embodied.storage.files import write_json
+from emu_embodied.training.datasets import WindowSampler
 
 SHAPES = {"nano, 16 windows of 3": (16, 3, 64), "nano, 16 of 5": (16, 5, 64), "base, 64 of 9": (64, 9, 256)}
 
@@ -102,6 +103,7 @@ def time_caches(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
     return rows
 
 
+@ordinary_priority()
 def record(root: Path, kind: str, size: tuple[int, int], episodes: int, length: int) -> None:
     """A dataset of one camera with seven named joints, at 15 frames a second."""
     from lerobot.datasets.lerobot_dataset import LeRobotDataset

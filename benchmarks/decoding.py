@@ -29,17 +29,17 @@ from benchmarks.timing import (
     time_frames,
     versions,
 )
-from emu_embodied.decoding.config import DecodingConfig
-from emu_embodied.decoding.dida import fixed_order, open_after
-from emu_embodied.engines.choose import make_engine
+from emu_embodied.inference.decoding.config import DecodingConfig
+from emu_embodied.inference.decoding.dida import fixed_order, open_after
+from emu_embodied.inference.engines.registry import make_engine
 from emu_embodied.loading import load, weights_label
 from emu_embodied.metrics import bootstrap_interval
-from emu_embodied.policies.cem import CEMConfig
-from emu_embodied.rollouts.episodes import record_frames
-from emu_embodied.rollouts.planning import PlanningSettings, evaluate_planning, summarise
-from emu_embodied.rollouts.quality import OpenLoop, Truth
-from emu_embodied.storage import write_json
-from emu_embodied.token_model import TokenModel
+from emu_embodied.model.token_model import TokenModel
+from emu_embodied.policies.planners.cem import CEMConfig
+from emu_embodied.rollouts.collection.episodes import record_frames
+from emu_embodied.rollouts.evaluation.planning import PlanningSettings, evaluate_planning, summarise
+from emu_embodied.rollouts.evaluation.prediction import OpenLoop, Truth
+from emu_embodied.storage.files import write_json
 from emu_embodied.types import Observation
 from emu_embodied.world_model import TokenWorldModel
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.emu35_plan [--device cpu] [--budget 20] [--out FILE] [--quick]
 
-Floors are arithmetic (`emu_embodied.emu35.plan`) on the sizes of a model on the meta device: what must be read from memory over
+Floors are arithmetic (`emu35.memory_estimate`) on the sizes of a model on the meta device: what must be read from memory over
 the bandwidth, or what must be computed over the operations a second, whichever is longer; no program is as fast. The layer has
 the true sizes and random weights; 64 of them and the head, whose rows are timed in part, extrapolate to the model. `--quick`
 times a small layer, to try the command.
@@ -20,11 +20,11 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.timing import machine, summary, time_calls, versions
-from emu_embodied.emu35 import plan
+from emu_embodied.emu35 import memory_estimate as estimate
 from emu_embodied.emu35.language_model import meta_model
 from emu_embodied.emu35.quantisation import BITS
-from emu_embodied.storage import write_json
-from emu_embodied.transformer import Transformer, TransformerConfig
+from emu_embodied.model.transformer import Transformer, TransformerConfig
+from emu_embodied.storage.files import write_json
 
 SEED = 0
 PASSES = (None, 1, 4, 8, 16)  # None: token by token
@@ -36,41 +36,41 @@ WORKLOADS = {  # name -> height and width of the image, tokens before it
 TOKENS = (1, 256, 1024)
 HEAD_ROWS = 8192  # of the head, timed
 SMALL = replace(
-    plan.RELEASED, hidden_size=64, intermediate_size=128, num_attention_heads=4, num_key_value_heads=2, head_dim=16
+    estimate.RELEASED, hidden_size=64, intermediate_size=128, num_attention_heads=4, num_key_value_heads=2, head_dim=16
 )
 
 
 def sizes(config: TransformerConfig) -> dict:
     """Memory in GB and operations."""
     counted = sum(p.numel() for p in meta_model(config).parameters())
-    if counted != plan.parameters(config):
-        raise AssertionError(f"the meta model has {counted} weights, the plan says {plan.parameters(config)}")
+    if counted != estimate.parameters(config):
+        raise AssertionError(f"the meta model has {counted} weights, the plan says {estimate.parameters(config)}")
     return {
         "parameters": counted,
-        "weights_GB": {kind or "bf16": plan.weight_bytes(config, kind) / 1e9 for kind in BITS},
-        "cache_GB_per_1000_tokens": plan.cache_bytes(config, 1000) / 1e9,
-        "operations_of_a_token": plan.pass_flops(config, 1, 1),
-        "adapters_of_rank_16": plan.adapter_parameters(config, 16),
+        "weights_GB": {kind or "bf16": estimate.weight_bytes(config, kind) / 1e9 for kind in BITS},
+        "cache_GB_per_1000_tokens": estimate.cache_bytes(config, 1000) / 1e9,
+        "operations_of_a_token": estimate.pass_flops(config, 1, 1),
+        "adapters_of_rank_16": estimate.adapter_parameters(config, 16),
         "training_adapters_GB_2048_tokens": {
-            kind or "bf16": plan.training_bytes(config, 16, 2048, kind) / 1e9 for kind in BITS if kind != "int4"
+            kind or "bf16": estimate.training_bytes(config, 16, 2048, kind) / 1e9 for kind in BITS if kind != "int4"
         },
-        "training_all_GB_2048_tokens": plan.training_bytes(config, 0, 2048) / 1e9,
+        "training_all_GB_2048_tokens": estimate.training_bytes(config, 0, 2048) / 1e9,
     }
 
 
 def floors(config: TransformerConfig) -> dict:
     """Least seconds of each workload on each device, with the largest weights that leave room for the cache."""
     found = {}
-    for device in plan.DEVICES:
+    for device in estimate.DEVICES:
         fitting = [
-            kind for kind in BITS if plan.weight_bytes(config, kind) + plan.cache_bytes(config, 8192) < device.memory
+            kind for kind in BITS if estimate.weight_bytes(config, kind) + estimate.cache_bytes(config, 8192) < device.memory
         ]
         if not fitting:
             found[device.name] = None
             continue
         rows = {
             name: {
-                "token by token" if k is None else f"K={k}": plan.image_seconds(
+                "token by token" if k is None else f"K={k}": estimate.image_seconds(
                     config, device, h, w, before, k, fitting[0]
                 )
                 for k in PASSES
@@ -130,12 +130,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="also write the JSON here")
     parser.add_argument("--quick", action="store_true", help="a small layer and short timings")
     arguments = parser.parse_args()
-    device, timed = torch.device(arguments.device), SMALL if arguments.quick else plan.RELEASED
+    device, timed = torch.device(arguments.device), SMALL if arguments.quick else estimate.RELEASED
     kinds = {"bfloat16": torch.bfloat16} | ({"float32": torch.float32} if device.type == "cpu" else {})
     budget = 0.05 if arguments.quick else arguments.budget
     result = {
-        "sizes": sizes(plan.RELEASED),
-        "floors": floors(plan.RELEASED),
+        "sizes": sizes(estimate.RELEASED),
+        "floors": floors(estimate.RELEASED),
         "measured": {name: time_layer(timed, dtype, device, budget) for name, dtype in kinds.items()},
         "layer": asdict(timed),
         "machine": machine(device),

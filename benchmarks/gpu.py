@@ -20,14 +20,14 @@ from benchmarks.decoding import random_histories
 from benchmarks.timing import machine, speedups, summary, time_calls, time_frames, versions
 from emu_embodied.commands._config import compose_config
 from emu_embodied.commands.train import make_recipe
-from emu_embodied.decoding.config import DecodingConfig
-from emu_embodied.engines.choose import ENGINES, make_engine
-from emu_embodied.engines.parity import measure_parity
 from emu_embodied.errors import EmuEmbodiedError
-from emu_embodied.storage import write_json
-from emu_embodied.token_model import TokenModel, TokenModelConfig
-from emu_embodied.transformer import TransformerConfig
-from emu_embodied.vocabulary import Vocabulary
+from emu_embodied.inference.decoding.config import DecodingConfig
+from emu_embodied.inference.engines.parity import measure_parity
+from emu_embodied.inference.engines.registry import ENGINES, make_engine
+from emu_embodied.model.token_model import TokenModel, TokenModelConfig
+from emu_embodied.model.transformer import TransformerConfig
+from emu_embodied.model.vocabulary import Vocabulary
+from emu_embodied.storage.files import write_json
 
 DECODINGS = {
     "autoregressive": DecodingConfig("autoregressive"),

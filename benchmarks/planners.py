@@ -20,9 +20,9 @@ from pathlib import Path
 from benchmarks.timing import publish
 from emu_embodied.loading import load, weights_label
 from emu_embodied.metrics import bootstrap_interval
-from emu_embodied.policies.planner import PlannerConfig
-from emu_embodied.policies.planners import planner_config
-from emu_embodied.rollouts.planning import PlanningSettings, evaluate_planning, summarise
+from emu_embodied.policies.planners.base import PlannerConfig
+from emu_embodied.policies.planners.registry import planner_config
+from emu_embodied.rollouts.evaluation.planning import PlanningSettings, evaluate_planning, summarise
 
 ENV, CHECKPOINT, SEED = "emu_embodied/TabletopPush-v0", "nano-tabletop", 10_000_000
 ROUNDS = {512: 2, 1536: 3}  # of the sampling planners; those of other budgets as of the nearest

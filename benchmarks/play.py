@@ -23,8 +23,8 @@ import emu_embodied.envs  # noqa: F401
 from benchmarks.timing import publish
 from emu_embodied.loading import load
 from emu_embodied.metrics import bootstrap_interval
-from emu_embodied.rollouts.play import Play
-from emu_embodied.rollouts.serve import PlayServer
+from emu_embodied.rollouts.viewer.server import PlayServer
+from emu_embodied.rollouts.viewer.session import Play
 
 WARM_UP = 5  # steps that are not timed
 

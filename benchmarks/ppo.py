@@ -28,14 +28,14 @@ from stable_baselines3.common.vec_env import VecEnvWrapper
 
 from benchmarks.timing import machine, versions
 from emu_embodied.checkpoint import fingerprint
-from emu_embodied.envs.beliefs import Beliefs, belief_space, instruction_space, instruction_words
-from emu_embodied.envs.stable_baselines import StableBaselinesVecEnv
-from emu_embodied.envs.tasks import OBJECTS, parse_task
+from emu_embodied.envs.imagined.beliefs import Beliefs, belief_space, instruction_space, instruction_words
+from emu_embodied.envs.imagined.stable_baselines import StableBaselinesVecEnv
+from emu_embodied.envs.tabletop.tasks import OBJECTS, parse_task
 from emu_embodied.loading import checkpoint_path, load
 from emu_embodied.metrics import bootstrap_interval, wilson_interval
 from emu_embodied.policies.costs import walk_around
-from emu_embodied.rollouts.goals import TaskGoal
-from emu_embodied.storage import write_json
+from emu_embodied.rollouts.goals.task_costs import TaskGoal
+from emu_embodied.storage.files import write_json
 from emu_embodied.types import AGENT_POS, BELIEFS, INSTRUCTION, IS_SUCCESS, PIXELS, TASK, Observation
 
 ENV, OPTIONS = "emu_embodied/TabletopPush-v0", {"cubes": 1}

@@ -23,12 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.timing import publish
+from emu_embodied.baselines.goal_cloning import ClonedPolicy, load_policy
 from emu_embodied.checkpoint import fingerprint
-from emu_embodied.cloning import ClonedPolicy, load_policy
 from emu_embodied.errors import ConfigError, EmuEmbodiedError
 from emu_embodied.loading import checkpoint_path, load, weights_label
-from emu_embodied.rollouts.journal import open_journal
-from emu_embodied.rollouts.protocol import (
+from emu_embodied.rollouts.evaluation.goal_reaching import (
     AGENTS,
     COSTS,
     GOALS,
@@ -38,7 +37,8 @@ from emu_embodied.rollouts.protocol import (
     ratio,
     summarise,
 )
-from emu_embodied.rollouts.scenes import RULES
+from emu_embodied.rollouts.evaluation.journal import open_journal
+from emu_embodied.rollouts.evaluation.scene_success import RULES
 
 LOOSE = {"tabletop": ("rate_within_4_cm", 2.0), "pusht": ("rate_within_40_px_and_40_degrees", 2.0)}
 SEED = 42  # the protocol's

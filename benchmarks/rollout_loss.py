@@ -25,14 +25,14 @@ from emu_embodied.checkpoint import fingerprint, load_checkpoint
 from emu_embodied.commands._config import compose_config
 from emu_embodied.commands.train import make_recipe
 from emu_embodied.data.frame_cache import frames_for
-from emu_embodied.decoding.config import DecodingConfig
+from emu_embodied.inference.decoding.config import DecodingConfig
 from emu_embodied.loading import checkpoint_path
-from emu_embodied.rollouts.quality import OpenLoop, Truth
-from emu_embodied.storage import read_json, write_json
-from emu_embodied.token_model import TokenModel
+from emu_embodied.model.token_model import TokenModel
+from emu_embodied.rollouts.evaluation.prediction import OpenLoop, Truth
+from emu_embodied.storage.files import read_json, write_json
 from emu_embodied.training.loop import train_stage
 from emu_embodied.training.objectives import TrajectoryObjective
-from emu_embodied.training.recipe import encode_frames, model_config, trajectory_objective
+from emu_embodied.training.pipeline import encode_frames, model_config, trajectory_objective
 from emu_embodied.world_model import TokenWorldModel
 
 TOKENIZERS = "nano-tabletop"

@@ -35,12 +35,12 @@ import numpy as np
 import torch
 
 from emu_embodied.checkpoint import fingerprint
-from emu_embodied.envs.tasks import COLOURS, OBJECTS
+from emu_embodied.envs.tabletop.tasks import COLOURS, OBJECTS
 from emu_embodied.loading import checkpoint_path, load
 from emu_embodied.metrics import bootstrap_interval, colour_centroids, energy_score, spread
-from emu_embodied.rollouts.episodes import record_frames
-from emu_embodied.rollouts.quality import tokenizer_codes
-from emu_embodied.storage import write_json
+from emu_embodied.rollouts.collection.episodes import record_frames
+from emu_embodied.rollouts.evaluation.prediction import tokenizer_codes
+from emu_embodied.storage.files import write_json
 from emu_embodied.types import PIXELS, Observation
 
 ENV, OPTIONS = "emu_embodied/TabletopPush-v0", {"stochastic": True, "cubes": 1}

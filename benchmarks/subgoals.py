@@ -26,13 +26,13 @@ import torch
 from benchmarks.timing import publish
 from emu_embodied.errors import EmuEmbodiedError
 from emu_embodied.loading import load, weights_label
-from emu_embodied.policies.cem import CEMConfig
-from emu_embodied.rollouts import subgoal_evaluation as evaluation
-from emu_embodied.rollouts.following import Following
-from emu_embodied.rollouts.journal import open_journal
-from emu_embodied.rollouts.protocol import ratio
-from emu_embodied.rollouts.spoken import spoken_starts
-from emu_embodied.rollouts.subgoal_evaluation import Bench, ImageSettings, LoopSettings, difference, rate
+from emu_embodied.policies.planners.cem import CEMConfig
+from emu_embodied.rollouts.evaluation import subgoals as evaluation
+from emu_embodied.rollouts.evaluation.goal_reaching import ratio
+from emu_embodied.rollouts.evaluation.instruction_sampling import spoken_starts
+from emu_embodied.rollouts.evaluation.journal import open_journal
+from emu_embodied.rollouts.evaluation.subgoals import Bench, ImageSettings, LoopSettings, difference, rate
+from emu_embodied.rollouts.goals.subgoal_setup import Following
 
 PROPOSERS = ("learnt", "filtered", "true", "none", "copy", "retrieved", "shuffled", "random")
 TRIES = 4  # drawings of "filtered"

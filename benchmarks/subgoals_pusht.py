@@ -26,14 +26,14 @@ import torch
 
 import emu_embodied.envs  # noqa: F401  registers them
 from benchmarks.timing import publish
-from emu_embodied.envs.tee import AIMS_CM
+from emu_embodied.envs.pusht.geometry import AIMS_CM
 from emu_embodied.errors import EmuEmbodiedError
 from emu_embodied.loading import load, load_proposer, weights_label
 from emu_embodied.metrics import bootstrap_interval
-from emu_embodied.policies.cem import CEMConfig
-from emu_embodied.rollouts.following import Following
-from emu_embodied.rollouts.planning import PlanningSettings, evaluate_planning
-from emu_embodied.rollouts.subgoal_evaluation import FIRST, difference, rate
+from emu_embodied.policies.planners.cem import CEMConfig
+from emu_embodied.rollouts.evaluation.planning import PlanningSettings, evaluate_planning
+from emu_embodied.rollouts.evaluation.subgoals import FIRST, difference, rate
+from emu_embodied.rollouts.goals.subgoal_setup import Following
 from emu_embodied.types import AGENT_POS, PIXELS, Observation
 
 ENV_ID = "emu_embodied/PushT-v0"

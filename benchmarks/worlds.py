@@ -24,8 +24,8 @@ from benchmarks.timing import machine, versions
 from emu_embodied.checkpoint import fingerprint
 from emu_embodied.loading import checkpoint_path, load
 from emu_embodied.metrics import bootstrap_interval
-from emu_embodied.rollouts.collect import collect
-from emu_embodied.storage import write_json
+from emu_embodied.rollouts.collection.collect import collect
+from emu_embodied.storage.files import write_json
 from emu_embodied.types import AGENT_POS, BELIEFS, INSTRUCTION
 
 SEED = 13_000_000

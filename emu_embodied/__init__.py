@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from emu_embodied.process import prepare
 
 prepare()  # before the first import of torch, mujoco or onnxruntime
-
-_checkout = Path(__file__).resolve().parent.parent
-if (_checkout / "pyproject.toml").is_file():  # a checkout keeps envs/, policies/, ... beside this folder
-    __path__.append(str(_checkout))
 
 __version__ = "0.1.0"
 

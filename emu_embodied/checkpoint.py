@@ -15,9 +15,9 @@ from torch import nn
 import emu_embodied
 from emu_embodied.errors import CheckpointError, ConfigError, InputError
 from emu_embodied.labels import LABELS
-from emu_embodied.schema import build
-from emu_embodied.storage import Folder, load_folder, save_folder, sums
-from emu_embodied.token_model import TokenModel, TokenModelConfig, check_objects, check_scale
+from emu_embodied.model.token_model import TokenModel, TokenModelConfig, check_objects, check_scale
+from emu_embodied.storage.files import Folder, load_folder, save_folder, sums
+from emu_embodied.storage.schema import build
 from emu_embodied.tokenizers.frames import FrameTokenizer, FrameTokenizerConfig
 from emu_embodied.tokenizers.text import TextTokenizer
 from emu_embodied.validation import choice, env_id, number, whole_number
@@ -35,7 +35,7 @@ class World:
         env_id: the Gymnasium id of the real environment, for the imagined one's spaces and reset; without a module to import.
             Empty where there is none.
         action_names: names of the action's values.
-        eye: what reads objects from frames, one of `rollouts.eyes.EYES`.
+        eye: what reads objects from frames, one of `object_detection.DETECTORS`.
         landmarks: object -> the object whose second point it is, so that the two give its angle.
         action_scale: centres and half-ranges by which recorded actions became values in [-1, 1], for each dataset trained on;
             empty where they were so from the beginning. See `units.ActionScale`.

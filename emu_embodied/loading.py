@@ -9,17 +9,17 @@ from typing import Any
 import torch
 
 from emu_embodied.checkpoint import fingerprint, load_checkpoint
-from emu_embodied.decoding.config import DecodingConfig
 from emu_embodied.device import find_device
 from emu_embodied.emu35.checkpoint import is_adapted, load_adapted
 from emu_embodied.errors import CheckpointError, InputError
+from emu_embodied.generation.key_frames import SubgoalDecoding, TokenSubgoals
+from emu_embodied.inference.decoding.config import DecodingConfig
+from emu_embodied.inference.frame_step import FrameStep
+from emu_embodied.model.token_model import TokenModel
 from emu_embodied.process import warn_of_spinning
 from emu_embodied.protocols import StepEngine
 from emu_embodied.shipped import checkpoint_path
-from emu_embodied.step import FrameStep
-from emu_embodied.storage import read_json
-from emu_embodied.subgoals import SubgoalDecoding, TokenSubgoals
-from emu_embodied.token_model import TokenModel
+from emu_embodied.storage.files import read_json
 from emu_embodied.validation import whole_number
 from emu_embodied.world_model import TokenWorldModel
 
@@ -45,7 +45,7 @@ def load(
     Args:
         name_or_path: a shipped name ("nano-tabletop") or a checkpoint's folder.
         device: where to run, see `device.find_device`; by default CUDA where there is one, else the CPU.
-        engine: what executes the model's steps, one of `engines.choose.ENGINES`, or "auto" for the fastest that agrees with the
+        engine: what executes the model's steps, one of `registry.ENGINES`, or "auto" for the fastest that agrees with the
             eager steps; the world model's `engine.name` says which runs.
         precision: fp32, or fp16 or bf16 for engines that have it.
         seed: of the sampling noise.
@@ -83,7 +83,7 @@ def load_proposer(
     caption_temperature: float = 0.0,
     **decoding: Any,
 ) -> TokenSubgoals:
-    """Loads what draws key frames from words; see `subgoals.TokenSubgoals`.
+    """Loads what draws key frames from words; see `key_frames.TokenSubgoals`.
 
     Args:
         name_or_path: a shipped name ("nano-language") or the folder of a checkpoint of `train stage=language`.
@@ -113,7 +113,7 @@ def load_proposer(
 def _engine(name: str, model: TokenModel, precision: str) -> StepEngine:
     if name == "eager" and precision == "fp32":
         return FrameStep(model)
-    from emu_embodied.engines.choose import checked_engine, fastest_engine
+    from emu_embodied.inference.engines.registry import checked_engine, fastest_engine
 
     if name == "auto":
         return fastest_engine(model, 64 if model.noised.is_cuda else 16, precision=precision)[0]

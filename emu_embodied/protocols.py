@@ -124,7 +124,7 @@ class GoalPolicy(Protocol):
 
 
 class StepEngine(Protocol):
-    """Executes the model's pure steps; decoding loops are blind to which engine does it. See `emu_embodied.step`.
+    """Executes the model's pure steps; decoding loops are blind to which engine does it. See `inference.frame_step`.
 
     Attributes:
         name: says what executes: "eager", "compiled", "onnx", ...
@@ -144,10 +144,10 @@ class StepEngine(Protocol):
         actions_BA: torch.Tensor,
         codes_BN: torch.Tensor,
         hidden_BN: torch.Tensor,
-        sharpness: float = 1.0,
+        inverse_temperature: float = 1.0,
         gumbel_BNV: torch.Tensor | None = None,
     ) -> Proposal:
-        """One bidirectional pass over the next frame's slots, with a drawing from softmax(sharpness * logits).
+        """One bidirectional pass over the next frame's slots, with a drawing from softmax(inverse_temperature * logits).
 
         `gumbel_BNV` is the drawing's noise, so that engines can be compared token by token; None draws the likeliest.
         """
@@ -172,7 +172,7 @@ class StepEngine(Protocol):
         index: int,
         codes_B: torch.Tensor | None,
         source_BND: torch.Tensor | None,
-        sharpness: float = 1.0,
+        inverse_temperature: float = 1.0,
         gumbel_BV: torch.Tensor | None = None,
     ) -> Proposal:
         """Reads the token before slot `index`, which joins the cache, and draws the slot's code."""

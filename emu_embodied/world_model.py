@@ -9,16 +9,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from emu_embodied.decoding import autoregressive, dida, exact
-from emu_embodied.decoding.config import DecodingConfig
-from emu_embodied.decoding.guidance import GuidedEngine
-from emu_embodied.decoding.sampling import entropy
 from emu_embodied.errors import CheckpointError, InputError
+from emu_embodied.inference.decoding import autoregressive, dida, exact
+from emu_embodied.inference.decoding.config import DecodingConfig
+from emu_embodied.inference.decoding.guidance import GuidedEngine
+from emu_embodied.inference.decoding.sampling import entropy
+from emu_embodied.inference.frame_step import FrameStep, soft_step
 from emu_embodied.labels import knows
-from emu_embodied.noise import WorldNoise, make_noise
+from emu_embodied.model.noise import WorldNoise, make_noise
+from emu_embodied.model.token_model import StateEstimate, TokenModel
 from emu_embodied.protocols import StepEngine
-from emu_embodied.step import FrameStep, soft_step
-from emu_embodied.token_model import StateEstimate, TokenModel
 from emu_embodied.tokenizers.frames import FrameTokenizer
 from emu_embodied.tokenizers.text import TextTokenizer
 from emu_embodied.types import History, Observation, Rollout

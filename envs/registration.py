@@ -6,7 +6,7 @@ from typing import Any
 
 from gymnasium.envs.registration import register, registry
 
-from emu_embodied.envs.window import render_modes
+from .window import render_modes
 
 # keywords of `emu_embodied.loading.load`
 LOADING = (
@@ -23,14 +23,14 @@ def imagined(checkpoint: str = "nano-tabletop", world_model: Any = None, **optio
         world_model: a loaded one instead.
         options: `LOADING`'s go to `loading.load`; the others are `ImaginedEnv`'s.
     """
-    from emu_embodied.envs.imagined import ImaginedEnv
+    from emu_embodied.envs.imagined.env import ImaginedEnv
 
     return ImaginedEnv(_world_model(checkpoint, world_model, options), **options)
 
 
 def imagined_vector(checkpoint: str = "nano-tabletop", world_model: Any = None, **options: Any):
     """Makes Imagined-v0 as a vector env; arguments as for `imagined`, options as for `ImaginedVectorEnv`."""
-    from emu_embodied.envs.imagined_vector import ImaginedVectorEnv
+    from emu_embodied.envs.imagined.vector_env import ImaginedVectorEnv
 
     return ImaginedVectorEnv(_world_model(checkpoint, world_model, options), **options)
 
@@ -46,7 +46,7 @@ def make_registered(env_id: str, **options: Any):
         InputError: no such env is registered.
         ConfigError: it cannot be made.
     """
-    from emu_embodied.envs.opening import open_env
+    from .opening import open_env
 
     if env_id not in registry:
         from emu_embodied.errors import InputError
@@ -75,12 +75,12 @@ def _world_model(checkpoint: str, world_model: Any, options: dict[str, Any]) -> 
 
 
 if "emu_embodied/TabletopPush-v0" not in registry:
-    register("emu_embodied/TabletopPush-v0", "emu_embodied.envs.tabletop:TabletopPushEnv", max_episode_steps=40)
+    register("emu_embodied/TabletopPush-v0", "emu_embodied.envs.tabletop.env:TabletopPushEnv", max_episode_steps=40)
 
 if "emu_embodied/PushT-v0" not in registry:
-    register("emu_embodied/PushT-v0", "emu_embodied.envs.pusht:PushTEnv", max_episode_steps=60)
+    register("emu_embodied/PushT-v0", "emu_embodied.envs.pusht.env:PushTEnv", max_episode_steps=60)
 
-# name in `readings.READINGS` -> id, actions an episode
+# name in `specs.SPECS` -> id, actions an episode
 ADAPTED = {
     "reacher": ("emu_embodied/Reacher-v0", 20),
     "pusher": ("emu_embodied/Pusher-v0", 50),
@@ -91,7 +91,7 @@ ADAPTED = {
 }
 for _world, (_id, _steps) in ADAPTED.items():
     if _id not in registry:
-        register(_id, "emu_embodied.envs.adapter:AdaptedEnv", max_episode_steps=_steps, kwargs={"world": _world})
+        register(_id, "emu_embodied.envs.external.adapter:AdaptedEnv", max_episode_steps=_steps, kwargs={"world": _world})
 
 if "emu_embodied/Imagined-v0" not in registry:
     register(

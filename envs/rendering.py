@@ -9,9 +9,10 @@ from threading import Lock
 
 import numpy as np
 
-from emu_embodied.envs.closing import close_at_exit
 from emu_embodied.errors import ConfigError
 from emu_embodied.process import FORK_REMEDY, OPENGL_REMEDY, opengl_in_use, opengl_inherited
+
+from .renderer_cleanup import close_at_exit
 
 
 def no_opengl(error: Exception) -> ConfigError:

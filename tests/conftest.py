@@ -3,8 +3,17 @@
 import os
 import signal
 
+import pytest
+
 import emu_embodied  # noqa: F401  before torch, whose threads shall wait asleep
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")  # torch's threads: few, and the same on every machine
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs with it ignored
+
+
+@pytest.fixture(autouse=True)
+def stays_at_its_priority():
+    """No test leaves this process a real-time one: its children would starve the machine (see `benchmarks.priority`)."""
+    yield
+    assert not hasattr(os, "sched_getscheduler") or os.sched_getscheduler(0) == os.SCHED_OTHER

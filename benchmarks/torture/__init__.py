@@ -6,7 +6,7 @@ A benchmark like the others, with a JSON of its own; its hostile inputs and tiny
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))  # `import tiny`, as pytest makes it for the tests
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "support"))  # as pytest's `pythonpath`
 
 from . import disks, hostile_files, kills, network, odd_calls, signals, steadiness, viewer, workers  # noqa: E402, F401  register
 from .battery import BATTERIES  # noqa: E402, F401

@@ -19,7 +19,7 @@ from payloads import payloads
 
 import emu_embodied.envs  # noqa: F401  here, so that no fork imports it anew
 from emu_embodied.loading import load
-from emu_embodied.storage import MANIFEST, save_folder
+from emu_embodied.storage.files import MANIFEST, save_folder
 
 from .battery import Job, NotRun, Trial, battery
 from .kills import tiny_checkpoint
@@ -39,7 +39,7 @@ def optional(name: str):
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        raise NotRun(f"tests/{name}.py: {error}") from None
+        raise NotRun(f"tests/support/{name}.py: {error}") from None
 
 
 def judge(what: str, ending: Ending, file: str = "", refused: bool = True) -> Trial:
@@ -153,7 +153,7 @@ DAMAGES: dict[str, Callable[[bytearray, random.Random], bytes]] = {
     n=400,
 )
 def mutations(job: Job) -> Iterator[Trial]:
-    """tests/hostile.py's mutations, each loaded and dreamt in."""
+    """tests/support/hostile.py's mutations, each loaded and dreamt in."""
     hostile = optional("hostile")
     intact, place = tiny_checkpoint(job.folder / "intact"), job.folder / "place"
     place.mkdir()
@@ -206,7 +206,7 @@ def seal(folder: Path, files: dict[str, bytes]) -> None:
     "code",
     fault="pickle, object arrays, hostile `_target_` or `auto_map` in files",
     expected="refused or read as data, nothing executed; no `torch.load`, no pickle, no remote code (also "
-    "tests/test_architecture.py)",
+    "tests/package/test_architecture.py)",
     bar=">= 30 files, 0 executions",
     n=57,
 )
@@ -330,7 +330,7 @@ def bombs(job: Job) -> Iterator[Trial]:
     n=300,
 )
 def datasets(job: Job) -> Iterator[Trial]:
-    """tests/hostile_datasets.py's mutations, each read as training reads it."""
+    """tests/support/hostile_datasets.py's mutations, each read as training reads it."""
     hostile = optional("hostile_datasets")
     intact, place = job.folder / "intact", job.folder / "place"
     place.mkdir()

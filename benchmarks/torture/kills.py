@@ -12,8 +12,8 @@ import torch
 from tiny import tiny_world_model
 
 from emu_embodied.checkpoint import add_card, load_checkpoint, save_checkpoint
-from emu_embodied.rollouts.journal import append, open_journal
-from emu_embodied.storage import load_file, load_folder
+from emu_embodied.rollouts.evaluation.journal import append, open_journal
+from emu_embodied.storage.files import load_file, load_folder
 
 from .battery import Job, NotRun, Trial, battery
 from .processes import call_main, fork_until_killed, in_child
@@ -115,7 +115,7 @@ class DatasetSaver(Saver):
     def _record(self) -> None:
         from test_frame_cache import NAMES, episode
 
-        from emu_embodied.rollouts.parts import STATISTICS, split, write_part
+        from emu_embodied.rollouts.collection.shards import STATISTICS, split, write_part
 
         (self.folder / "d.parts").mkdir()
         for part in split(4, 2):
@@ -124,7 +124,7 @@ class DatasetSaver(Saver):
         self._join(0)
 
     def _join(self, version: int) -> None:
-        from emu_embodied.rollouts.parts import check_settings, join_parts, locked, split
+        from emu_embodied.rollouts.collection.shards import check_settings, join_parts, locked, split
 
         root, folder = self.folder / "d", self.folder / "d.parts"
         with locked(folder):
@@ -144,7 +144,7 @@ class DatasetSaver(Saver):
         from emu_embodied.data.frame_cache import build_frame_cache
         from emu_embodied.data.lerobot_files import SIDECAR
         from emu_embodied.data.lerobot_format import read_notes
-        from emu_embodied.rollouts.parts import check_settings
+        from emu_embodied.rollouts.collection.shards import check_settings
 
         check_settings({}, self.folder / "d", self.folder / "d.parts")
         if (episodes := build_frame_cache(self.folder / "d").episodes) != 4:
@@ -161,7 +161,7 @@ class ReportSaver(Saver):
         self.save(0)
 
     def save(self, version: int) -> None:
-        from emu_embodied.rollouts.report import read_run, write_report
+        from emu_embodied.rollouts.viewer.html_report import read_run, write_report
 
         write_report(read_run(self.run), self.page, f"version={version}")
 
@@ -373,7 +373,7 @@ def _collect(root: Path) -> str:
     import hashlib
 
     from emu_embodied.data.frame_cache import build_frame_cache
-    from emu_embodied.rollouts import collect as module
+    from emu_embodied.rollouts.collection import collect as module
 
     module.EPISODES_PER_PART = 2
     options = {"image_size": 16}

@@ -21,7 +21,7 @@ SECONDS = 5.0  # of a core, in which a word is refused
     n=10_000,
 )
 def calls(job: Job) -> Iterator[Trial]:
-    """tests/fuzz.py's calls of env, vector env, planner, proposer, world model and `load`."""
+    """tests/support/fuzz.py's calls of env, vector env, planner, proposer, world model and `load`."""
     optional("fuzz")
     seed = job.chance.randrange(2**31)
     ending = in_child(lambda: _fuzzed(seed, job.n), 120 + job.n / 2)
@@ -45,7 +45,7 @@ def _fuzzed(seed: int, n: int) -> list[tuple[str, str, str, float]]:
     n=100,
 )
 def words(job: Job) -> Iterator[Trial]:
-    """tests/odd_words.py's command lines, those that users met and drawn ones, half of each."""
+    """tests/support/odd_words.py's command lines, those that users met and drawn ones, half of each."""
     odd = optional("odd_words")
     known = job.chance.sample(odd.FIXED, min(len(odd.FIXED), (job.n + 1) // 2))
     drawn = odd.odd_commands(job.chance.randrange(2**31), job.n - len(known))

@@ -61,7 +61,7 @@ def play(seed: int) -> dict[str, str]:
     import gymnasium
 
     import emu_embodied.envs  # noqa: F401
-    from emu_embodied.rollouts.episodes import collect_episode
+    from emu_embodied.rollouts.collection.episodes import collect_episode
 
     real = gymnasium.make("emu_embodied/TabletopPush-v0")
     episode = collect_episode(real, seed, STEPS)

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from emu_embodied.storage import write_bytes
+from emu_embodied.storage.files import write_bytes
 
 from .processes import ROOT
 
@@ -17,8 +17,8 @@ ORDER = (
 INTRODUCTION = """# Under faults
 
 `make torture` runs seeded batteries of faults against the package: kills at random moments, damaged and hostile files, odd
-calls, full disks, dead workers, hostile requests. CI runs a short one (`tests/test_torture.py`). This table is written by
-`python -m benchmarks.torture --only "" --out benchmarks/results/torture-cpu.json --table docs/reliability.md` from
+calls, full disks, dead workers, hostile requests. CI runs a short one (`tests/faults/test_torture.py`). This table is
+written by `python -m benchmarks.torture --only "" --out benchmarks/results/torture-cpu.json --table docs/reliability.md` from
 [that JSON](../benchmarks/results/torture-cpu.json), which also has versions, seeds, failures and worst cases. Intervals are
 Wilson's of 95%, "at" is the commit that was tried; the machine was busy. A row's command is
 `make torture ARGS="--only NAME --n N"`. What was not run is not counted. What is promised of files stands in

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tiny import tiny_world_model
 
-from emu_embodied.rollouts.serve import FIELDS, MAX_BODY
+from emu_embodied.rollouts.viewer.server import FIELDS, MAX_BODY
 
 from .battery import Job, NotRun, Trial, battery
 from .kills import planned_run
@@ -86,8 +86,8 @@ def _serve(writer: int) -> None:
     import gymnasium
 
     import emu_embodied.envs  # noqa: F401
-    from emu_embodied.rollouts.play import Play
-    from emu_embodied.rollouts.serve import PlayServer
+    from emu_embodied.rollouts.viewer.server import PlayServer
+    from emu_embodied.rollouts.viewer.session import Play
 
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     model = tiny_world_model()
@@ -205,14 +205,14 @@ def reports(job: Job) -> Iterator[Trial]:
 
 
 def _report(run: Path, page: Path) -> None:
-    from emu_embodied.rollouts.report import read_run, write_report
+    from emu_embodied.rollouts.viewer.html_report import read_run, write_report
 
     write_report(read_run(run), page, INJECTED[0])
 
 
 def _injure(job: Job, run: Path) -> str:
     """Changes a value of result.json or of an episode's document; returns which."""
-    from emu_embodied.storage import load_folder, save_folder
+    from emu_embodied.storage.files import load_folder, save_folder
 
     (episode,) = (path for path in run.glob("episode-*") if path.is_dir())
     tensors, documents = load_folder(episode)

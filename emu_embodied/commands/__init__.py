@@ -14,8 +14,9 @@ import pkgutil
 import sys
 from collections.abc import Sequence
 
-from emu_embodied.commands._door import end_well
 from emu_embodied.errors import ConfigError
+
+from ._door import end_well
 
 HELP = ("-h", "--help", "help")
 FIRST = {"completion": "shell", "report": "run"}  # verb -> the key whose value its first word may be, without `key=`
@@ -47,9 +48,10 @@ def verbs() -> dict[str, str]:
 
 def _dispatch(arguments: list[str]) -> None:
     from emu_embodied import __version__
-    from emu_embodied.commands._config import compose_config
-    from emu_embodied.commands._keys import check_checkpoint
     from emu_embodied.validation import suggest
+
+    from ._config import compose_config
+    from ._keys import check_checkpoint
 
     known = verbs()
     _check_words(arguments)
@@ -99,7 +101,7 @@ def _overview(known: dict[str, str]) -> str:
 
 
 def _verb_help(verb: str, known: dict[str, str], overrides: list[str]) -> str:
-    from emu_embodied.commands._help import verb_help
+    from ._help import verb_help
 
     first = f" {FIRST[verb].upper()}" if verb in FIRST else ""
     usage = f"usage: emu-embodied {verb}{first} [key=value ...]"

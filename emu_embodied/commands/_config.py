@@ -23,9 +23,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from emu_embodied.commands._keys import check_keys
 from emu_embodied.errors import ConfigError
 from emu_embodied.validation import suggest
+
+from ._keys import check_keys
 
 CONFIGS = "emu_embodied.configs"
 KINDS = {

@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
-from emu_embodied.commands import _config
+from . import _config
 
 EXAMPLE = "; e.g. "
 MUST = "???"

@@ -12,7 +12,7 @@ from gymnasium.envs.registration import load_env_creator
 from omegaconf import DictConfig, OmegaConf
 
 from emu_embodied.errors import ConfigError
-from emu_embodied.storage import check_tree
+from emu_embodied.storage.files import check_tree
 
 
 def run_folder(out: str, resume: str | None, journal: str) -> Path:
@@ -55,7 +55,7 @@ def env_options(env: DictConfig) -> dict[str, Any]:
     Args:
         env: a configuration of the group `env`.
     """
-    from emu_embodied.commands._config import env_defaults
+    from ._config import env_defaults
 
     options, known = OmegaConf.to_container(env.options), env_defaults()
     if env.id in {option["id"] for option in known.values()}:

@@ -9,17 +9,18 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from emu_embodied.commands._runs import env_options
 from emu_embodied.errors import DatasetError
+
+from ._runs import env_options
 
 
 def run(config: DictConfig) -> None:
     """Records, and prints what the dataset holds.
 
     Raises:
-        DatasetError: see `emu_embodied.rollouts.collect.collect`.
+        DatasetError: see `emu_embodied.rollouts.collection.collect.collect`.
     """
-    from emu_embodied.rollouts.collect import collect, read_summary
+    from emu_embodied.rollouts.collection.collect import collect, read_summary
 
     root = Path(config.out)
     options = env_options(config.env)

@@ -24,8 +24,8 @@ def run(config: DictConfig) -> None:
     """
     import torch
 
-    from emu_embodied.engines.choose import make_engine, time_frame
-    from emu_embodied.engines.parity import measure_parity
+    from emu_embodied.inference.engines.parity import measure_parity
+    from emu_embodied.inference.engines.registry import make_engine, time_frame
     from emu_embodied.loading import load
 
     if config.device not in ("auto", "cpu", "cuda"):

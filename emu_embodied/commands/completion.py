@@ -68,8 +68,8 @@ def run(config: DictConfig) -> None:
 @functools.cache
 def _gather() -> tuple[Texts, dict[str, Texts], Values]:
     """The verbs, and the words after each, with what they are; by verb and key the values, where they are a few words."""
-    from emu_embodied.commands import verbs
-    from emu_embodied.commands._help import describe
+    from . import verbs
+    from ._help import describe
 
     known = {verb: text.partition("\n")[0] for verb, text in verbs().items()}
     keys, values = {}, {}

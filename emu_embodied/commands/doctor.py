@@ -92,30 +92,30 @@ def run(config: DictConfig) -> None:
 
 def _plan(checkpoint: str, tokens: int, rank: int) -> None:
     """Prints what a checkpoint's language model needs, and what of that this machine has."""
-    from emu_embodied.emu35 import plan
+    from emu_embodied.emu35 import memory_estimate
     from emu_embodied.emu35.quantisation import BITS
 
     if min(tokens, rank) < 1:
         raise ConfigError("tokens" if tokens < 1 else "rank", min(tokens, rank), "give at least 1")
     sizes = _sizes(checkpoint)
     names = {kind: kind or "bf16" for kind in BITS}
-    table = Table("what", *names.values(), title=f"{checkpoint}: {plan.parameters(sizes) / 1e6:,.1f}M parameters")
+    table = Table("what", *names.values(), title=f"{checkpoint}: {memory_estimate.parameters(sizes) / 1e6:,.1f}M parameters")
 
     def gigabytes(what: str, values: list[float]) -> None:
         shown = ["-" if value == float("inf") else f"{value / 1e9:.3g} GB" for value in values]
         table.add_row(what, *shown, *["-"] * (len(names) - len(values)))
 
-    weights = {kind: plan.weight_bytes(sizes, kind) for kind in names}
-    cache = plan.cache_bytes(sizes, tokens)
+    weights = {kind: memory_estimate.weight_bytes(sizes, kind) for kind in names}
+    cache = memory_estimate.cache_bytes(sizes, tokens)
     needs = {"running": {kind: size + cache for kind, size in weights.items()}}
     training = f"training adapters of rank {rank}"
-    needs[training] = {kind: plan.training_bytes(sizes, rank, tokens, kind) for kind in names}
+    needs[training] = {kind: memory_estimate.training_bytes(sizes, rank, tokens, kind) for kind in names}
     gigabytes("weights", list(weights.values()))
     gigabytes(f"keys and values of {tokens} tokens", [cache] * len(names))
     gigabytes(f"running on {tokens} tokens", list(needs["running"].values()))
     gigabytes(f"{training} on {tokens} tokens", list(needs[training].values()))
-    gigabytes(f"training all weights on {tokens} tokens", [plan.training_bytes(sizes, 0, tokens)])
-    operations = plan.pass_flops(sizes, 1, tokens)
+    gigabytes(f"training all weights on {tokens} tokens", [memory_estimate.training_bytes(sizes, 0, tokens)])
+    operations = memory_estimate.pass_flops(sizes, 1, tokens)
     table.add_row(f"operations of one token after {tokens}", *[f"{operations:.3g}"] * len(names))
     for name, free, count in _memories():
         for job, wanted in needs.items():
@@ -145,9 +145,9 @@ def _sizes(checkpoint: str):
     from emu_embodied.emu35.language_model import open_language_model
     from emu_embodied.errors import CheckpointError
     from emu_embodied.loading import checkpoint_path
-    from emu_embodied.schema import build
-    from emu_embodied.storage import read_json
-    from emu_embodied.transformer import TransformerConfig
+    from emu_embodied.model.transformer import TransformerConfig
+    from emu_embodied.storage.files import read_json
+    from emu_embodied.storage.schema import build
 
     if (Path(checkpoint) / "config.json").is_file() and not (Path(checkpoint) / "manifest.json").is_file():
         return open_language_model(checkpoint)[0].config

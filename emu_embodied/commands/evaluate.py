@@ -18,10 +18,11 @@ from pathlib import Path
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from emu_embodied.commands._config import compose_config, group_options
-from emu_embodied.commands._runs import env_options
 from emu_embodied.errors import ConfigError
 from emu_embodied.validation import registered_id
+
+from ._config import compose_config, group_options
+from ._runs import env_options
 
 PACKAGES = ("emu-embodied", "torch", "mujoco", "gym-pusht", "pymunk", "gymnasium", "numpy")
 
@@ -35,9 +36,9 @@ def run(config: DictConfig) -> None:
     """
     from emu_embodied.checkpoint import add_card
     from emu_embodied.loading import checkpoint_path, load
-    from emu_embodied.rollouts import frame_quality, metrics, quality
-    from emu_embodied.rollouts.episodes import record_frames
-    from emu_embodied.storage import check_tree, write_bytes, write_json
+    from emu_embodied.rollouts.collection.episodes import record_frames
+    from emu_embodied.rollouts.evaluation import frame_metrics, prediction, prediction_metrics
+    from emu_embodied.storage.files import check_tree, write_bytes, write_json
 
     for name, least in (("episodes", 1), ("steps", 10), ("planning", 0), ("workers", 1), ("horizon", 1), ("worst", 0)):
         if config[name] is not None and config[name] < least:
@@ -56,11 +57,11 @@ def run(config: DictConfig) -> None:
         cache = _of_dataset(config, model)
         print(f"evaluate: the last {cache.episodes} episodes of {config.data}", flush=True)
     if model.objects:
-        truth = quality.Truth(cache, model.world)
-        figures = quality.quality_table(model, truth, horizon, tuple(env.quality.position), tuple(env.quality.angle))
+        truth = prediction.Truth(cache, model.world)
+        figures = prediction.quality_table(model, truth, horizon, tuple(env.quality.position), tuple(env.quality.angle))
     else:
-        truth = quality.Truth(cache, model.world, frame_quality.START + horizon + 1)
-        figures = frame_quality.frame_table(model, truth, horizon)
+        truth = prediction.Truth(cache, model.world, frame_metrics.START + horizon + 1)
+        figures = frame_metrics.frame_table(model, truth, horizon)
     rows = _long_dreams(config, model, truth)
     planning = env.quality.planning if config.planning is None and model.objects else config.planning or 0
     if planning:
@@ -79,12 +80,12 @@ def run(config: DictConfig) -> None:
         "versions": versions | {"python": platform.python_version()},
     }
     write_json(folder / "result.json", result)
-    tables = quality.as_markdown(figures) + ("\n" + metrics.as_markdown(rows) if rows else "")
+    tables = prediction.as_markdown(figures) + ("\n" + prediction_metrics.as_markdown(rows) if rows else "")
     write_bytes(folder / "table.md", tables.encode())
     if config.card:
         add_card(checkpoint_path(config.checkpoint), _card(config, figures, rows, model, cache.fps), result)
     _print(figures)
-    pictures = quality.picture_worst(model, truth, config.worst, folder, horizon)
+    pictures = prediction.picture_worst(model, truth, config.worst, folder, horizon)
     print(f"evaluate: {folder / 'result.json'}, {folder / 'table.md'}" + (f", {pictures} pictures" if pictures else ""))
 
 
@@ -155,9 +156,9 @@ def _long_dreams(config: DictConfig, model, truth) -> list:
     from rich.console import Console
     from rich.table import Table
 
-    from emu_embodied.probes import load_probes
-    from emu_embodied.rollouts import metrics
-    from emu_embodied.rollouts.video_distance import VideoReader, video_distance_row
+    from emu_embodied.baselines.probes import load_probes
+    from emu_embodied.rollouts.evaluation import prediction_metrics
+    from emu_embodied.rollouts.evaluation.fvd import VideoReader, video_distance_row
 
     horizons = OmegaConf.to_container(config)["horizons"]
     if not isinstance(horizons, list) or any(type(k) is not int or k < 1 for k in horizons):
@@ -170,10 +171,10 @@ def _long_dreams(config: DictConfig, model, truth) -> list:
     video = None
     if config.fvd is not None:
         video = functools.partial(video_distance_row, reader=VideoReader(str(config.fvd)))
-    rows = metrics.rollout_table(model, truth, probes, tuple(sorted(horizons)), bool(config.lpips), video)
+    rows = prediction_metrics.rollout_table(model, truth, probes, tuple(sorted(horizons)), bool(config.lpips), video)
     table = Table("metric", "k", "model", "95% interval", "copy-last", "round trip", "n", title="long dreams")
     for row in rows:
-        table.add_row(*metrics.cells(row))
+        table.add_row(*prediction_metrics.cells(row))
     console = Console()
     Console(width=None if console.is_terminal else 160).print(table)
     return rows
@@ -200,9 +201,9 @@ def _planning(config: DictConfig, env: DictConfig, episodes: int, folder: Path) 
     Episodes are kept in `folder` as they finish; the same command goes on where one was stopped.
     """
     from emu_embodied.loading import load, weights_label
-    from emu_embodied.policies.cem import CEMConfig
-    from emu_embodied.rollouts import planning
-    from emu_embodied.rollouts.quality import Figure
+    from emu_embodied.policies.planners.cem import CEMConfig
+    from emu_embodied.rollouts.evaluation import planning
+    from emu_embodied.rollouts.evaluation.prediction import Figure
 
     seeds = range(config.planning_seed, config.planning_seed + episodes)
     make_model = functools.partial(load, config.checkpoint, passes=config.passes, engine=config.engine, device="cpu")
@@ -241,8 +242,8 @@ def _planning(config: DictConfig, env: DictConfig, episodes: int, folder: Path) 
 
 def _card(config: DictConfig, figures: list, rows: list, model, fps: float) -> str:
     """The model card: what it is, how it was made, how good it is."""
-    from emu_embodied.rollouts import metrics
-    from emu_embodied.rollouts.quality import as_markdown
+    from emu_embodied.rollouts.evaluation import prediction_metrics
+    from emu_embodied.rollouts.evaluation.prediction import as_markdown
 
     sizes = {
         name: sum(p.numel() for p in part.parameters()) / 1e6
@@ -255,7 +256,7 @@ def _card(config: DictConfig, figures: list, rows: list, model, fps: float) -> s
         if model.model.config.draws_subgoals
         else ""
     )
-    dreams = f"\nLong dreams, k steps each:\n\n{metrics.as_markdown(rows)}" if rows else ""
+    dreams = f"\nLong dreams, k steps each:\n\n{prediction_metrics.as_markdown(rows)}" if rows else ""
     return f"""# {name}
 
 An action-conditioned world model of {_imitated(model)} for emu-embodied: {model.tokens_per_frame} tokens a frame of
@@ -281,7 +282,7 @@ def _print(figures: list) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from emu_embodied.rollouts.quality import as_cells
+    from emu_embodied.rollouts.evaluation.prediction import as_cells
 
     table = Table("figure", "value", "95% interval", "n", "copy-last", "round trip", "must", "aim")
     for figure in figures:

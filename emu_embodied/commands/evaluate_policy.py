@@ -16,8 +16,9 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from emu_embodied.commands._runs import env_options, run_folder
 from emu_embodied.errors import ConfigError
+
+from ._runs import env_options, run_folder
 
 PACKAGES = ("emu-embodied", "lerobot", "torch", "mujoco", "gym-pusht", "gymnasium", "numpy")
 BUILT_IN = ("random", "expert", "emu_mpc")
@@ -31,8 +32,8 @@ def run(config: DictConfig) -> None:
         CheckpointError: the policy or the checkpoint is missing or damaged.
         InputError: a policy that asks for what the world does not show, or acts otherwise.
     """
-    from emu_embodied.rollouts import policy_evaluation as evaluation
-    from emu_embodied.storage import write_json
+    from emu_embodied.rollouts.evaluation import policy_ranking as evaluation
+    from emu_embodied.storage.files import write_json
 
     _check(config, evaluation.WORLDS)
     names = ("real", "imagined") if config.world == "both" else (config.world,)
@@ -92,9 +93,9 @@ def _check(config: DictConfig, worlds: tuple[str, ...]) -> None:
 def _agent(config: DictConfig):
     """Who acts, and what names it."""
     from emu_embodied.loading import weights_label
-    from emu_embodied.rollouts import lerobot_policy
-    from emu_embodied.rollouts.experts import ExpertAgent
-    from emu_embodied.rollouts.policy_evaluation import RandomAgent
+    from emu_embodied.rollouts.agents import lerobot
+    from emu_embodied.rollouts.agents.scripted import ExpertAgent
+    from emu_embodied.rollouts.evaluation.policy_ranking import RandomAgent
 
     policy, device = str(config.policy), _device(config)
     if policy == "random":
@@ -103,19 +104,19 @@ def _agent(config: DictConfig):
         return ExpertAgent(config.stray), f"{policy} stray={config.stray:g}"
     if policy == "emu_mpc":
         options = {"passes": config.passes, "engine": config.engine, "seed": config.seed}
-        agent = lerobot_policy.planning_agent(str(config.checkpoint), device, **options)
+        agent = lerobot.planning_agent(str(config.checkpoint), device, **options)
         label = weights_label(config.checkpoint, config.passes, config.engine)
         return agent, f"emu_mpc {label} seed={config.seed}"
     if not Path(policy).is_dir():
         remedy = f"give a folder that lerobot-train saved (pretrained_model), or one of {BUILT_IN}"
         raise ConfigError("policy", policy, remedy)
-    return lerobot_policy.load_agent(policy, device), lerobot_policy.policy_label(policy)
+    return lerobot.load_agent(policy, device), lerobot.policy_label(policy)
 
 
 def _worlds(config: DictConfig) -> dict[str, Any]:
     """The worlds asked for, by name; objects are those of the model, or without one those that the env's models know."""
     from emu_embodied.loading import load
-    from emu_embodied.rollouts.worlds import DreamtWorlds, RealWorlds
+    from emu_embodied.rollouts.vector_envs import DreamtWorlds, RealWorlds
 
     options, objects, worlds = env_options(config.env), tuple(config.env.world.objects), {}
     if config.world != "real":
@@ -128,7 +129,7 @@ def _worlds(config: DictConfig) -> dict[str, Any]:
 
 def _settings(config: DictConfig, name: str, label: str):
     from emu_embodied.loading import weights_label
-    from emu_embodied.rollouts.policy_evaluation import PolicySettings
+    from emu_embodied.rollouts.evaluation.policy_ranking import PolicySettings
 
     options = env_options(config.env)
     model = weights_label(config.checkpoint, config.passes, config.engine) if name == "imagined" else ""
@@ -148,7 +149,7 @@ def _show(console: Console, name: str, episode) -> None:
 
 def _film(folder: Path, name: str, episode, films: dict[int, dict[str, Any]]) -> None:
     """A video of what is known of a start by now: one world, or both side by side."""
-    from emu_embodied.rollouts.pictures import film
+    from emu_embodied.rollouts.figures import film
 
     sides = films.setdefault(episode.seed, {})
     sides[name] = episode.frames

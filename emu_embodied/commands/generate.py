@@ -36,7 +36,7 @@ def run(config: DictConfig) -> None:
     from emu_embodied.emu35.loading import DIDA, Emu35, load
     from emu_embodied.emu35.prompts import build_prompt, check_parts, find_task
     from emu_embodied.emu35.results import Collector, write_result
-    from emu_embodied.generation import GenerationConfig, generate
+    from emu_embodied.generation.interleaved import GenerationConfig, generate
 
     # Whatever is wrong with the arguments shows here, before minutes of loading.
     task = find_task(config.task)
@@ -132,7 +132,7 @@ def _grid(config: DictConfig) -> tuple[int, int] | None:
 
 def _grammar(config: DictConfig, task, grid: tuple[int, int] | None, room: int):
     """What the answer may hold, given `room` tokens of context beside the prompt."""
-    from emu_embodied.grammar import GrammarConfig, image_length
+    from emu_embodied.generation.grammar import GrammarConfig, image_length
 
     if room < 1:
         raise InputError("prompt", f"{-room + 1} tokens too long", "shorten it, or give fewer or smaller images")
@@ -177,7 +177,7 @@ def _image_ids(codes, vocabulary) -> list[int]:
 def _show(event, folder: Path, answer, vision) -> None:
     """Says that an image begins; saves it when it is whole."""
     from emu_embodied.emu35.results import image_name, save_image
-    from emu_embodied.generation import ImageBegun, ImageFinished
+    from emu_embodied.generation.interleaved import ImageBegun, ImageFinished
 
     if isinstance(event, ImageBegun):
         name = image_name(len(answer.images))

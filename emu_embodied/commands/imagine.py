@@ -18,14 +18,14 @@ def run(config: DictConfig) -> None:
     Raises:
         ConfigError: a number below its least.
         CheckpointError: the checkpoint is missing or damaged.
-        DatasetError, InputError: see `emu_embodied.rollouts.imagine.imagine`.
+        DatasetError, InputError: see `emu_embodied.rollouts.collection.imagined.imagine`.
     """
     from emu_embodied import checkpoint
     from emu_embodied.data.frame_cache import fingerprint, frames_for
     from emu_embodied.data.lerobot_files import dataset_folder
     from emu_embodied.data.reader import ReadOptions
     from emu_embodied.loading import checkpoint_path, load
-    from emu_embodied.rollouts.imagine import ImagineSettings, imagine
+    from emu_embodied.rollouts.collection.imagined import ImagineSettings, imagine
 
     if config.camera is not None and not isinstance(config.camera, str):
         raise ConfigError("camera", config.camera, "give one camera's name")

@@ -17,8 +17,9 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from emu_embodied.commands._runs import env_options, run_folder, shipped_proposer
 from emu_embodied.errors import ConfigError
+
+from ._runs import env_options, run_folder, shipped_proposer
 
 PACKAGES = ("emu-embodied", "torch", "mujoco", "gymnasium", "numpy")
 
@@ -31,8 +32,8 @@ def run(config: DictConfig) -> None:
         InputError: a budget that does not fit together, or a model of another frame size than the env.
         CheckpointError: the checkpoint is missing or damaged.
     """
-    from emu_embodied.rollouts import planning
-    from emu_embodied.storage import write_json
+    from emu_embodied.rollouts.evaluation import planning
+    from emu_embodied.storage.files import write_json
 
     settings, make_model, make_proposer = _settings(config), _model_maker(config), _proposer_maker(config)
     player = planning.Player(
@@ -66,8 +67,8 @@ def run(config: DictConfig) -> None:
 
 def _settings(config: DictConfig):
     from emu_embodied.loading import weights_label
-    from emu_embodied.policies.planners import PLANNERS, planner_config
-    from emu_embodied.rollouts.planning import PlanningSettings
+    from emu_embodied.policies.planners.registry import PLANNERS, planner_config
+    from emu_embodied.rollouts.evaluation.planning import PlanningSettings
 
     positive = ("episodes", "steps", "workers", "passes", "subgoal_passes")
     for name, least in (*((name, 1) for name in positive), ("seed", 0), ("videos", 0)):
@@ -92,8 +93,8 @@ def _settings(config: DictConfig):
 def _following(config: DictConfig):
     """Who proposes the subgoals, and how they are followed; None where no goal needs any."""
     from emu_embodied.loading import weights_label
-    from emu_embodied.policies.hierarchical import SubgoalConfig
-    from emu_embodied.rollouts.following import CONTROLS, Following
+    from emu_embodied.policies.subgoal_manager import SubgoalConfig
+    from emu_embodied.rollouts.goals.subgoal_setup import CONTROLS, Following
 
     if config.goal != "language":
         if config.subgoals is not None:
@@ -125,7 +126,7 @@ def _proposer_name(config: DictConfig) -> str:
 
 def _proposer_maker(config: DictConfig):
     """What loads the learnt proposer of subgoals, in this process or in a worker's; None where a control needs none."""
-    from emu_embodied.rollouts.following import CONTROLS
+    from emu_embodied.rollouts.goals.subgoal_setup import CONTROLS
 
     if config.goal != "language":
         return None
@@ -144,8 +145,8 @@ def _load_proposer(name: str, engine: str, passes: int):
 
 def _show(console: Console, folder: Path, pictured: list[int], run) -> None:
     """Prints an episode's line, and makes its picture, video and record if it is among the first."""
-    from emu_embodied.rollouts.pictures import strip, video
-    from emu_embodied.rollouts.record import save_record
+    from emu_embodied.rollouts.figures import strip, video
+    from emu_embodied.rollouts.viewer.episode_record import save_record
 
     row, seconds = run.row(), sum(run.plan_seconds) / max(1, len(run.plan_seconds))
     left = "" if row["end_cm"] is None else f", {row['end_cm']:.1f} cm left"

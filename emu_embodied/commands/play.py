@@ -22,8 +22,8 @@ def run(config: DictConfig) -> None:
 
     from emu_embodied.envs.registration import make_registered
     from emu_embodied.loading import load
-    from emu_embodied.rollouts.play import Play
-    from emu_embodied.rollouts.serve import PlayServer
+    from emu_embodied.rollouts.viewer.server import PlayServer
+    from emu_embodied.rollouts.viewer.session import Play
 
     for name, least in (("seed", 0), ("passes", 1)):
         if config[name] < least:

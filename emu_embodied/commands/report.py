@@ -20,14 +20,14 @@ def run(config: DictConfig) -> None:
         DatasetError: the folder is no planned run, or has no recorded episode.
         CheckpointError: a damaged file, or a disk that does not take the page.
     """
-    from emu_embodied.rollouts.report import read_run, write_report
+    from emu_embodied.rollouts.viewer.html_report import read_run, write_report
 
     folder = Path(str(config.run))
     out = folder / "report.html" if config.out is None else Path(str(config.out))
     found = read_run(folder)
     write_report(found, out, plan_command(found.result.get("config")))
     if config.rerun is not None:
-        from emu_embodied.rollouts.rerun_export import write_rerun
+        from emu_embodied.rollouts.viewer.rerun_export import write_rerun
 
         write_rerun(found, Path(str(config.rerun)))
         print(f"report: {config.rerun}, for the Rerun viewer")
@@ -36,8 +36,8 @@ def run(config: DictConfig) -> None:
 
 def plan_command(config: Any) -> str:
     """The `emu-embodied plan` that has this configuration, without what is as by default; empty if there is none."""
-    from emu_embodied.commands._config import group_options
-    from emu_embodied.commands._help import as_word
+    from ._config import group_options
+    from ._help import as_word
 
     if not isinstance(config, dict):
         return ""
@@ -52,7 +52,7 @@ def plan_command(config: Any) -> str:
 
 def _beyond(config: dict[str, Any], words: list[str]) -> dict[str, Any]:
     """The leaves of a configuration that these words do not give it."""
-    from emu_embodied.commands._config import compose_config
+    from ._config import compose_config
 
     given = dict(_leaves(OmegaConf.to_container(compose_config("plan", words, complete=False), resolve=True)))
     return {key: value for key, value in _leaves(config) if key not in given or given[key] != value}

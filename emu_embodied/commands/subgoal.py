@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from emu_embodied.commands._runs import env_options, run_folder, shipped_proposer
 from emu_embodied.errors import ConfigError, InputError
+
+from ._runs import env_options, run_folder, shipped_proposer
 
 STRANGE = 20.0  # of 255; see `TokenSubgoals.strangeness`
 MODES = ("subgoals", "edit", "continue")
@@ -27,10 +28,10 @@ def run(config: DictConfig) -> None:
         InputError: an instruction that the model cannot follow, or a picture that cannot be read.
         CheckpointError: the checkpoint is missing or damaged.
     """
+    from emu_embodied.generation.key_frames import likelihood
     from emu_embodied.loading import load_proposer
-    from emu_embodied.rollouts.pictures import storyboard
-    from emu_embodied.storage import write_json
-    from emu_embodied.subgoals import likelihood
+    from emu_embodied.rollouts.figures import storyboard
+    from emu_embodied.storage.files import write_json
 
     if config.mode not in MODES:
         raise ConfigError("mode", config.mode, f"choose one of {MODES}")

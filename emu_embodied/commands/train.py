@@ -16,9 +16,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from emu_embodied.commands._runs import env_options
 from emu_embodied.errors import ConfigError
 from emu_embodied.validation import choice
+
+from ._runs import env_options
 
 STAGES = ("all", "trajectory", "dida", "language", "probes", "cloning")
 SHOWN = 20  # episodes left out that are listed
@@ -34,7 +35,7 @@ def run(config: DictConfig) -> None:
     """
     import torch
 
-    from emu_embodied.runs import locked
+    from emu_embodied.storage.runs import locked
 
     _check(config)
     if config.threads:
@@ -50,8 +51,8 @@ def _train_model(config: DictConfig) -> None:
     from emu_embodied.device import find_device
     from emu_embodied.emu35.checkpoint import Base
     from emu_embodied.loading import checkpoint_path
-    from emu_embodied.training.recipe import adapt_checkpoint, check_cache, continue_checkpoint, train_checkpoint
-    from emu_embodied.training.released import fine_tune
+    from emu_embodied.training.pipeline import adapt_checkpoint, check_cache, continue_checkpoint, train_checkpoint
+    from emu_embodied.training.stages.emu35 import fine_tune
 
     began, released, device = time.monotonic(), "adoption" in config.recipe, find_device(config.device, ConfigError)
     source = None if released or config["from"] is None else checkpoint_path(config["from"])
@@ -116,9 +117,9 @@ def _check(config: DictConfig) -> None:
 def _train_beside(config: DictConfig) -> None:
     """What stands beside a world model, trained on real frames of the env's data, or of the data given: the probes that
     `evaluate probes=` judges with, or a cloned policy to compare planning with."""
-    from emu_embodied.training.cloning import train_cloning
     from emu_embodied.training.loop import LoopConfig
-    from emu_embodied.training.probes import train_probes
+    from emu_embodied.training.stages.cloning import train_cloning
+    from emu_embodied.training.stages.probes import train_probes
 
     began, c = time.monotonic(), config[config.stage]
     loop = LoopConfig(c.steps, c.learning_rate, warmup=min(100, c.steps), log_every=max(1, min(100, c.steps)))
@@ -141,10 +142,10 @@ def _teach_subgoals(config: DictConfig) -> None:
     from emu_embodied.checkpoint import load_checkpoint
     from emu_embodied.device import find_device
     from emu_embodied.loading import checkpoint_path
-    from emu_embodied.rollouts.hindsight import relabel
+    from emu_embodied.rollouts.goals.hindsight_tabletop import relabel
     from emu_embodied.training.loop import LoopConfig
-    from emu_embodied.training.recipe import check_cache
-    from emu_embodied.training.subgoals import LanguageConfig, teach_subgoals
+    from emu_embodied.training.pipeline import check_cache
+    from emu_embodied.training.stages.language import LanguageConfig, teach_subgoals
 
     began, device, source = time.monotonic(), find_device(config.device, ConfigError), checkpoint_path(config["from"])
     values = OmegaConf.to_container(config.language)
@@ -186,7 +187,7 @@ def _world(config: DictConfig, cache, source=None):
 
 def _evaluators(cache, count: int, world, horizon: int):
     """What is shown while training goes on, of `count` held-out episodes: of the tokenizer, and of the model."""
-    from emu_embodied.rollouts import frame_quality, quality
+    from emu_embodied.rollouts.evaluation import frame_metrics, prediction
     from emu_embodied.world_model import TokenWorldModel
 
     if not count:
@@ -194,13 +195,13 @@ def _evaluators(cache, count: int, world, horizon: int):
     held_out = cache.select(range(cache.episodes - count, cache.episodes))
     if not world.objects or not held_out.known[:, 2].all():
         return (
-            lambda tokenizer: frame_quality.tokenizer_frames(tokenizer, held_out),
-            lambda *parts: frame_quality.dreamt_frames(TokenWorldModel(*parts, world), held_out),
+            lambda tokenizer: frame_metrics.tokenizer_frames(tokenizer, held_out),
+            lambda *parts: frame_metrics.dreamt_frames(TokenWorldModel(*parts, world), held_out),
         )
-    truth = quality.Truth(held_out, world)
+    truth = prediction.Truth(held_out, world)
     return (
-        lambda tokenizer: quality.tokenizer_quality(tokenizer, truth, episodes=20),
-        lambda *parts: quality.quick_quality(TokenWorldModel(*parts, world), truth, horizon),
+        lambda tokenizer: prediction.tokenizer_quality(tokenizer, truth, episodes=20),
+        lambda *parts: prediction.quick_quality(TokenWorldModel(*parts, world), truth, horizon),
     )
 
 
@@ -224,16 +225,16 @@ def _show_dropped(cache) -> None:
 
 
 def make_recipe(config: DictConfig):
-    """The preset as a `training.recipe.Recipe`.
+    """The preset as a `training.pipeline.Recipe`.
 
     Raises:
         ConfigError: sizes that do not fit together.
     """
-    from emu_embodied.noise import NOISES
+    from emu_embodied.model.noise import NOISES
     from emu_embodied.tokenizers.frames import FrameTokenizerConfig
     from emu_embodied.training.loop import LoopConfig
     from emu_embodied.training.objectives import TrajectoryConfig
-    from emu_embodied.training.recipe import Recipe
+    from emu_embodied.training.pipeline import Recipe
 
     values = OmegaConf.to_container(config.recipe)
     values.pop("collect")
@@ -259,16 +260,16 @@ def make_recipe(config: DictConfig):
 
 
 def make_fine_tuning(config: DictConfig):
-    """The preset of a released model as a `training.released.FineTuning`.
+    """The preset of a released model as a `stages.emu35.FineTuning`.
 
     Raises:
         ConfigError: sizes that do not fit together.
     """
-    from emu_embodied.emu35.adopt import AdoptionConfig
+    from emu_embodied.emu35.action_adapter import AdoptionConfig
     from emu_embodied.emu35.lora import LoRAConfig
     from emu_embodied.training.loop import LoopConfig
     from emu_embodied.training.objectives import TrajectoryConfig
-    from emu_embodied.training.released import FineTuning
+    from emu_embodied.training.stages.emu35 import FineTuning
 
     values = OmegaConf.to_container(config.recipe)
     values.pop("collect")
@@ -303,7 +304,7 @@ def _frames(config: DictConfig, image_size: int):
             raise ConfigError("data_weights", weights, "give a list, one number for each dataset")
         kept = {"cache": config.cache, "spare": Path(config.out) / "frames"}
         return mix({name: frames_for(name, options, **kept) for name in _texts(config, "data")}, weights)
-    from emu_embodied.rollouts.collect import collect
+    from emu_embodied.rollouts.collection.collect import collect
 
     wanted, root = config.recipe.collect, Path(config.out) / "dataset"
     options = env_options(config.env)

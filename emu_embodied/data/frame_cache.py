@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from emu_embodied.data.lerobot_files import SIDECAR, data_files, dataset_folder, own_file
-from emu_embodied.data.lerobot_info import read_info, read_statistics
-from emu_embodied.data.quality import Dropped
-from emu_embodied.data.reader import ReadOptions, is_ours, read_recording, settle
 from emu_embodied.errors import CheckpointError, DatasetError
-from emu_embodied.storage import load_folder, read_json, save_folder
+from emu_embodied.storage.files import load_folder, read_json, save_folder
 from emu_embodied.types import ACTION, OBS_ENVIRONMENT_STATE, OBS_STATE, REWARD, SUCCESS, short_repr
+
+from .lerobot_files import SIDECAR, data_files, dataset_folder, own_file
+from .lerobot_info import read_info, read_statistics
+from .quality import Dropped
+from .reader import ReadOptions, is_ours, read_recording, settle
 
 FORMAT = "emu-embodied-frames"
 READING = 2  # counts up when datasets of others come to be read differently
@@ -48,7 +49,7 @@ class FrameCache:
         fps: frames (model steps) per second.
         known: (n, 3) bool, whether an episode's rewards, successes and states were recorded; those that were not are 0.
         action_scale: (k, 2, A) float32, centre and half-range of the recorded actions in each of k datasets; see
-            `resampling.denormalise`.
+            `data.resampling.denormalise`.
         sources: (n,) int64, which of the k datasets an episode is from.
         shares: the share of training windows drawn from each.
         dropped: the episodes that were left out, and why.

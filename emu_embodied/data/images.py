@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from emu_embodied.errors import CheckpointError, DatasetError, InputError
-from emu_embodied.storage import regular_file
+from emu_embodied.storage.files import regular_file
 
 THREADS = 2
 MOST_PIXELS = 2**25  # of a picture

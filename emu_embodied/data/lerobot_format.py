@@ -13,17 +13,8 @@ from typing import Any
 import numpy as np
 
 from emu_embodied.errors import CheckpointError, DatasetError
-from emu_embodied.storage import read_json, write_json
-from emu_embodied.types import (
-    ACTION,
-    OBS_ENVIRONMENT_STATE,
-    OBS_IMAGE,
-    OBS_STATE,
-    REWARD,
-    SUCCESS,
-    TASK,
-    Episode,
-)
+from emu_embodied.storage.files import read_json, write_json
+from emu_embodied.types import ACTION, OBS_ENVIRONMENT_STATE, OBS_IMAGE, OBS_STATE, REWARD, SUCCESS, TASK, Episode
 
 Names = Mapping[str, Sequence[str]]  # OBS_STATE, OBS_ENVIRONMENT_STATE and ACTION -> a name per element
 

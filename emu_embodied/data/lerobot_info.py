@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from emu_embodied.data.images import MOST_PIXELS
 from emu_embodied.errors import CheckpointError, DatasetError
-from emu_embodied.storage import read_json
+from emu_embodied.storage.files import read_json
 from emu_embodied.types import ACTION, OBS_ENVIRONMENT_STATE, OBS_STATE, REWARD, SUCCESS
 from emu_embodied.validation import number, whole_number
+
+from .images import MOST_PIXELS
 
 INFO = Path("meta", "info.json")
 VECTORS = (OBS_STATE, ACTION, OBS_ENVIRONMENT_STATE)

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from emu_embodied.data.frame_cache import FrameCache
 from emu_embodied.errors import DatasetError
+
+from .frame_cache import FrameCache
 
 
 def mix(caches: Mapping[str, FrameCache], weights: Sequence[float] | None = None) -> FrameCache:

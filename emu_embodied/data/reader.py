@@ -10,8 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from emu_embodied.data.images import decode_pictures, decode_video, tiles
-from emu_embodied.data.lerobot_files import (
+from emu_embodied.errors import DatasetError
+from emu_embodied.types import ACTION, OBS_ENVIRONMENT_STATE, OBS_IMAGE, OBS_STATE, REWARD, SUCCESS, short_repr
+
+from .images import decode_pictures, decode_video, tiles
+from .lerobot_files import (
     SIDECAR,
     TASKS,
     Piece,
@@ -22,8 +25,8 @@ from emu_embodied.data.lerobot_files import (
     read_pieces,
     read_tasks,
 )
-from emu_embodied.data.lerobot_format import read_notes
-from emu_embodied.data.lerobot_info import (
+from .lerobot_format import read_notes
+from .lerobot_info import (
     LARGEST,
     LARGEST_ACTION,
     VECTORS,
@@ -34,10 +37,8 @@ from emu_embodied.data.lerobot_info import (
     read_info,
     read_statistics,
 )
-from emu_embodied.data.quality import Dropped, Judge, QualityConfig, continuous_values
-from emu_embodied.data.resampling import RANGES, SKIPPED, action_scale, is_sampled, join_blocks, normalise
-from emu_embodied.errors import DatasetError
-from emu_embodied.types import ACTION, OBS_ENVIRONMENT_STATE, OBS_IMAGE, OBS_STATE, REWARD, SUCCESS, short_repr
+from .quality import Dropped, Judge, QualityConfig, continuous_values
+from .resampling import RANGES, SKIPPED, action_scale, is_sampled, join_blocks, normalise
 
 PICTURES, PREFIX = ("image", "video"), "observation.images"
 COUNTS = ("episode_index", "frame_index", "task_index")
@@ -56,7 +57,7 @@ class ReadOptions:
         action_keys: the action's elements wanted, by `lerobot_info.element_names`; none given: all.
         image_size: side in px of the square that frames are letterboxed to; None keeps the dataset's size.
         fps: frames per second, at most the dataset's; None keeps its.
-        skipped_actions: "last" or "mean", see `resampling.join_blocks`.
+        skipped_actions: "last" or "mean", see `data.resampling.join_blocks`.
         action_range: what becomes [-1, 1]: "minmax" or "quantiles" (1% to 99%) of the dataset's own statistics.
         quality: what an episode must be.
     """

@@ -9,17 +9,18 @@ from pathlib import Path
 import torch
 
 from emu_embodied.checkpoint import FORMAT, World, check_actions, open_checkpoint, versions
-from emu_embodied.emu35.adopt import AdoptionConfig, InstructionText, adopt
-from emu_embodied.emu35.language_model import open_language_model
-from emu_embodied.emu35.loading import load
-from emu_embodied.emu35.lora import LoRAConfig, add_adapters, merge_adapters
-from emu_embodied.emu35.quantisation import QUANTISATIONS
 from emu_embodied.errors import CheckpointError, ConfigError, InputError
-from emu_embodied.schema import build
-from emu_embodied.storage import read_json, save_folder
-from emu_embodied.token_model import TokenModel
+from emu_embodied.model.token_model import TokenModel
+from emu_embodied.storage.files import read_json, save_folder
+from emu_embodied.storage.schema import build
 from emu_embodied.tokenizers.ibq_frames import IBQFrames
 from emu_embodied.validation import choice, whole_number
+
+from .action_adapter import AdoptionConfig, InstructionText, adopt
+from .language_model import open_language_model
+from .loading import load
+from .lora import LoRAConfig, add_adapters, merge_adapters
+from .quantisation import QUANTISATIONS
 
 SHARD = 4 << 30  # bytes
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)  # trained parts are in the dtype of the training's device

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from emu_embodied.errors import CheckpointError, ConfigError
-from emu_embodied.storage import read_json
-from emu_embodied.transformer import TransformerConfig
+from emu_embodied.model.transformer import TransformerConfig
+from emu_embodied.storage.files import read_json
 
 SIZES = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),

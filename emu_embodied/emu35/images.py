@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from emu_embodied.errors import InputError
-from emu_embodied.vocabulary import Emu35Vocabulary
+from emu_embodied.model.vocabulary import Emu35Vocabulary
 
 MAX_DIGITS = 6  # of an image's height and width in tokens
 

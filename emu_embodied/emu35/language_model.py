@@ -8,11 +8,12 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from emu_embodied.emu35.config import read_config
-from emu_embodied.emu35.quantisation import quantise, require
-from emu_embodied.emu35.weights import Weights
 from emu_embodied.errors import CheckpointError
-from emu_embodied.transformer import Transformer, TransformerConfig
+from emu_embodied.model.transformer import Transformer, TransformerConfig
+
+from .config import read_config
+from .quantisation import quantise, require
+from .weights import Weights
 
 
 def meta_model(config: TransformerConfig) -> Transformer:
@@ -63,7 +64,7 @@ def load_language_model(
     model, weights = open_language_model(path)
     model.requires_grad_(False)
     if mesh is not None:
-        from emu_embodied.emu35.sharding import read_part, split
+        from .sharding import read_part, split
 
         split(model, mesh)
     for module, names in _parts(model):

@@ -15,17 +15,18 @@ from emu_embodied.shipped import shipped_checkpoints
 from emu_embodied.types import short_repr
 
 if TYPE_CHECKING:
-    from emu_embodied.emu35.text import Emu35Text
-    from emu_embodied.generation import NoisyEmbedder
+    from emu_embodied.generation.interleaved import NoisyEmbedder
+    from emu_embodied.model.transformer import Transformer
     from emu_embodied.tokenizers.ibq import IBQ
-    from emu_embodied.transformer import Transformer
+
+    from .text import Emu35Text
 
 DIDA = "dida.safetensors"
 
 
 @dataclass(frozen=True)
 class DidaVectors:
-    """What a DiDA-trained model adds to its embeddings: (D,) each, see `generation.NoisyEmbedder`."""
+    """What a DiDA-trained model adds to its embeddings: (D,) each, see `interleaved.NoisyEmbedder`."""
 
     hidden_token: torch.Tensor
     noised: torch.Tensor
@@ -72,9 +73,9 @@ def load(
         CheckpointError: a part is missing, damaged, or of other sizes than the others.
         EngineError: a quantisation that is not installed, or does not fit.
     """
-    from emu_embodied.emu35.language_model import load_language_model
-    from emu_embodied.emu35.text import load_text_tokenizer
-    from emu_embodied.emu35.vision import load_vision_tokenizer
+    from .language_model import load_language_model
+    from .text import load_text_tokenizer
+    from .vision import load_vision_tokenizer
 
     device = find_device(device)
     _check_released(path)
@@ -108,8 +109,8 @@ def _load_dida(folder: Path, model: Transformer) -> DidaVectors | None:
     """The vectors of `dida.safetensors`, where the folder has one."""
     from safetensors.torch import load as load_safetensors
 
-    from emu_embodied.storage import read_file
-    from emu_embodied.tensor_header import MAX_HEADER_BYTES, read_header
+    from emu_embodied.storage.files import read_file
+    from emu_embodied.storage.tensor_header import MAX_HEADER_BYTES, read_header
 
     path, like = folder / DIDA, model.lm_head.weight
     if not path.is_file():

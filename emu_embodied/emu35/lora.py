@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from emu_embodied.errors import ConfigError, EngineError
-from emu_embodied.transformer import Transformer
+from emu_embodied.model.transformer import Transformer
 from emu_embodied.validation import number, whole_number
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from emu_embodied.decoding.config import DecodingConfig
 from emu_embodied.errors import ConfigError, InputError
-from emu_embodied.vocabulary import Emu35Vocabulary
+from emu_embodied.inference.decoding.config import DecodingConfig
+from emu_embodied.model.vocabulary import Emu35Vocabulary
 
 BEGINNING, SPAN_START, SPAN_END, IMAGE = "<|extra_203|>", "<|extra_100|>", "<|extra_101|>", "<|IMAGE|>"
 QUESTION = "{question}"

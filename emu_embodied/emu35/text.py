@@ -15,9 +15,9 @@ import tiktoken
 import torch
 
 from emu_embodied.errors import CheckpointError, InputError
-from emu_embodied.storage import read_file
+from emu_embodied.model.vocabulary import Emu35Vocabulary
+from emu_embodied.storage.files import read_file
 from emu_embodied.tokenizers.text import pad_batch
-from emu_embodied.vocabulary import Emu35Vocabulary
 
 RANKS, VISUAL = "emu3.tiktoken", "emu3_vision_tokens.txt"
 MAX_FILE_BYTES = 256 << 20

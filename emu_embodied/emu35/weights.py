@@ -14,9 +14,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from emu_embodied.errors import CheckpointError
-from emu_embodied.storage import read_json
-from emu_embodied.strict_json import MAX_VALUES, count_values
-from emu_embodied.tensor_header import MAX_TENSORS
+from emu_embodied.storage.files import read_json
+from emu_embodied.storage.strict_json import MAX_VALUES, count_values
+from emu_embodied.storage.tensor_header import MAX_TENSORS
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")

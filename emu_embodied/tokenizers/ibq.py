@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from emu_embodied.errors import ConfigError, InputError
-from emu_embodied.tokenizers.frames import to_float
+
+from .frames import to_float
 
 LATENTS, CODES = (
     4096,

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from emu_embodied.errors import ConfigError, InputError
-from emu_embodied.tokenizers.frames import to_float, to_uint8
-from emu_embodied.tokenizers.ibq import IBQ, IBQConfig, resize
+
+from .frames import to_float, to_uint8
+from .ibq import IBQ, IBQConfig, resize
 
 FRAMES = 8  # encoded or decoded at once: full-resolution activations are large
 

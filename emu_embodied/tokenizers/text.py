@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from emu_embodied.errors import InputError
-from emu_embodied.strict_json import parse_object
+from emu_embodied.storage.strict_json import parse_object
 
 LARGEST = 1 << 16  # tokens of a vocabulary
 

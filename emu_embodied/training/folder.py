@@ -16,8 +16,8 @@ import emu_embodied
 from emu_embodied.checkpoint import versions
 from emu_embodied.data.frame_cache import FrameCache, content_digest
 from emu_embodied.errors import CheckpointError
-from emu_embodied.runs import locked, refuse_other
-from emu_embodied.storage import MANIFEST, read_json, sums, write_json
+from emu_embodied.storage.files import MANIFEST, read_json, sums, write_json
+from emu_embodied.storage.runs import locked, refuse_other
 
 RUN = "run.json"
 INTERVALS = ("evaluate_every", "save_every", "log_every")  # what may change between two calls

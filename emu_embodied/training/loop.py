@@ -16,11 +16,12 @@ import torch
 from torch import nn
 
 from emu_embodied.errors import CheckpointError
-from emu_embodied.schema import build
-from emu_embodied.storage import Folder, save_folder
-from emu_embodied.training.muon import Muon
-from emu_embodied.training.signals import PatientSignals
+from emu_embodied.storage.files import Folder, save_folder
+from emu_embodied.storage.schema import build
 from emu_embodied.validation import number, whole_number
+
+from .muon import Muon
+from .signals import PatientSignals
 
 LossFunction = Callable[[nn.Module, int], tuple[torch.Tensor, dict[str, float]]]
 Evaluator = Callable[[nn.Module], dict[str, float]]

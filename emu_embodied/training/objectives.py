@@ -11,15 +11,16 @@ import torch
 import torch.nn.functional as F
 
 from emu_embodied.data.frame_cache import FrameCache
-from emu_embodied.decoding import autoregressive, dida
-from emu_embodied.decoding.config import DecodingConfig
-from emu_embodied.noise import Absorbing, Noise
-from emu_embodied.step import FrameStep
-from emu_embodied.token_model import FrameStates, TokenModel
+from emu_embodied.inference.decoding import autoregressive, dida
+from emu_embodied.inference.decoding.config import DecodingConfig
+from emu_embodied.inference.frame_step import FrameStep
+from emu_embodied.model.noise import Absorbing, Noise
+from emu_embodied.model.token_model import FrameStates, TokenModel
 from emu_embodied.tokenizers.actions import bin_actions
 from emu_embodied.tokenizers.frames import FrameTokenizer, reconstruction_loss, to_float
-from emu_embodied.training.windows import WindowBatch, WindowSampler
 from emu_embodied.validation import number, whole_number
+
+from .datasets import WindowBatch, WindowSampler
 
 
 class TokenizerObjective:

@@ -8,8 +8,9 @@ from lerobot.configs import PreTrainedConfig
 from lerobot.utils.constants import OBS_IMAGE
 
 from emu_embodied.errors import ConfigError, InputError
-from emu_embodied.policies.cem import CEMConfig
-from emu_embodied.policies.lerobot_plugin.dialects import WORLDS
+from emu_embodied.policies.planners.cem import CEMConfig
+
+from .dialects import WORLDS
 
 GOALS = ("auto", "positions", "reward")
 
@@ -29,7 +30,7 @@ class EmuMpcConfig(PreTrainedConfig):
             ours) or "auto": pusht for a PushT model that is shown pictures of another size than its own, else own.
         camera: key of the pictures that the model sees.
         letterbox: fit pictures of another size into the model's, as training does; otherwise they are an error.
-        horizon, candidates, iterations, elites, execute: the planner's, in the model's steps; see `policies.cem.CEMConfig`.
+        horizon, candidates, iterations, elites, execute: the planner's, in the model's steps; see `planners.cem.CEMConfig`.
         passes: parallel passes per imagined frame.
         engine: what executes the model; see `loading.load`.
         seed: of the planner's and the model's noise; the planner of env i of a batch has `seed + i`.

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from emu_embodied.envs.tee import REACH_CM, SIDE_PX, STEP_CM, TASK, to_cm, to_px
+from emu_embodied.envs.pusht.geometry import REACH_CM, SIDE_PX, STEP_CM, TASK, to_cm, to_px
 from emu_embodied.errors import ConfigError, InputError
 from emu_embodied.types import OBS_STATE, Observation
 
@@ -33,11 +33,11 @@ class Dialect(Protocol):
     hold: int
     instruction: str
 
-    def heard(self, observation: Observation) -> Observation:
+    def to_model_observation(self, observation: Observation) -> Observation:
         """The env's observation as the model's."""
         ...
 
-    def said(self, actions_TA: np.ndarray, agent_pos: np.ndarray) -> np.ndarray:
+    def to_env_action(self, actions_TA: np.ndarray, agent_pos: np.ndarray) -> np.ndarray:
         """The robot's successive actions (T, A), in its own units, as the env's, (T, A) float32, from where it is."""
         ...
 
@@ -56,7 +56,7 @@ class OwnWorld:
     def __init__(self, image_size: int, camera: str, letterbox: bool) -> None:
         self.image_size, self.camera, self.letterbox = image_size, camera, letterbox
 
-    def heard(self, observation: Observation) -> Observation:
+    def to_model_observation(self, observation: Observation) -> Observation:
         """See `Dialect`.
 
         Raises:
@@ -68,7 +68,7 @@ class OwnWorld:
             raise InputError(self.camera, f"{height} x {width} px", rule)
         return Observation(_fitted(observation.pixels, size), observation.agent_pos, observation.instruction)
 
-    def said(self, actions_TA: np.ndarray, agent_pos: np.ndarray) -> np.ndarray:
+    def to_env_action(self, actions_TA: np.ndarray, agent_pos: np.ndarray) -> np.ndarray:
         """See `Dialect`."""
         return actions_TA
 
@@ -81,7 +81,7 @@ class GymPushT:
     | picture | 96 px (0.6.1, whatever `observation_width` says), sampled | `image_size` px, averaged over areas |
     | `agent_pos` | px, 0 to 512 | cm from the middle; 16 px count as 1 cm |
     | action | the pusher's target in px, each 0.1 s | its displacement, 1 = 3 cm, each 0.5 s: the target stays for five steps |
-    | task | none | `envs.tee.TASK` |
+    | task | none | `pusht.geometry.TASK` |
 
     The walls are thin, and sampled they come out lighter and wider than averaged; a model that never saw such walls takes its
     eyes off the pusher. They never change, so they are drawn anew. The red cross of the last action is in the videos for
@@ -105,7 +105,7 @@ class GymPushT:
         blurred = max(1, 2 * high * image_size // SIDE_PX)  # px that sampling may have touched
         self._border[blurred:-blurred, blurred:-blurred] = False
 
-    def heard(self, observation: Observation) -> Observation:
+    def to_model_observation(self, observation: Observation) -> Observation:
         """See `Dialect`.
 
         Raises:
@@ -124,7 +124,7 @@ class GymPushT:
         frame[faint] = self._walls[faint]
         return Observation(frame, to_cm(agent).astype(np.float32), observation.instruction)
 
-    def said(self, actions_TA: np.ndarray, agent_pos: np.ndarray) -> np.ndarray:
+    def to_env_action(self, actions_TA: np.ndarray, agent_pos: np.ndarray) -> np.ndarray:
         """See `Dialect`; each action begins where the one before was to end."""
         target, targets = np.asarray(agent_pos, np.float64), []
         for action in actions_TA:

@@ -13,7 +13,7 @@ from lerobot.envs import EnvConfig
 from lerobot.envs.utils import NEW_ROLLOUT_OPTION
 from lerobot.utils.constants import ACTION, OBS_ENV_STATE, OBS_IMAGE, OBS_STATE
 
-from emu_embodied.envs.tasks import OBJECTS
+from emu_embodied.envs.tabletop.tasks import OBJECTS
 from emu_embodied.types import AGENT_POS, PIXELS
 
 PACKAGE, TASK_ID, STATE = "emu_embodied", "LeRobotTabletop-v0", "environment_state"
@@ -42,7 +42,7 @@ class ForLeRobot(gymnasium.Wrapper):
 
 def tabletop(**options: Any) -> gymnasium.Env:
     """Makes the table-top for LeRobot; options as for TabletopPush-v0."""
-    from emu_embodied.envs.tabletop import TabletopPushEnv
+    from emu_embodied.envs.tabletop.env import TabletopPushEnv
 
     return ForLeRobot(TabletopPushEnv(**options))
 

@@ -19,10 +19,10 @@ def cost_of(instruction: str, goal: str, model: WorldModel) -> Cost:
         InputError: goal "positions", and the instruction is neither PushT's nor one of the table-top's, or about what the model
             does not know.
     """
-    from emu_embodied.envs.tasks import parse_task
-    from emu_embodied.envs.tee import AIMS_CM, TASK
+    from emu_embodied.envs.pusht.geometry import AIMS_CM, TASK
+    from emu_embodied.envs.tabletop.tasks import parse_task
     from emu_embodied.policies.costs import RewardHead
-    from emu_embodied.rollouts.goals import pose_cost, task_cost
+    from emu_embodied.rollouts.goals.task_costs import pose_cost, task_cost
 
     wanted = "reward" if goal == "reward" else "positions"
     try:

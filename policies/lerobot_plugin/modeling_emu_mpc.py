@@ -15,13 +15,14 @@ from lerobot.utils.constants import OBS_STATE
 from torch import Tensor
 
 from emu_embodied.errors import InputError
-from emu_embodied.policies.cem import CEM
-from emu_embodied.policies.lerobot_plugin.configuration_emu_mpc import EmuMpcConfig, no_training
-from emu_embodied.policies.lerobot_plugin.dialects import Dialect, GymPushT, OwnWorld, choose
-from emu_embodied.policies.lerobot_plugin.instructions import cost_of
-from emu_embodied.policies.lerobot_plugin.pilot import Interpreter, Pilot
+from emu_embodied.policies.planners.cem import CEM
 from emu_embodied.types import TASK, Observation
 from emu_embodied.units import ActionScale
+
+from .configuration_emu_mpc import EmuMpcConfig, no_training
+from .dialects import Dialect, GymPushT, OwnWorld, choose
+from .instructions import cost_of
+from .pilot import Interpreter, Pilot
 
 
 class EmuMpcPolicy(PreTrainedPolicy):
@@ -126,7 +127,7 @@ class EmuMpcPolicy(PreTrainedPolicy):
 
     def _save_pretrained(self, save_directory: Path, state_dict: dict[str, Tensor] | None = None) -> None:
         """Writes the options and the processors; the weights stay in the checkpoint that the options name."""
-        from emu_embodied.policies.lerobot_plugin.processor_emu_mpc import make_emu_mpc_pre_post_processors
+        from .processor_emu_mpc import make_emu_mpc_pre_post_processors
 
         self.config._save_pretrained(save_directory)
         for pipeline in make_emu_mpc_pre_post_processors(self.config):

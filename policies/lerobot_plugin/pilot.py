@@ -11,10 +11,11 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from emu_embodied.policies.lerobot_plugin.dialects import Dialect
 from emu_embodied.protocols import Cost, Planner, WorldModel
 from emu_embodied.types import History, Observation
 from emu_embodied.units import ActionScale
+
+from .dialects import Dialect
 
 
 class Pilot:
@@ -99,16 +100,16 @@ class Interpreter:
     def act(self, observation: Observation) -> tuple[np.ndarray, torch.Tensor]:
         """The env's next action (A,), and the codes (N,) of what had been imagined for the model's moment; see `Pilot.act`."""
         if self._left == 0 or observation.instruction != self._instruction:
-            heard = self.dialect.heard(observation)
+            heard = self.dialect.to_model_observation(observation)
             action, self._imagined = self.pilot.act(heard)
-            (self._action,) = self.dialect.said(self.scale.to_robot(action[None]), heard.agent_pos)
+            (self._action,) = self.dialect.to_env_action(self.scale.to_robot(action[None]), heard.agent_pos)
             self._left, self._instruction = self.dialect.hold, observation.instruction
         self._left -= 1
         return self._action, self._imagined
 
     def chunk(self, observation: Observation) -> np.ndarray:
         """The env's actions (T, A) for the first `execute` of a plan from this frame alone; see `Pilot.chunk`."""
-        heard = self.dialect.heard(observation)
-        actions_TA = self.dialect.said(self.scale.to_robot(self.pilot.chunk(heard)), heard.agent_pos)
+        heard = self.dialect.to_model_observation(observation)
+        actions_TA = self.dialect.to_env_action(self.scale.to_robot(self.pilot.chunk(heard)), heard.agent_pos)
         self.reset()
         return actions_TA.repeat(self.dialect.hold, 0)

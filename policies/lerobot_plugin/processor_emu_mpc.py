@@ -14,7 +14,7 @@ from lerobot.processor import (
 )
 from lerobot.utils.constants import POLICY_POSTPROCESSOR_DEFAULT_NAME, POLICY_PREPROCESSOR_DEFAULT_NAME
 
-from emu_embodied.policies.lerobot_plugin.configuration_emu_mpc import EmuMpcConfig
+from .configuration_emu_mpc import EmuMpcConfig
 
 
 def make_emu_mpc_pre_post_processors(

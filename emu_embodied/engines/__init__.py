@@ -1,1 +1,0 @@
-"""Executors of the model's steps: compiled, ONNX Runtime, TensorRT. The eager one is `emu_embodied.step`."""

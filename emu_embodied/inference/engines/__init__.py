@@ -1,0 +1,1 @@
+"""Executors of the model's steps: compiled, ONNX Runtime, TensorRT. The eager one is `emu_embodied.inference.frame_step`."""

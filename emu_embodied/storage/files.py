@@ -1,0 +1,553 @@
+"""Folders of safetensors + JSON, written whole or not at all and read only when intact; knows nothing of models."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import stat
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+
+from emu_embodied.errors import CheckpointError, EmuEmbodiedError
+
+from .strict_json import parse_json, parse_object
+from .tensor_header import RESTORE, fit, header_bytes, read_header
+
+FORMAT, VERSION = "emu-embodied-folder", 1
+MANIFEST = "manifest.json"
+MAX_JSON_BYTES = 16 << 20  # of a JSON file, and of a text beside it
+_NAME = re.compile(r"(?!.*\.\.)[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
+_NAMES = "plain names of [A-Za-z0-9_.-]"
+_SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}")
+
+
+def save_folder(
+    path: str | os.PathLike,
+    tensors: Mapping[str, Mapping[str, torch.Tensor]],
+    documents: Mapping[str, dict | str | bytes],
+    *,
+    max_shard_bytes: int | None = None,
+) -> None:
+    """Writes a folder so that a crash at any moment leaves the old or the new one, complete.
+
+    An existing folder is replaced with all that is in it. One writer a folder: savers do not wait for each other.
+
+    Args:
+        path: the folder; parents are made.
+        tensors: each entry becomes `<name>.safetensors`; one file at a time is held in memory.
+        documents: dicts become `<name>.json`; texts and bytes are written under their full name ("README.md") as they are.
+        max_shard_bytes: splits an entry with more bytes into `<name>-00001-of-0000N.safetensors` of at most so many
+            (a single larger tensor stays whole).
+
+    Raises:
+        CheckpointError: non-finite weights, values or names that cannot be stored, a full disk, or a target that is
+            something else. What was there before stays as it was.
+    """
+    target = Path(os.path.realpath(path))
+    previous = _previous(target)
+    with _staged(target) as partial:
+        if previous.exists():  # a crash left it: it comes back if its successor did not arrive, and goes if it did
+            _remove(previous) if target.exists() else os.rename(previous, target)
+        if target.is_file() or target.is_dir() and any(target.iterdir()) and not (target / MANIFEST).is_file():
+            raise CheckpointError(str(target), f"has no {MANIFEST}", "not ours to replace; choose another path")
+        partial.mkdir()
+        files = {}
+        for name, data in _encode(tensors, documents, max_shard_bytes):
+            if name in files or name == MANIFEST or not _NAME.fullmatch(name):
+                raise CheckpointError(str(target / name), "name taken or unfit", f"use {_NAMES}, each once")
+            _write(partial / name, data)
+            files[name] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+        manifest = {"format": FORMAT, "version": VERSION, "files": files}
+        _write(partial / MANIFEST, _encode_json(MANIFEST, manifest))
+        _sync(partial)
+        _swap(partial, target, previous)
+
+
+class Folder:
+    """A folder that `save_folder` wrote, opened. Its tensors are read when they are asked for.
+
+    Whatever is read is checked against the manifest that was read first, so that two versions of a folder never mix. Only
+    regular files that the manifest names are opened.
+
+    Args:
+        path: the folder; if a crash left only its predecessor, that is read. A reader that races a save may get an
+            error instead of one of the two: open it again.
+
+    Attributes:
+        path: where its files are.
+        documents: the JSON documents by name (without `.json`).
+
+    Raises:
+        CheckpointError: a folder or file is missing, damaged, hostile, or of another format.
+    """
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self.path = _find(path)
+        self._files, self._entries = _read_manifest(self.path), {}
+        self.documents: dict[str, dict] = {}
+        for name, entry in self._files.items():
+            stem, suffix = os.path.splitext(name)
+            if suffix == ".safetensors":
+                shard = _SHARD.fullmatch(stem)
+                self._entries.setdefault(shard[1] if shard else stem, []).append(name)
+                continue
+            data = _read_verified(self.path, name, entry, MAX_JSON_BYTES)
+            if suffix == ".json":
+                self.documents[stem] = parse_object(str(self.path / name), data)
+
+    @property
+    def entries(self) -> list[str]:
+        """Names of what has tensors."""
+        return list(self._entries)
+
+    def tensors(
+        self,
+        name: str,
+        expected: Mapping[str, torch.Tensor] | None = None,
+        kinds: Collection[torch.dtype] = (),
+        device: str | torch.device = "cpu",
+    ) -> dict[str, torch.Tensor]:
+        """The tensors of an entry, by name.
+
+        Args:
+            name: of the entry.
+            expected: whose names, shapes and dtypes they must have, on any device; compared with what the files say they hold
+                before these are read.
+            kinds: dtypes that will do as well.
+            device: where they go.
+
+        Raises:
+            CheckpointError: the entry is missing, damaged, hostile, not finite, or not what is expected.
+        """
+        if name not in self._entries:
+            raise CheckpointError(str(self.path), f"has no tensors {name!r}", f"ask for one listed in {MANIFEST}")
+        headers: dict[str, Any] = {}
+        for file in self._entries[name]:
+            header = _peek(self.path, file, self._files[file])
+            if twice := header.keys() & headers.keys():
+                raise CheckpointError(str(self.path / file), f"in two shards: {sorted(twice)}", "save it anew")
+            headers |= header
+        if expected is not None:
+            fit(str(self.path / self._entries[name][0]), headers, expected, kinds)
+        tensors: dict[str, torch.Tensor] = {}
+        for file in self._entries[name]:
+            part = _parse_tensors(self.path / file, _read_verified(self.path, file, self._files[file]))
+            tensors |= {key: tensor.to(device) for key, tensor in part.items()}
+        return tensors
+
+
+def load_folder(
+    path: str | os.PathLike, *, tensors: Collection[str] | None = None, device: str | torch.device = "cpu"
+) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, dict]]:
+    """Reads what `save_folder` wrote; each file but the tensors not wanted is checked against the manifest first.
+
+    Args:
+        path: see `Folder`.
+        tensors: the tensor entries wanted; all of them when None.
+        device: where the tensors go.
+
+    Returns:
+        The tensors by entry and name, and the JSON documents by name (without `.json`).
+
+    Raises:
+        CheckpointError: a folder, file or entry is missing, damaged, hostile, non-finite, or of another format.
+    """
+    folder = Folder(path)
+    names = folder.entries if tensors is None else tensors
+    return {name: folder.tensors(name, device=device) for name in names}, folder.documents
+
+
+def sums(path: str | os.PathLike) -> dict[str, str]:
+    """The SHA-256 of each file of a folder that `save_folder` wrote, by name, as its manifest has them; nothing else is read.
+
+    Raises:
+        CheckpointError: the manifest is missing or damaged.
+    """
+    return {name: entry["sha256"] for name, entry in _read_manifest(_find(path)).items()}
+
+
+def load_file(path: str | os.PathLike, name: str) -> bytes:
+    """Reads one file of a folder that `save_folder` wrote, checked against the manifest.
+
+    Raises:
+        CheckpointError: the folder or the file is missing or damaged.
+    """
+    folder = _find(path)
+    files = _read_manifest(folder)
+    if name not in files:
+        raise CheckpointError(str(folder / name), f"not in {MANIFEST}", f"ask for one of {sorted(files)}")
+    return _read_verified(folder, name, files[name], MAX_JSON_BYTES if name.endswith(".json") else math.inf)
+
+
+def write_json(path: str | os.PathLike, value: object) -> None:
+    """Writes one JSON file: all of it, or the old one stays.
+
+    Raises:
+        CheckpointError: a value that JSON does not know (NaN included), or a disk that does not take it.
+    """
+    write_bytes(path, _encode_json(str(path), value))
+
+
+def write_bytes(path: str | os.PathLike, data: bytes) -> None:
+    """Writes one file: all of it, or the old one stays.
+
+    Raises:
+        CheckpointError: a disk that does not take it.
+    """
+    target = Path(os.path.realpath(path))
+    with _staged(target) as partial:
+        _write(partial, data)
+        os.replace(partial, target)
+        _sync(target.parent)
+
+
+@contextmanager
+def writing(path: str | os.PathLike) -> Iterator[None]:
+    """Types what the disk refuses while a file is written by other means than these functions.
+
+    Raises:
+        CheckpointError: a disk that does not take it.
+    """
+    try:
+        yield
+    except OSError as error:
+        fault = (error.strerror or str(error)).partition("\n")[0]
+        raise CheckpointError(str(path), f"not written: {fault}", "free space or choose another path") from error
+
+
+def read_file(path: str | os.PathLike, limit: int) -> bytes:
+    """Reads one regular file of at most `limit` bytes; links are followed.
+
+    Raises:
+        CheckpointError: missing, too large, or something else, which is not opened.
+    """
+    return _read(Path(path), limit)
+
+
+def read_json(path: str | os.PathLike, folder: Path | None = None) -> object:
+    """Reads one JSON file.
+
+    Args:
+        path: the file.
+        folder: see `regular_file`.
+
+    Raises:
+        CheckpointError: missing, elsewhere, too large, not JSON, duplicate keys or non-finite numbers.
+    """
+    return parse_json(str(path), _read(Path(path), MAX_JSON_BYTES, folder))
+
+
+def regular_file(path: str | os.PathLike, folder: Path | None = None) -> Path:
+    """Where a path leads, links followed: a regular file, never a pipe, a device or a folder. Opens nothing.
+
+    Args:
+        path: the file.
+        folder: where it has to lie. What links of a snapshot in the Hub's cache (REPOSITORY/snapshots/REVISION) lead to in
+            REPOSITORY/blobs counts as inside.
+
+    Raises:
+        CheckpointError: missing, not a regular file, or outside the folder.
+    """
+    try:
+        real = Path(os.path.realpath(path, strict=True))
+        regular = real.is_file()
+    except (OSError, ValueError) as error:
+        found = getattr(error, "strerror", None) or str(error)
+        raise CheckpointError(str(path), found, f"check the path, or {RESTORE}") from error
+    if not regular or not (folder is None or any(real.is_relative_to(home) for home in _homes(folder))):
+        raise CheckpointError(str(path), f"leads to {real}", "only regular files inside the folder are read")
+    return real
+
+
+def check_tree(folder: str | os.PathLike, error: type[EmuEmbodiedError] = CheckpointError) -> None:
+    """Refuses a folder in which something leads elsewhere or waits: links out of it, pipes, devices. A missing one is empty.
+
+    For folders that are written to and may be anybody's: what is written through such a link changes what lies elsewhere.
+
+    Args:
+        folder: the folder, which may be a link itself.
+        error: the class of the error.
+
+    Raises:
+        EmuEmbodiedError: of the class `error`, for the first that is found.
+    """
+    home = os.path.realpath(folder)
+    for place, folders, files in os.walk(home):
+        for path in (os.path.join(place, name) for name in (*folders, *files)):
+            with suppress(FileNotFoundError):  # whoever is at work there has removed it
+                mode, real = os.lstat(path).st_mode, os.path.realpath(path)
+                if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode)):
+                    raise error(path, "a pipe, a socket or a device", "remove it, or use another folder")
+                if not Path(real).is_relative_to(home):
+                    raise error(path, f"leads to {real}", f"nothing outside {folder} is written: remove the link")
+
+
+def _homes(folder: Path) -> list[Path]:
+    """The folder, and the blobs of the Hub's cache where it lies in a snapshot of that."""
+    folder = Path(os.path.realpath(folder))
+    caches = [place.parent.parent for place in (folder, *folder.parents) if place.parent.name == "snapshots"]
+    return [folder, *(cache / "blobs" for cache in caches[:1])]
+
+
+def rng_state() -> dict[str, torch.Tensor]:
+    """Returns the states of torch's default generators as uint8 tensors: "cpu", and "cuda.0"... where there is CUDA."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state()} | {f"cuda.{index}": state for index, state in enumerate(cuda)}
+
+
+def set_rng_state(state: Mapping[str, torch.Tensor]) -> None:
+    """Restores what `rng_state` returned; states of CUDA devices that are not here are left out.
+
+    Raises:
+        CheckpointError: the CPU's state is missing, or one is not torch's.
+    """
+    devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    try:
+        torch.set_rng_state(state["cpu"].cpu())
+        for index in range(devices):
+            if f"cuda.{index}" in state:
+                torch.cuda.set_rng_state(state[f"cuda.{index}"].cpu(), index)
+    except (AttributeError, KeyError, RuntimeError, TypeError) as error:
+        raise CheckpointError("rng state", repr(error), "use the tensors that rng_state() returned") from error
+
+
+def generator_state(generator: np.random.Generator) -> dict:
+    """Returns the state of a PCG64 generator (`np.random.default_rng`) as a dict fit for JSON.
+
+    Raises:
+        CheckpointError: a generator of another kind.
+    """
+    state = generator.bit_generator.state
+    if state["bit_generator"] != "PCG64":
+        raise CheckpointError("generator", state["bit_generator"], "use np.random.default_rng(seed), a PCG64")
+    return state
+
+
+def restore_generator(state: dict) -> np.random.Generator:
+    """Returns a new generator that goes on where the one given to `generator_state` stood.
+
+    Raises:
+        CheckpointError: not a PCG64 state.
+    """
+    bits = np.random.PCG64(0)
+    try:
+        bits.state = state
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
+        raise CheckpointError("generator", repr(error), "use the dict that generator_state() returned") from error
+    return np.random.Generator(bits)
+
+
+@contextmanager
+def _staged(target: Path) -> Iterator[Path]:
+    """Yields a sibling path to build in; removes it and those of dead processes, and types what the disk refuses."""
+    prefix = f".{target.name}.partial-"
+    partial = target.parent / f"{prefix}{os.getpid()}"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for entry in target.parent.iterdir():
+            owner = entry.name.removeprefix(prefix)
+            if owner != entry.name and owner.isdecimal() and (entry == partial or not _alive(int(owner))):
+                _remove(entry)
+        yield partial
+    except OSError as error:
+        remedy = "free space or choose another path; what was there before is still complete"
+        raise CheckpointError(str(target), f"not written: {error.strerror or error}", remedy) from error
+    finally:
+        _remove(partial)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, PermissionError, OverflowError) as error:
+        return isinstance(error, PermissionError)
+    return True
+
+
+def _previous(target: Path) -> Path:
+    return target.parent / f".{target.name}.previous"
+
+
+def _remove(path: Path) -> None:
+    """Clears away what is there, as far as that can be: why not is no reason to hide why it was to go."""
+    with suppress(OSError):
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _swap(partial: Path, target: Path, previous: Path) -> None:
+    try:
+        if target.exists():
+            os.rename(target, previous)
+        os.rename(partial, target)
+        _sync(target.parent)
+    except BaseException:  # back to how it was
+        if not partial.exists():
+            os.rename(target, partial)
+        if previous.exists() and not target.exists():
+            os.rename(previous, target)
+        raise
+    _remove(previous)
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+    _sync(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _encode(tensors: Mapping, documents: Mapping, max_shard_bytes: int | None) -> Iterator[tuple[str, bytes]]:
+    """Yields each file's name and bytes, one at a time, so that only one is in memory."""
+    for name, entry in tensors.items():
+        if _SHARD.fullmatch(name):
+            raise CheckpointError(name, "ends like a shard", "choose a name without -NNNNN-of-NNNNN")
+        try:
+            shards = _shards(entry, math.inf if max_shard_bytes is None else max_shard_bytes)
+            for index, shard in enumerate(shards, 1):
+                part = f"-{index:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
+                yield f"{name}{part}.safetensors", save_safetensors(_plain(shard))
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise CheckpointError(name, str(error), "store dense, finite tensors of safetensors' types") from error
+    for name, document in documents.items():
+        if isinstance(document, str | bytes):
+            data = document if isinstance(document, bytes) else document.encode(errors="surrogatepass")
+        else:
+            name, data = f"{name}.json", _encode_json(f"{name}.json", document)
+        if name.endswith(".safetensors"):
+            raise CheckpointError(name, "a text under a tensor file's name", "choose another name")
+        if name.endswith(".json"):
+            parse_object(name, data)
+            if len(data) > MAX_JSON_BYTES:
+                raise CheckpointError(
+                    name, f"{len(data)} bytes", f"at most {MAX_JSON_BYTES} are read back; keep it in tensors"
+                )
+        yield name, data
+
+
+def _shards(entry: Mapping[str, torch.Tensor], limit: float) -> list[dict[str, torch.Tensor]]:
+    shards, filled = [{}], 0
+    for key, tensor in entry.items():
+        if shards[-1] and filled + tensor.nbytes > limit:
+            shards.append({})
+            filled = 0
+        shards[-1][key] = tensor
+        filled += tensor.nbytes
+    return shards
+
+
+def _plain(shard: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Returns finite CPU tensors that are contiguous and share no memory; ValueError where that cannot be."""
+    plain, storages = {}, set()
+    for key, tensor in shard.items():
+        if key == "__metadata__":
+            raise ValueError("the tensor name __metadata__ is reserved")
+        tensor = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+        _require_finite(key, tensor)
+        storage = tensor.untyped_storage().data_ptr()
+        plain[key] = tensor.clone() if storage in storages else tensor
+        storages.add(storage)
+    return plain
+
+
+def _require_finite(key: str, tensor: torch.Tensor) -> None:
+    if tensor.is_floating_point() or tensor.is_complex():
+        tensor = tensor.float() if tensor.itemsize == 1 else tensor  # float8 has no isfinite
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"tensor {key!r} has NaN or infinite values")
+
+
+def _encode_json(field: str, value: object) -> bytes:
+    try:
+        data = (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    except (RecursionError, TypeError, ValueError) as error:
+        raise CheckpointError(field, str(error), "use finite numbers, texts, lists and dicts with text keys") from error
+    parse_json(field, data)  # keys such as 1 and "1" fall together only here
+    return data
+
+
+def _read_manifest(folder: Path) -> dict[str, dict]:
+    path = folder / MANIFEST
+    manifest = parse_object(str(path), _read(path, MAX_JSON_BYTES, folder))
+    kind, files = (manifest.get("format"), manifest.get("version")), manifest.get("files")
+    if kind != (FORMAT, VERSION):
+        raise CheckpointError(str(path), kind, f"this release reads format {FORMAT!r}, version {VERSION}")
+    try:
+        for name, entry in files.items():
+            if not _NAME.fullmatch(name) or [type(entry[key]) for key in ("sha256", "bytes")] != [str, int]:
+                raise CheckpointError(str(path), f"{name!r}: {entry!r}", f"files have {_NAMES}, a sha256 and bytes")
+    except (AttributeError, KeyError, TypeError) as error:
+        raise CheckpointError(str(path), repr(error), "files must map each name to its sha256 and bytes") from error
+    return files
+
+
+def _read_verified(folder: Path, name: str, entry: dict, limit: float = math.inf) -> bytes:
+    data = _read(folder / name, min(entry["bytes"], limit), folder)
+    if len(data) != entry["bytes"] or hashlib.sha256(data).hexdigest() != entry["sha256"]:
+        raise CheckpointError(str(folder / name), f"{len(data)} bytes that do not match {MANIFEST}", RESTORE)
+    return data
+
+
+def _read(path: Path, limit: float, folder: Path | None = None) -> bytes:
+    """Reads a file of at most `limit` bytes; see `regular_file`."""
+    with _opened(path, limit, folder) as (file, size):
+        return file.read(size)
+
+
+@contextmanager
+def _opened(path: Path, limit: float, folder: Path | None = None) -> Iterator[tuple[BinaryIO, int]]:
+    """Such a file and its size. Nothing else is opened, for a device can act and a pipe can wait."""
+    real = regular_file(path, folder)
+    try:
+        with open(real, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):  # it was exchanged meanwhile
+                raise CheckpointError(str(path), "no regular file", "only regular files inside the folder are read")
+            if found.st_size > limit:
+                raise CheckpointError(
+                    str(path), f"{found.st_size} bytes", f"at most {limit:.0f} are expected; {RESTORE}"
+                )
+            yield file, found.st_size
+    except OSError as error:
+        raise CheckpointError(str(path), error.strerror or str(error), f"check the path, or {RESTORE}") from error
+
+
+def _find(path: str | os.PathLike) -> Path:
+    """The folder, or the predecessor that a crash left of it."""
+    folder = Path(os.path.realpath(path))
+    return _previous(folder) if not folder.exists() and _previous(folder).is_dir() else folder
+
+
+def _peek(folder: Path, name: str, entry: dict):
+    """What a tensor file of the folder says it holds; no more than that is read."""
+    path = str(folder / name)
+    with _opened(folder / name, entry["bytes"], folder) as (file, size):
+        start = file.read(8)
+        return read_header(path, start + file.read(header_bytes(path, start, size) - 8), size)
+
+
+def _parse_tensors(path: Path, data: bytes) -> dict[str, torch.Tensor]:
+    read_header(str(path), data, len(data))  # safetensors itself lets duplicate keys pass
+    try:
+        tensors = load_safetensors(data)
+        for key, tensor in tensors.items():
+            _require_finite(key, tensor)
+    except Exception as error:  # a hostile header makes the library raise nearly anything
+        raise CheckpointError(str(path), str(error), f"dense, finite safetensors are read; {RESTORE}") from error
+    return tensors

@@ -1,0 +1,442 @@
+"""From frames to a checkpoint: text BPE, frame tokenizer, codes, trajectory model. Knows no simulator and no planner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from emu_embodied.checkpoint import World, fingerprint, load_checkpoint, save_checkpoint
+from emu_embodied.data.frame_cache import FrameCache
+from emu_embodied.errors import ConfigError, DatasetError, InputError
+from emu_embodied.model.noise import make_noise
+from emu_embodied.model.token_model import TokenModel, TokenModelConfig
+from emu_embodied.model.transformer import TransformerConfig
+from emu_embodied.model.vocabulary import Vocabulary
+from emu_embodied.tokenizers.frames import FrameTokenizer, FrameTokenizerConfig
+from emu_embodied.tokenizers.text import TextTokenizer
+from emu_embodied.validation import whole_number
+
+from .datasets import WindowSampler
+from .folder import facts_of, train_once
+from .loop import LoopConfig, train_stage
+from .objectives import TokenizerObjective, TrajectoryConfig, TrajectoryObjective
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything a preset decides.
+
+    Attributes:
+        tokenizer: sizes of the frame tokenizer; `image_size` is the dataset's.
+        tokenizer_batch: frames a step.
+        tokenizer_loop: its optimisation.
+        transformer: sizes of the trajectory model's transformer, without `vocab_size`.
+        context_frames: C.
+        previous_frame_source: see `TokenModelConfig`.
+        next_token_shift, noise: see `TokenModelConfig`.
+        trajectory: phases and weights.
+        trajectory_loop: its optimisation.
+        text_length, text_size, action_bins: the instruction's padded length, the BPE's ids, the bins of an action value.
+        held_out: episodes at the dataset's end that training never sees.
+        seed: of initialisation and batches.
+    """
+
+    tokenizer: FrameTokenizerConfig
+    tokenizer_batch: int
+    tokenizer_loop: LoopConfig
+    transformer: Mapping[str, int | float]
+    context_frames: int
+    previous_frame_source: bool
+    next_token_shift: bool
+    noise: str
+    trajectory: TrajectoryConfig
+    trajectory_loop: LoopConfig
+    text_length: int = 16
+    text_size: int = 384
+    action_bins: int = 64
+    held_out: int = 100
+    seed: int = 0
+
+
+def train_checkpoint(
+    cache: FrameCache,
+    recipe: Recipe,
+    world: World,
+    folder: Path,
+    device: torch.device,
+    *,
+    evaluate_tokenizer: Callable[[FrameTokenizer], dict[str, float]] | None = None,
+    evaluate_model: Callable[[FrameTokenizer, TextTokenizer, TokenModel], dict[str, float]] | None = None,
+    notes: Mapping[str, Any] | None = None,
+    report: Callable[[str], None] = print,
+) -> Path:
+    """Runs every stage, each from where it stopped, and writes `folder / checkpoint`.
+
+    Args:
+        cache: the whole dataset; its last `held_out` episodes are left for evaluation.
+        recipe: sizes and schedules.
+        world: names and scales of what the frames show.
+        folder: of the run; stages keep their state in it.
+        device: where to train; bf16 on CUDA, fp32 on the CPU.
+        evaluate_tokenizer, evaluate_model: figures on held-out episodes, shown as training goes.
+        notes: the command and its configuration, to be kept in `run.json`.
+        report: prints a line of progress.
+
+    Returns:
+        The checkpoint folder.
+
+    Raises:
+        DatasetError: too few episodes, frames of another size, or anything else that `check_trajectories` finds.
+        CheckpointError: the run folder holds a damaged state, or another run.
+        ConfigError: another training is at work in the folder.
+    """
+    check_cache(cache, recipe.held_out, recipe.tokenizer.image_size)
+    train_cache = cache.select(range(cache.episodes - recipe.held_out))
+    text = TextTokenizer.train(train_cache.instructions, recipe.text_size)
+    check_trajectories(cache, recipe.held_out, text, model_config(recipe, world, text, cache), world)
+
+    def work() -> None:
+        torch.manual_seed(recipe.seed)
+        tokenizer = train_stage(
+            "tokenizer",
+            FrameTokenizer(recipe.tokenizer).to(device),
+            TokenizerObjective(train_cache, recipe.tokenizer_batch, recipe.seed),
+            recipe.tokenizer_loop,
+            folder,
+            evaluate=evaluate_tokenizer,
+            report=report,
+        )
+        model = TokenModel(model_config(recipe, world, text, train_cache)).to(device)
+        model.place_codes(tokenizer.places())
+        job = (tokenizer, text, world, cache, recipe, folder)
+        _finish(train_trajectory(model, *job, evaluate_model=evaluate_model, report=report), *job)
+
+    facts = facts_of("all", cache, recipe=asdict(recipe), world=asdict(world))
+    return train_once(folder, "checkpoint", facts, work, notes=notes, report=report)
+
+
+def adapt_checkpoint(
+    cache: FrameCache,
+    recipe: Recipe,
+    source: Path,
+    folder: Path,
+    device: torch.device,
+    *,
+    temperature: float | None = 0.0,
+    shift: bool | None = None,
+    evaluate_model: Callable[[FrameTokenizer, TextTokenizer, TokenModel], dict[str, float]] | None = None,
+    notes: Mapping[str, Any] | None = None,
+    report: Callable[[str], None] = print,
+) -> Path:
+    """DiDA's adaptation of a checkpoint that decodes token by token: its noisy half learns to draw whole frames at once.
+
+    Its sizes and tokenizers stay; the recipe gives the noise process, the loss and the schedule, whose autoregressive phase is
+    skipped. The causal half goes on learning beside (Emu3.5, arXiv 2510.26583).
+
+    Args:
+        cache: the dataset; its last `held_out` episodes are left for evaluation.
+        recipe: noise, loss and schedule.
+        source: the checkpoint's folder.
+        folder: of the run.
+        device: where to train.
+        temperature: the targets are frames that the unadapted model draws token by token at this temperature; None for the
+            data's own frames.
+        shift: whether the state before a noisy slot predicts it, as in next-token prediction; None decides by `keep_shift`.
+        evaluate_model: figures on held-out episodes.
+        notes, report: as in `train_checkpoint`.
+
+    Returns:
+        The checkpoint folder.
+
+    Raises:
+        DatasetError: too few episodes, frames of another size, or actions in other units than the source's.
+        CheckpointError: the source is missing or damaged, or the run folder holds another run.
+    """
+    tokenizer, text, teacher, world, config = load_checkpoint(source)
+    check_cache(cache, recipe.held_out, tokenizer.config.image_size)
+    shift = keep_shift(config) if shift is None else shift
+    wired = replace(teacher.config, next_token_shift=shift, noise=recipe.noise)
+    recipe = _of_checkpoint(recipe, tokenizer, text, wired)
+    check_trajectories(cache, recipe.held_out, text, wired, world)
+    check_scale(cache, world)
+    torch.manual_seed(recipe.seed)
+    model = TokenModel(wired)
+    model.load_state_dict(teacher.state_dict())
+
+    def work() -> None:
+        options = {"evaluate_model": evaluate_model, "report": report, "temperature": temperature or 0.0}
+        if temperature is not None:
+            options["teacher"] = teacher.to(device).requires_grad_(False)
+        job = (tokenizer.to(device), text, world, cache, recipe, folder)
+        _finish(train_trajectory(model.to(device), *job, **options), *job, source=fingerprint(source))
+
+    how = {"source": fingerprint(source), "temperature": temperature}
+    facts = facts_of("dida", cache, recipe=asdict(recipe), world=asdict(world), **how)
+    return train_once(folder, "checkpoint", facts, work, notes=notes, report=report)
+
+
+def continue_checkpoint(
+    cache: FrameCache,
+    recipe: Recipe,
+    source: Path,
+    world: World,
+    folder: Path,
+    device: torch.device,
+    *,
+    evaluate_model: Callable[[FrameTokenizer, TextTokenizer, TokenModel], dict[str, float]] | None = None,
+    notes: Mapping[str, Any] | None = None,
+    report: Callable[[str], None] = print,
+) -> Path:
+    """Trains a checkpoint on with other data: its sizes, tokenizers and weights stay where they are, and go on from there.
+
+    The new checkpoint is of the new data: their actions' names and scale, and their labels. Where these are others than the
+    source's, the heads that read them begin anew.
+
+    Args:
+        cache: the dataset; its last `held_out` episodes are left for evaluation.
+        recipe: loss and schedule, whose autoregressive phase is skipped.
+        source: the checkpoint's folder.
+        world: names and scales of what the new frames show.
+        folder: of the run.
+        device: where to train.
+        evaluate_model, notes, report: as in `train_checkpoint`.
+
+    Returns:
+        The checkpoint folder.
+
+    Raises:
+        DatasetError: too few episodes, frames of another size, actions of another number of values, or a text that is too long.
+        CheckpointError: the source is missing or damaged, or the run folder holds another run.
+        ConfigError: a source that draws key frames, which it would forget.
+    """
+    tokenizer, text, known, before, _ = load_checkpoint(source)
+    if known.config.draws_subgoals:
+        rule = "it draws key frames from words, which it would forget: train it on with stage=language"
+        raise ConfigError("from", str(source), rule)
+    check_cache(cache, recipe.held_out, tokenizer.config.image_size)
+    labels = {"objects": tuple(world.objects), "position_scale": tuple(world.position_scale)}
+    wired = replace(known.config, **labels)
+    recipe = _of_checkpoint(recipe, tokenizer, text, wired)
+    check_trajectories(cache, recipe.held_out, text, wired, world)
+    torch.manual_seed(recipe.seed)
+    model, state = TokenModel(wired), known.state_dict()
+    alike = wired == known.config
+    world = replace(world, known=before.settled().known if alike else None)
+    if not alike:
+        state |= {name: value for name, value in model.state_dict().items() if name.startswith("heads.")}
+    model.load_state_dict({name: state[name] for name in model.state_dict()})
+
+    def work() -> None:
+        job = (tokenizer.to(device), text, world, cache, recipe, folder)
+        options = {"evaluate_model": evaluate_model, "report": report}
+        _finish(train_trajectory(model.to(device), *job, **options), *job, source=fingerprint(source))
+
+    facts = facts_of("trajectory", cache, recipe=asdict(recipe), world=asdict(world), source=fingerprint(source))
+    return train_once(folder, "checkpoint", facts, work, notes=notes, report=report)
+
+
+def _of_checkpoint(recipe: Recipe, tokenizer: FrameTokenizer, text: TextTokenizer, model: TokenModelConfig) -> Recipe:
+    """The recipe with a checkpoint's sizes in place of its own, and without an autoregressive phase."""
+    transformer = {name: value for name, value in asdict(model.transformer).items() if name != "vocab_size"}
+    alike = ("context_frames", "previous_frame_source", "next_token_shift", "noise", "text_length")
+    return replace(
+        recipe,
+        tokenizer=tokenizer.config,
+        transformer=transformer,
+        trajectory=replace(recipe.trajectory, autoregressive_until=0.0),
+        text_size=text.size,
+        action_bins=model.vocabulary.action_bins,
+        **{name: getattr(model, name) for name in alike},
+    )
+
+
+def keep_shift(config: Mapping) -> bool:
+    """Whether the noisy half of a checkpoint's configuration is to be trained with the next-token shift.
+
+    A noisy half that was trained keeps its wiring. Where only the causal half was, slots are best read where it predicts
+    them already: one token earlier. Trained it was where the recorded recipe left the autoregressive phase.
+    """
+    until: object = config["training"]
+    for key in ("recipe", "trajectory", "autoregressive_until"):
+        until = until.get(key) if isinstance(until, Mapping) else None
+    trained = isinstance(until, int | float) and until < 1.0
+    return config["model"].get("next_token_shift", False) if trained else True
+
+
+def check_cache(cache: FrameCache, held_out: int, image_size: int, key: str = "recipe.held_out") -> None:
+    """Refuses a dataset that a training cannot take.
+
+    Args:
+        cache: the whole dataset.
+        held_out: episodes at its end that training never sees.
+        image_size: px of a frame's side that is expected.
+        key: by which `held_out` is given.
+
+    Raises:
+        DatasetError: too few episodes, or frames of another size.
+    """
+    whole_number(key, held_out, 0)
+    if cache.episodes <= held_out:
+        fewer = f"{key}={cache.episodes // 10}"
+        raise DatasetError(
+            "episodes", cache.episodes, f"{held_out} are held out: record more, or hold out fewer ({fewer})"
+        )
+    if cache.pixels.shape[1:3] != (image_size, image_size):
+        raise DatasetError("frame size", cache.pixels.shape[1:3], f"the tokenizer takes {image_size} px")
+
+
+def check_trajectories(cache: FrameCache, held_out: int, text, model: TokenModelConfig, world: World) -> None:
+    """Refuses, before anything is trained, what a trajectory stage or its evaluation could not take.
+
+    Args:
+        cache: the whole dataset.
+        held_out: episodes at its end that training never sees.
+        text: the text tokenizer.
+        model: the trajectory model's sizes.
+        world: what the frames show.
+
+    Raises:
+        DatasetError: actions of another number of values, a text of any episode that is too long, labels that are not there, or
+            a dataset without an episode to train on.
+        ConfigError: sizes that do not fit together.
+    """
+    if cache.actions.shape[1] != model.action_dim:
+        raise DatasetError(
+            "action",
+            cache.names.get("action", cache.actions.shape[1]),
+            f"the checkpoint's have {model.action_dim} values: choose as many, action_keys=[...]",
+        )
+    for said in sorted(set(cache.instructions)):
+        try:
+            text.batch([said], model.text_length, model.vocabulary.pad)
+        except InputError as error:
+            where = f"instruction of episode {cache.instructions.index(said)}"
+            remedy = f"{error.remedy}, or give recipe.text_length=... of a new model"
+            raise DatasetError(where, said, remedy) from None
+    known = cache.select(range(cache.episodes - held_out))
+    no_codes, no_text = torch.zeros(len(known), 0, dtype=torch.int16), torch.zeros(known.episodes, 0, dtype=torch.int64)
+    WindowSampler(known, no_codes, no_text, tuple(world.objects), seed=0)
+
+
+def check_scale(cache: FrameCache, world: World) -> None:
+    """Refuses actions in other units than a checkpoint's, which would keep its own.
+
+    Raises:
+        DatasetError: the scales differ.
+    """
+    identity = [[[0.0] * cache.actions.shape[1], [1.0] * cache.actions.shape[1]]]
+    theirs = np.asarray(world.action_scale or identity, np.float64)
+    if theirs.shape[-1] != cache.actions.shape[1] or not all(
+        np.isclose(theirs, own).all(-1).all(-1).any() for own in cache.action_scale
+    ):
+        remedy = (
+            f"the checkpoint's are {theirs.tolist()}: give its own data, or train it on with stage=trajectory first"
+        )
+        raise DatasetError("action scale", cache.action_scale.tolist(), remedy)
+
+
+def train_trajectory(
+    model: TokenModel,
+    tokenizer,
+    text,
+    world: World,
+    cache: FrameCache,
+    recipe,
+    folder: Path,
+    *,
+    evaluate_model: Callable | None = None,
+    report: Callable[[str], None] = print,
+    teacher: TokenModel | None = None,
+    temperature: float = 0.0,
+) -> TokenModel:
+    """The trajectory stage: the averaged model, in eval mode.
+
+    Args:
+        model: is trained in place, where its parameters are to be.
+        tokenizer, text, world: what turns the cache into tokens, and what its frames show.
+        cache: the dataset; its last `recipe.held_out` episodes are left for evaluation.
+        recipe: has `held_out`, `seed`, `trajectory` and `trajectory_loop`, as `Recipe`.
+        folder: of the run.
+        evaluate_model, report: as in `train_checkpoint`.
+        teacher, temperature: of `TrajectoryObjective`.
+    """
+    train_cache = cache.select(range(cache.episodes - recipe.held_out))
+    codes_FN, steps = encode_frames(tokenizer, train_cache, report), recipe.trajectory_loop.steps
+    parts = (model, tokenizer, text, world, train_cache, codes_FN)
+    objective = trajectory_objective(*parts, recipe.trajectory, steps, recipe.seed, teacher, temperature)
+    evaluate = (lambda average: evaluate_model(tokenizer, text, average)) if evaluate_model else None
+    return train_stage("trajectory", model, objective, recipe.trajectory_loop, folder, evaluate=evaluate, report=report)
+
+
+def trajectory_objective(
+    model: TokenModel,
+    tokenizer,
+    text,
+    world: World,
+    cache: FrameCache,
+    codes_FN: torch.Tensor,
+    trajectory: TrajectoryConfig,
+    steps: int,
+    seed: int,
+    teacher: TokenModel | None = None,
+    temperature: float = 0.0,
+) -> TrajectoryObjective:
+    """What windows of a cache teach about the dynamics.
+
+    Args:
+        model, tokenizer, text, world: what is trained, what turns the cache into tokens, and what its frames show.
+        cache: the training episodes.
+        codes_FN: visual codes of every frame.
+        trajectory: what the windows hold and what counts in them.
+        steps: length of the stage.
+        seed: of the windows.
+        teacher, temperature: of `TrajectoryObjective`.
+    """
+    instructions = text.batch(cache.instructions, model.config.text_length, model.config.vocabulary.pad)
+    objects, places = tuple(world.objects), tokenizer.places()
+    windows = WindowSampler(cache, codes_FN, instructions, objects, seed, trajectory.contact_share)
+    noise = make_noise(model.config.noise, places)
+    return TrajectoryObjective(windows, trajectory, steps, places, noise, teacher, temperature)
+
+
+def _finish(
+    model: TokenModel, tokenizer, text, world: World, cache: FrameCache, recipe: Recipe, folder: Path, **facts: str
+) -> None:
+    """Writes the checkpoint."""
+    facts = {"episodes": cache.episodes, "frames": len(cache), "recipe": asdict(recipe), **facts}
+    world = world.learnt_from(cache.select(range(cache.episodes - recipe.held_out)).known)
+    save_checkpoint(folder / "checkpoint", tokenizer, text, model, world, facts)
+
+
+def model_config(recipe: Recipe, world: World, text: TextTokenizer, cache: FrameCache) -> TokenModelConfig:
+    """The trajectory model's sizes, from the recipe and the data."""
+    vocabulary = Vocabulary(text.size, recipe.tokenizer.codebook_size, recipe.action_bins)
+    return TokenModelConfig(
+        vocabulary=vocabulary,
+        transformer=TransformerConfig(vocab_size=vocabulary.size, **recipe.transformer),
+        grid=recipe.tokenizer.grid,
+        action_dim=cache.actions.shape[1],
+        text_length=recipe.text_length,
+        context_frames=recipe.context_frames,
+        previous_frame_source=recipe.previous_frame_source,
+        next_token_shift=recipe.next_token_shift,
+        noise=recipe.noise,
+        objects=tuple(world.objects),
+        position_scale=tuple(world.position_scale),
+    )
+
+
+def encode_frames(
+    tokenizer: FrameTokenizer, cache: FrameCache, report: Callable[[str], None], batch: int = 512
+) -> torch.Tensor:
+    """Codes (F, N) of every frame, in int16 where they fit, else in int32."""
+    report(f"encoding {len(cache)} frames")
+    pixels, device = torch.from_numpy(cache.pixels), next(tokenizer.parameters()).device
+    kind = torch.int16 if tokenizer.config.codebook_size < 1 << 15 else torch.int32
+    parts = [tokenizer.encode(pixels[i : i + batch].to(device)).cpu().to(kind) for i in range(0, len(pixels), batch)]
+    return torch.cat(parts)

@@ -1,0 +1,361 @@
+"""Teaches a world model to draw key frames from words, beside the dynamics it knows. Knows no simulator.
+
+A batch is either dynamics (windows of actions and frames) or language: `instruction | frame | caption | key frame`, in the one
+sequence and with the one transformer, as Emu3.5's interleaved text and images (arXiv 2510.26583).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from emu_embodied.checkpoint import fingerprint, load_checkpoint, save_checkpoint
+from emu_embodied.data.frame_cache import FrameCache
+from emu_embodied.data.subgoals import SubgoalRows
+from emu_embodied.errors import ConfigError
+from emu_embodied.model.token_model import TokenModel
+from emu_embodied.model.vocabulary import Vocabulary
+from emu_embodied.tokenizers.text import TextTokenizer
+from emu_embodied.training.datasets import WindowBatch, label_columns
+from emu_embodied.training.folder import facts_of, train_once
+from emu_embodied.training.loop import LoopConfig, train_stage
+from emu_embodied.training.objectives import TrajectoryConfig, TrajectoryObjective
+from emu_embodied.training.pipeline import (
+    check_cache,
+    check_scale,
+    check_trajectories,
+    encode_frames,
+    trajectory_objective,
+)
+from emu_embodied.types import short_repr
+
+
+@dataclass(frozen=True)
+class LanguageConfig:
+    """What the batches hold and what counts in them.
+
+    Attributes:
+        batch: key frames a step.
+        share: of the steps that are language; the others are dynamics.
+        text, visual, causal, position: weights of the captions' tokens, of the parallel prediction of key frames, of their
+            prediction token by token, and of where things are in them. Those of action tokens and of the dynamics are the
+            trajectory's.
+        causal_share: of the language steps that train the prediction token by token.
+        fully_hidden: share of key frames with every token hidden.
+        changed: weight of tokens that differ from the frame before.
+        untold: share of rows without an instruction and half as many without a caption, for classifier-free guidance.
+        instruction_length, caption_length: of the padded texts.
+        text_size: ids of the text tokenizer.
+        groups: share of each group of rows in a batch.
+        curriculum: share of the stage in which rows come by their distance, near ones first; 0 for none.
+    """
+
+    batch: int = 32
+    share: float = 0.9
+    text: float = 1.0
+    visual: float = 1.0
+    causal: float = 0.5
+    position: float = 0.3
+    causal_share: float = 0.2
+    fully_hidden: float = 0.5
+    changed: float = 6.0
+    untold: float = 0.1
+    instruction_length: int = 14
+    caption_length: int = 20
+    text_size: int = 640
+    groups: Mapping[str, float] | None = None
+    curriculum: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("share", "causal_share", "fully_hidden", "untold", "curriculum"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"language.{name}", getattr(self, name), "give a share from 0 to 1")
+
+
+@dataclass(frozen=True)
+class SubgoalBatch:
+    """B key frames to draw.
+
+    Attributes:
+        instruction_BI, caption_BS: padded ids; the captions end with `<|end|>`.
+        codes_BN, target_BN: the frame that is seen and the key frame.
+        positions_BO2, present_BO: where things are in the key frame.
+    """
+
+    instruction_BI: torch.Tensor
+    caption_BS: torch.Tensor
+    codes_BN: torch.Tensor
+    target_BN: torch.Tensor
+    positions_BO2: torch.Tensor
+    present_BO: torch.Tensor
+
+    __repr__ = short_repr
+
+
+class SubgoalSampler:
+    """Draws rows, balanced over their groups, each with one of the sentences that ask for its goal.
+
+    Args:
+        rows: of `cache`.
+        cache: the dataset; its pixels are not used.
+        codes_FN: visual codes of every frame.
+        text: the text tokenizer.
+        model: gives the vocabulary, the lengths and the objects.
+        config: shares and lengths.
+        seed: batches are a function of (seed, step).
+
+    Raises:
+        ConfigError: a group that the rows have not.
+        InputError: a text that is too long.
+    """
+
+    def __init__(
+        self,
+        rows: SubgoalRows,
+        cache: FrameCache,
+        codes_FN: torch.Tensor,
+        text: TextTokenizer,
+        model: TokenModel,
+        config: LanguageConfig,
+        seed: int,
+    ) -> None:
+        self.rows, self.codes, self.config, self.seed = rows, codes_FN, config, seed
+        c = model.config
+        sentences = [*(text for texts in rows.goals for text in texts), ""]
+        self.sentences = text.batch(sentences, c.instruction_length, c.vocabulary.pad)
+        counts = np.array([len(texts) for texts in rows.goals])
+        self.first, self.many = (
+            np.where(counts > 0, np.cumsum(counts) - counts, len(sentences) - 1),
+            np.maximum(counts, 1),
+        )
+        self.captions = closed_captions(text, rows.captions, model)
+        labels = cache.states[:, label_columns(cache.names["state"], c.objects)]
+        self.places = torch.from_numpy(labels.reshape(len(cache), len(c.objects), 3))
+        shares = dict(config.groups or {name: 1.0 for name in rows.groups})
+        if unknown := set(shares) - set(rows.groups):
+            raise ConfigError("language.groups", sorted(unknown), f"the rows have {rows.groups}")
+        members = [np.flatnonzero(rows.group == i) for i in range(len(rows.groups))]
+        ways = rows.target - rows.start
+        self.members = [ids[np.argsort(ways[ids], kind="stable")] for ids in members]
+        weight = np.array(
+            [shares.get(name, 0.0) * (len(ids) > 0) for name, ids in zip(rows.groups, members, strict=True)]
+        )
+        self.weight = weight / weight.sum()
+
+    def batch(self, step: int, progress: float) -> SubgoalBatch:
+        """The batch of a step; `progress` in [0, 1] is how far the stage is."""
+        c, rng = self.config, np.random.default_rng([self.seed, 3, step])
+        group = rng.choice(len(self.members), c.batch, p=self.weight)
+        reach = min(1.0, 0.3 + 0.7 * progress / c.curriculum) if c.curriculum else 1.0
+        rows = np.array([self.members[g][int(rng.random() * max(1, len(self.members[g]) * reach))] for g in group])
+        goal = self.rows.goal[rows]
+        sentence = self.first[goal] + (rng.random(c.batch) * self.many[goal]).astype(np.int64)
+        start, target = self.rows.start[rows], self.rows.target[rows]
+        return SubgoalBatch(
+            self.sentences[sentence],
+            self.captions[self.rows.caption[rows]],
+            self.codes[start].long(),
+            self.codes[target].long(),
+            self.places[target, :, :2],
+            self.places[target, :, 2],
+        )
+
+
+def closed_captions(text: TextTokenizer, captions: tuple[str, ...], model: TokenModel) -> torch.Tensor:
+    """Ids (k, S) of captions with `<|end|>` behind, padded.
+
+    Raises:
+        InputError: one that is too long.
+    """
+    length, v = model.config.caption_length, model.config.vocabulary
+    ids_KS = F.pad(text.batch(captions, length - 1, v.pad), (0, 1), value=v.pad)
+    ends = (ids_KS != v.pad).sum(1)
+    ids_KS[torch.arange(len(captions)), ends] = v.end
+    return ids_KS
+
+
+class SubgoalObjective:
+    """Language and dynamics in turn, by shares; both losses are those of the trajectory model.
+
+    Args:
+        sampler: of language batches.
+        dynamics: the objective of the other steps.
+        config: shares and weights.
+        steps: length of the stage.
+    """
+
+    def __init__(
+        self, sampler: SubgoalSampler, dynamics: TrajectoryObjective, config: LanguageConfig, steps: int
+    ) -> None:
+        self.sampler, self.dynamics, self.config, self.steps = sampler, dynamics, config, steps
+
+    def __call__(self, module: TokenModel, step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        generator = torch.Generator().manual_seed(self.sampler.seed * 1_000_003 + step)
+        if torch.rand((), generator=generator).item() >= self.config.share:
+            loss, figures = self.dynamics(module, step)
+            return loss, {f"dynamics_{name}": value for name, value in figures.items()}
+        return self._language(module, step, generator)
+
+    def _language(self, module: TokenModel, step: int, generator: torch.Generator):
+        c, device, v = self.config, module.noised.device, module.config.vocabulary
+        batch = self.sampler.batch(step, step / self.steps)
+        told, said = batch.instruction_BI.clone(), batch.caption_BS.clone()
+        chance_B = torch.rand(c.batch, generator=generator)
+        told[chance_B < c.untold] = v.pad
+        said[chance_B < c.untold / 2] = v.pad
+        codes_BN, target_BN = batch.codes_BN.to(device), batch.target_BN.to(device)
+        text_BL = module.prompt(told.to(device), codes_BN, said.to(device))
+        level = torch.cos(math.pi / 2 * torch.rand(c.batch, 1, 1, generator=generator))
+        level[torch.rand(c.batch, generator=generator) < c.fully_hidden] = 1.0
+        noisy, hidden = self.dynamics.noise.corrupt(target_BN[:, None], level.to(device), generator)
+        still = torch.zeros(c.batch, 1, module.config.action_dim, device=device)
+        causal = torch.rand((), generator=generator).item() < c.causal_share
+        frames = torch.stack([codes_BN, target_BN], 1)
+        states = module(text_BL, frames, still, noisy, hidden, None, causal)
+        batch_of = self._as_windows(batch, text_BL, frames, still)
+        weight = 1 + (c.changed - 1) * (target_BN != codes_BN).float()[:, None]
+        visual = self.dynamics.token_loss(
+            module, states.noisy_BFND, target_BN[:, None], weight * self.dynamics.noise.counts(hidden)
+        )
+        text = self._caption_loss(module, states.text_BLD, said.to(device))
+        state, error = self.dynamics.state_loss(module, batch_of, states.noisy_BFND)
+        loss = c.visual * visual + c.text * text + c.position / self.dynamics.config.position * state
+        figures = {"visual": visual.item(), "text": text.item(), "position": error}
+        if causal:
+            predicted = module.frame_predictions(states.clean_BFTD)
+            token_by_token = self.dynamics.token_loss(module, predicted, target_BN[:, None], weight)
+            loss, figures["causal"] = loss + c.causal * token_by_token, token_by_token.item()
+        return loss, figures
+
+    def _caption_loss(self, module: TokenModel, text_BLD: torch.Tensor, caption_BS: torch.Tensor) -> torch.Tensor:
+        """Next-token loss of the captions."""
+        length = caption_BS.shape[1]
+        logits = module.transformer.lm_head(text_BLD[:, -length - 1 : -1]).transpose(1, 2).float()
+        counted = (caption_BS != module.config.vocabulary.pad).sum().clamp(min=1)
+        ignored = {"ignore_index": module.config.vocabulary.pad, "reduction": "sum"}
+        return F.cross_entropy(logits, caption_BS, **ignored) / counted
+
+    def _as_windows(self, batch: SubgoalBatch, text_BL, frames, still) -> WindowBatch:
+        """The batch as windows of two frames, whose reward and success are not known."""
+        device, zero = frames.device, frames.new_zeros(len(frames), 1, dtype=torch.float32)
+        known = torch.tensor([0.0, 0.0, 1.0], device=device).expand(len(frames), 1, 3)
+        places, present = batch.positions_BO2.to(device)[:, None], batch.present_BO.to(device)[:, None]
+        return WindowBatch(text_BL, frames, frames[:, 1:], still, zero, zero, known, places, present)
+
+
+def teach_subgoals(
+    cache: FrameCache,
+    rows: SubgoalRows,
+    config: LanguageConfig,
+    trajectory: TrajectoryConfig,
+    loop: LoopConfig,
+    source: Path,
+    folder: Path,
+    device: torch.device,
+    *,
+    held_out: int = 100,
+    seed: int = 0,
+    evaluate_model: Callable[..., dict[str, float]] | None = None,
+    notes: Mapping[str, Any] | None = None,
+    report: Callable[[str], None] = print,
+) -> Path:
+    """Trains a world model on to draw key frames from words, and writes `folder / checkpoint`.
+
+    Its frame tokenizer stays. The text tokenizer is trained anew on what is said here, and all but the text's embeddings starts
+    from the source's weights; of a source that draws key frames already, all does, its text tokenizer and lengths too.
+
+    Args:
+        cache: the dataset; its last `held_out` episodes are left for evaluation.
+        rows: of the others.
+        config, trajectory, loop: of language, of the dynamics beside it, and of the optimisation.
+        source: the world model's checkpoint folder.
+        folder: of the run, where it goes on from where it stopped.
+        device: where to train.
+        held_out, seed, evaluate_model, notes, report: as in `pipeline.train_checkpoint`.
+
+    Raises:
+        DatasetError: too few episodes, or frames of another size.
+        CheckpointError: the source is missing or damaged, or the run folder holds a state of other settings.
+        ConfigError, InputError: as `SubgoalSampler`.
+    """
+    tokenizer, text, known, world, _ = load_checkpoint(source)
+    check_cache(cache, held_out, tokenizer.config.image_size)
+    check_scale(cache, world)
+    settings = {"language": asdict(config), "loop": asdict(loop), "held_out": held_out, "seed": seed}
+    trajectory = replace(trajectory, autoregressive_until=0.0)
+    learns = {"trajectory": asdict(trajectory), **settings, "source": fingerprint(source)}
+    facts, whole = facts_of("language", cache, rows=_digest(rows), **learns), cache
+    cache = cache.select(range(cache.episodes - held_out))
+    if not known.config.draws_subgoals:
+        text = TextTokenizer.train([*rows.texts(), *cache.instructions], config.text_size)
+    torch.manual_seed(seed)
+    model = (known if known.config.draws_subgoals else with_prompts(known, text, config)).to(device)
+    check_trajectories(whole, held_out, text, model.config, world)
+    SubgoalSampler(rows, cache, torch.zeros(len(cache), 0), text, model, config, seed)  # whatever is wrong shows here
+
+    def work() -> None:
+        codes_FN = encode_frames(tokenizer.to(device), cache, report)
+        dynamics = trajectory_objective(model, tokenizer, text, world, cache, codes_FN, trajectory, loop.steps, seed)
+        sampler = SubgoalSampler(rows, cache, codes_FN, text, model, config, seed)
+        trained = train_stage(
+            "language",
+            model,
+            SubgoalObjective(sampler, dynamics, config, loop.steps),
+            loop,
+            folder,
+            evaluate=(lambda average: evaluate_model(tokenizer, text, average)) if evaluate_model else None,
+            report=report,
+        )
+        told = {
+            "episodes": cache.episodes,
+            "frames": len(cache),
+            "rows": len(rows),
+            "words": sorted({word for said in rows.texts() for word in said.split() if not word.isdecimal()}),
+        }
+        save_checkpoint(folder / "checkpoint", tokenizer, text, trained, world, told | learns)
+
+    return train_once(folder, "checkpoint", facts, work, notes=notes, report=report)
+
+
+def _digest(rows: SubgoalRows) -> str:
+    """A SHA-256 of all that is said and shown in the rows."""
+    digest = hashlib.sha256()
+    for name, value in sorted(vars(rows).items()):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(value) if isinstance(value, np.ndarray) else json.dumps(value).encode())
+    return digest.hexdigest()
+
+
+@torch.no_grad()
+def with_prompts(known: TokenModel, text: TextTokenizer, config: LanguageConfig) -> TokenModel:
+    """A model with room for prompts and with the ids of another text tokenizer; the other weights are those of `known`."""
+    old = known.config.vocabulary
+    vocabulary = Vocabulary(text.size, old.codebook_size, old.action_bins)
+    lengths = {"instruction_length": config.instruction_length, "caption_length": config.caption_length}
+    model = TokenModel(
+        replace(
+            known.config,
+            vocabulary=vocabulary,
+            transformer=replace(known.config.transformer, vocab_size=vocabulary.size),
+            text_length=sum(lengths.values()) + known.config.frame_tokens,
+            **lengths,
+        )
+    )
+    state = known.state_dict()
+    tables = ("transformer.model.embed_tokens.weight", "transformer.lm_head.weight")
+    fresh = model.state_dict()
+    for name in tables:
+        table = fresh[name].clone()
+        table[vocabulary.pad :] = state[name][old.pad :]
+        state[name] = table
+    model.load_state_dict(state)
+    return model

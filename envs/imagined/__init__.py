@@ -1,0 +1,1 @@
+"""Imagined-v0: dreams of a world model behind the real env's interface, single and as a vector env."""

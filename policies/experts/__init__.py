@@ -1,0 +1,1 @@
+"""Scripted policies that make data. They read true positions, and no pixels."""

@@ -1,0 +1,1 @@
+"""Datasets recorded from a simulator or from dreams, in shards that a crash does not lose."""

@@ -1,0 +1,302 @@
+"""Records scripted episodes as a LeRobot dataset, in parallel, and goes on after a crash. Knows no world model."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from threading import RLock
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from emu_embodied.data.lerobot_files import SIDECAR
+from emu_embodied.data.lerobot_format import Names, read_notes
+from emu_embodied.envs.opening import open_env
+from emu_embodied.errors import DatasetError, SimulationError
+from emu_embodied.rollouts.workers import Tell, work_in_parallel
+from emu_embodied.storage.schema import build
+from emu_embodied.types import OBS_ENVIRONMENT_STATE, Episode
+
+from .shards import Part, check_settings, join_parts, locked, read_statistics, split, write_part
+
+EPISODES_PER_PART = 25
+STALL_SECONDS = 120.0  # a worker that begins or finishes no episode for so long, and 2 s per step, is stuck
+MOVED_CM = 0.1  # an object that goes further than this in one model step was pushed
+PACKAGES = (
+    *("emu-embodied", "lerobot", "mujoco", "gymnasium", "numpy"),
+    *("gym-pusht", "pymunk", "gymnasium-robotics", "gym-aloha", "dm-control", "metaworld"),
+)
+
+
+@dataclass(frozen=True)
+class CollectSettings:
+    """What determines a dataset; recorded beside it, so that no other settings continue it.
+
+    Attributes:
+        env_id: a Gymnasium id that `behaviours` plays, whose env has a `task`, `state_names` and `info["environment_state"]`.
+        env_options: keywords of `gymnasium.make`, as JSON.
+        episodes: how many; episode i is the one of seed `seed + i`, so keep other datasets' seeds that far away.
+        steps: actions per episode; success does not end one.
+        seed: of the first episode.
+    """
+
+    env_id: str
+    env_options: dict[str, Any]
+    episodes: int
+    steps: int = 40
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("episodes", 1), ("steps", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if type(value) is not int or value < least:
+                raise DatasetError(name, value, f"give a whole number of at least {least}")
+        options = json.loads(json.dumps(dict(self.env_options)))  # as it will be read back: no tuples
+        object.__setattr__(self, "env_options", options)
+
+
+@dataclass(frozen=True)
+class CollectSummary:
+    """What a dataset holds; the numbers of its `meta/emu_embodied.json`.
+
+    Attributes:
+        episodes, frames: how many are in the dataset.
+        moving_steps: share in [0, 1] of model steps that move an object by more than 0.1 cm.
+        success: share in [0, 1] of episodes that reach their instruction's goal at some time.
+        complete: False after an interruption.
+        recorded: episodes that this call recorded; the others were there.
+        failed: episodes left out because the simulator failed; `meta/emu_embodied.json` has their seeds and reasons.
+    """
+
+    episodes: int
+    frames: int
+    moving_steps: float
+    success: float
+    complete: bool
+    recorded: int = 0
+    failed: int = 0
+
+
+def collect(
+    env_id: str,
+    env_options: Mapping[str, Any],
+    episodes: int,
+    steps: int,
+    root: str | Path,
+    seed: int = 0,
+    workers: int = 2,
+    progress: bool = True,
+) -> CollectSummary:
+    """Records a dataset, or what is missing of it.
+
+    Workers write parts of 25 episodes to `<root>.parts`; a kill loses the parts in flight, and a second call goes on
+    with the others. At the end, and at Ctrl-C, the finished parts are joined at `root`. Same settings, same files,
+    to the byte, however often it was killed and whatever the workers (with the same packages on the same machine). An episode
+    whose simulator leaves the numbers is left out and listed; the others stay.
+
+    Args:
+        env_id, env_options, episodes, steps, seed: see `CollectSettings`.
+        root: the dataset's folder.
+        workers: processes that simulate and write.
+        progress: show episodes per second and the time left.
+
+    Returns:
+        What the dataset holds; `recorded` is 0 where it was complete before.
+
+    Raises:
+        ConfigError, InputError: an unknown env, or what it says of its options.
+        DatasetError: an episode that raised, a part whose episodes all failed, or a worker that died, was stopped or
+            stalled (naming its seed; finished parts stay), settings other than those of the dataset begun at `root`, a
+            folder at `root` that is something else, or a second collector at work on it.
+        KeyboardInterrupt: after the finished parts were joined.
+    """
+    settings = CollectSettings(env_id, dict(env_options), episodes, steps, seed)
+    if type(workers) is not int or workers < 1:
+        raise DatasetError("workers", workers, "give a whole number of at least 1")
+    root = Path(root).absolute()
+    folder = root.with_name(root.name + ".parts")
+    if not (root.exists() or folder.exists()):
+        _open(settings).close()  # what is wrong with it shows here, before anything is written and workers start
+    with locked(folder):
+        check_settings(asdict(settings), root, folder, PACKAGES)
+        if (root / SIDECAR).is_file() and (before := read_summary(root)).complete:
+            shutil.rmtree(folder, ignore_errors=True)
+            return before
+        parts = split(episodes, EPISODES_PER_PART)
+        missing = [part for part in parts if not (folder / part.name).is_dir()]
+        there = episodes - sum(part.count for part in missing)
+        try:
+            with _display(episodes, there, progress) as advance:
+                _record(settings, missing, folder, workers, advance)
+        except KeyboardInterrupt:
+            _join(settings, parts, folder, root)
+            raise
+        summary = _join(settings, parts, folder, root)
+        shutil.rmtree(folder, ignore_errors=True)
+        return replace(summary, recorded=episodes - there)
+
+
+def read_summary(root: str | Path) -> CollectSummary:
+    """The summary of a dataset that `collect` recorded.
+
+    Raises:
+        DatasetError: there is none at `root`.
+    """
+    place = Path(root) / SIDECAR
+    try:
+        return build(CollectSummary, read_notes(place).get("summary"), f"{place}: summary", DatasetError)
+    except DatasetError as error:
+        raise DatasetError(str(root), str(error), "give the root of a dataset that `collect` made") from error
+
+
+def _join(settings: CollectSettings, parts: list[Part], folder: Path, root: Path) -> CollectSummary | None:
+    """Joins the finished parts at `root`, replacing what was joined there before; None where no part is finished."""
+    done = [part for part in parts if (folder / part.name).is_dir()]
+    if not done:
+        return None
+    totals = {"episodes": 0, "frames": 0, "steps": 0, "moving_steps": 0, "successes": 0}
+    failures: list[list[Any]] = []
+    for part in done:
+        statistics = read_statistics(part, folder, totals)
+        failures += statistics["failures"]
+        totals = {name: count + statistics[name] for name, count in totals.items()}
+    summary = CollectSummary(
+        totals["episodes"],
+        totals["frames"],
+        totals["moving_steps"] / totals["steps"],
+        totals["successes"] / totals["episodes"],
+        len(done) == len(parts),
+        failed=len(failures),
+    )
+    notes = {"settings": asdict(settings), "summary": asdict(summary)} | ({"failures": failures} if failures else {})
+    join_parts(done, folder, root, notes, PACKAGES)
+    return summary
+
+
+def _record(
+    settings: CollectSettings, missing: list[Part], folder: Path, workers: int, advance: Callable[[int], None]
+) -> None:
+    """Has the parts recorded by worker processes."""
+    at = {part: settings.seed + part.first for part in missing}  # the seed that each has come to
+
+    def failed(part: Part, reason: str) -> DatasetError:
+        return DatasetError(f"episode of seed {at[part]}", reason, "finished parts are kept; mend it and call again")
+
+    patience = STALL_SECONDS + 2.0 * settings.steps
+    job = (functools.partial(_recorder, settings, folder), missing, workers, patience, failed)
+    for part, (kind, value) in work_in_parallel(*job):
+        if kind == "recorded":
+            advance(value)
+        else:
+            at[part] = value
+
+
+def _open(settings: CollectSettings) -> gymnasium.Env:
+    """The env to record, which goes on after success and has no time limit."""
+    return open_env(settings.env_id, **settings.env_options, terminate_on_success=False, max_episode_steps=-1)
+
+
+@contextmanager
+def _recorder(settings: CollectSettings, folder: Path) -> Iterator[Callable[[Part, Tell], None]]:
+    """What records parts, in a worker's process."""
+    os.environ.setdefault("LP_NUM_THREADS", "1")  # a software renderer's threads would fight the other workers'
+    from tqdm import tqdm
+
+    tqdm.set_lock(RLock())  # its own is a semaphore, which a worker that is stopped would leak
+    from .episodes import names_of
+
+    with closing(_open(settings)) as env:
+        names = names_of(env.unwrapped)
+        yield lambda part, tell: _record_part(env, part, settings, names, folder, tell)
+
+
+def _record_part(
+    env: Any, part: Part, settings: CollectSettings, names: Names, folder: Path, tell: Callable[[tuple], None]
+) -> None:
+    """Writes one part; its folder gets its name only when all of it is on the disk."""
+    from .episodes import collect_episode
+
+    totals = {"episodes": 0, "frames": 0, "steps": 0, "moving_steps": 0, "successes": 0}
+    robots, failures = getattr(env.unwrapped, "robots", ("pusher",)), []
+
+    def episodes() -> Iterator[Episode]:
+        for seed in range(settings.seed + part.first, settings.seed + part.first + part.count):
+            tell(("episode", seed))
+            try:
+                episode = collect_episode(env, seed, settings.steps)
+            except SimulationError as error:
+                failures.append([seed, str(error)])
+                totals["failures"] = failures
+                tell(("recorded", 1))
+                continue
+            totals["episodes"] += 1
+            totals["frames"] += len(episode.pixels)
+            totals["steps"] += len(episode.actions)
+            totals["moving_steps"] += moving_steps(episode.states, names[OBS_ENVIRONMENT_STATE], robots)
+            totals["successes"] += int(episode.successes.any())
+            yield episode
+            tell(("recorded", 1))
+        if len(failures) == part.count:
+            raise SimulationError(f"{part.count} of {part.count} episodes", failures[-1][1], "none is left to record")
+
+    write_part(part, folder, episodes(), names, env.unwrapped.metadata["render_fps"], totals)
+
+
+def moving_steps(states: np.ndarray, names: tuple[str, ...], robots: tuple[str, ...] = ("pusher",)) -> int:
+    """How many of the steps between states (T + 1, E), named "object.x" and so on, move a thing, no robot, over 0.1 cm."""
+    others = (*robots, "agent")
+    columns = [
+        i for i, name in enumerate(names) if name.endswith((".x", ".y")) and name.partition(".")[0] not in others
+    ]
+    positions = states[:, columns].reshape(len(states), -1, 2)
+    return int((np.linalg.norm(np.diff(positions, axis=0), axis=-1) > MOVED_CM).any(-1).sum())
+
+
+# For people
+
+
+@contextmanager
+def _display(total: int, there: int, shown: bool) -> Iterator[Callable[[int], None]]:
+    """Yields a function that counts episodes: a live bar on a terminal, else a line every ten seconds."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    finished: list[float] = []  # when each episode was; the first ones wait for the workers' imports
+
+    def status() -> str:
+        if len(finished) < 2:
+            return ""
+        rate = (len(finished) - 1) / max(finished[-1] - finished[0], 1e-6)
+        return f"{rate:.1f} episodes/s, {(total - there - len(finished)) / rate:.0f} s left"
+
+    if shown and Console().is_terminal:
+        columns = (TextColumn("collect"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[status]}"))
+        with Progress(*columns) as bar:
+            task = bar.add_task("collect", total=total, completed=there, status="")
+
+            def advance(n: int) -> None:
+                finished.extend([time.monotonic()] * n)
+                bar.update(task, advance=n, status=status())
+
+            yield advance
+        return
+    printed = time.monotonic()
+    if shown and there < total:
+        print(f"collect: {there}/{total} episodes; workers start", flush=True)
+
+    def advance(n: int) -> None:
+        nonlocal printed
+        finished.extend([time.monotonic()] * n)
+        if shown and (finished[-1] - printed > 10 or there + len(finished) == total):
+            printed = finished[-1]
+            print(f"collect: {there + len(finished)}/{total} episodes, {status()}", flush=True)
+
+    yield advance

@@ -1,0 +1,86 @@
+"""Frechet video distance of dreams, of the features that VideoMAE has of whole clips. Knows no world model.
+
+The original metric (arXiv 1812.01717) reads clips with an I3D classifier, which is distributed as files that run code, and
+which looks at single frames more than at motion; features of a video autoencoder look at motion too ("On the Content Bias in
+Frechet Video Distance", arXiv 2404.12391). So figures compare with others of the same network alone.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from emu_embodied.errors import ConfigError
+from emu_embodied.metrics import frechet_distance
+
+from .prediction_metrics import Rollouts, Row
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the colours that VideoMAE was trained on
+BATCH = 4
+
+
+class VideoReader:
+    """A released VideoMAE (arXiv 2203.12602): clips to features.
+
+    Args:
+        source: its folder or hub name, such as "MCG-NJU/videomae-base"; its safetensors and JSON are read, nothing else.
+
+    Attributes:
+        length: frames of a clip.
+
+    Raises:
+        ConfigError: transformers or the weights are missing, or they are another network's.
+    """
+
+    def __init__(self, source: str) -> None:
+        try:
+            from transformers import VideoMAEConfig, VideoMAEModel
+        except ImportError:
+            raise ConfigError("fvd", source, 'it needs transformers: pip install "emu-embodied[fvd]"') from None
+        remedy = "name a folder of a VideoMAE's config.json and model.safetensors, or a hub name that has these"
+        try:
+            described, _ = VideoMAEConfig.get_config_dict(source)
+            config, kind = VideoMAEConfig.from_dict(described), described.get("model_type")
+            found = {"missing_keys": []}
+            if kind == "videomae":
+                self.model, found = VideoMAEModel.from_pretrained(
+                    source, config=config, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+                )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ConfigError("fvd", source, f"{remedy} ({str(error).splitlines()[0]})") from None
+        if kind != "videomae":
+            raise ConfigError("fvd", source, f"it is a {kind}: {remedy}")
+        if found["missing_keys"]:
+            raise ConfigError("fvd", source, f"weights are missing, {sorted(found['missing_keys'])[0]}: {remedy}")
+        self.model.eval()
+        self.length, self.size = config.num_frames, config.image_size
+
+    @torch.inference_mode()
+    def features(self, clips: np.ndarray) -> np.ndarray:
+        """Features (W, D) float64, means over a clip's patches, of clips (W, length, H, W, 3) uint8."""
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+        found = []
+        for part in torch.from_numpy(np.ascontiguousarray(clips)).split(BATCH):
+            frames_N3HW = part.flatten(0, 1).movedim(-1, 1).float() / 255
+            sized = F.interpolate(frames_N3HW, (self.size, self.size), mode="bilinear", antialias=True)
+            pixels_WT3HW = ((sized - mean) / std).unflatten(0, part.shape[:2])
+            found.append(self.model(pixels_WT3HW).last_hidden_state.mean(1))
+        return torch.cat(found).double().numpy()
+
+
+def video_distance_row(rollouts: Rollouts, reader: VideoReader) -> Row:
+    """FVD of the dreams' first frames, as many as the network reads, to what really came.
+
+    Raises:
+        ConfigError: dreams that are shorter than a clip.
+    """
+    if rollouts.steps < reader.length:
+        rule = f"it reads clips of {reader.length} frames, dreams have {rollouts.steps}: give longer horizons and steps"
+        raise ConfigError("fvd", rollouts.steps, rule)
+    real = reader.features(rollouts.real[:, : reader.length])
+    apart = {
+        way: frechet_distance(reader.features(frames[:, : reader.length]), real)
+        for way, frames in rollouts.frames.items()
+    }
+    return Row("FVD, VideoMAE", reader.length, len(real), **apart)

@@ -1,0 +1,145 @@
+"""What can be done with a model of somebody's robot, which knows no objects and no env: judged, dreamt with, planned with."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+from tiny import WORLD, tiny_world_model
+
+import emu_embodied.envs  # noqa: F401
+from emu_embodied.checkpoint import save_checkpoint
+from emu_embodied.commands import main
+from emu_embodied.commands._config import compose_config
+from emu_embodied.commands._runs import env_options
+from emu_embodied.commands.evaluate import rescaled
+from emu_embodied.data.frame_cache import FrameCache
+from emu_embodied.errors import ConfigError, DatasetError, InputError
+from emu_embodied.rollouts.evaluation import frame_metrics, prediction, prediction_metrics
+
+OWN = "own_robot/Arm-v0"
+UNLABELLED = replace(WORLD, objects={}, env_id="", eye="", landmarks={}, known=("reward",))
+
+
+class Arm(gymnasium.Env):
+    """An env of somebody else's: it takes a size, no image_size, and measures nothing."""
+
+    def __init__(self, size: int = 96) -> None:
+        pixels, place = gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8), gymnasium.spaces.Box(-1, 1, (2,))
+        self.observation_space = gymnasium.spaces.Dict({"pixels": pixels, "agent_pos": place})
+        self.action_space = gymnasium.spaces.Box(-1, 1, (2,))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        return self.observation_space.sample(), 0.0, False, False, {}
+
+
+if OWN not in gymnasium.registry:
+    gymnasium.register(OWN, Arm)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A checkpoint without objects and env."""
+    model, path = tiny_world_model(world=UNLABELLED), tmp_path_factory.mktemp("own") / "arm"
+    save_checkpoint(path, model.tokenizer, model.text, model.model, UNLABELLED, {})
+    return str(path)
+
+
+def recordings(lengths: tuple[int, ...]) -> FrameCache:
+    """Episodes of noise, without labels."""
+    rng, frames = np.random.default_rng(0), sum(lengths)
+    return FrameCache(
+        pixels=rng.integers(0, 256, (frames, 64, 64, 3), np.uint8),
+        agent_pos=np.zeros((frames, 2), np.float32),
+        states=np.zeros((frames, 0), np.float32),
+        actions=rng.uniform(-1, 1, (frames, 2)).astype(np.float32),
+        rewards=np.zeros(frames, np.float32),
+        successes=np.zeros(frames, bool),
+        episode_starts=np.cumsum((0, *lengths)),
+        instructions=("reach",) * len(lengths),
+        names={"state": [], "action": ["right", "up"]},
+        fps=4.0,
+    )
+
+
+def test_a_model_without_objects_is_judged_by_its_frames(tmp_path: Path):
+    model = tiny_world_model(world=UNLABELLED)
+    truth = prediction.Truth(recordings((14, 3, 20)), UNLABELLED, least=frame_metrics.START + 6)
+    assert truth.episodes == 2 and truth.length == 14
+    figures = {figure.name: figure for figure in frame_metrics.frame_table(model, truth, 5)}
+    true = prediction.OpenLoop(model, truth, (frame_metrics.START,), 5)
+    wanted = prediction_metrics.psnr(true.frames[:, -1], true.real[:, -1]).mean()
+    assert figures["5 steps: PSNR, dB"].value == pytest.approx(wanted)
+    copied = prediction_metrics.psnr(truth.pixels[:, 4], truth.pixels[:, 9]).mean()
+    assert figures["5 steps: PSNR, dB"].copy_last == pytest.approx(copied) and figures["1 step: PSNR, dB"].n == 2
+    assert all(figure.value is not None for figure in figures.values())
+    assert "| 5 steps: PSNR, dB |" in prediction.as_markdown(list(figures.values()))
+    assert prediction.picture_worst(model, truth, 1, tmp_path, 5) == 1 and (tmp_path / "worst-01.png").is_file()
+    with pytest.raises(DatasetError, match="longest episode: 20 frames; judging takes 35"):
+        prediction.Truth(recordings((14, 3, 20)), UNLABELLED, least=35)
+
+
+@pytest.mark.parametrize("verb", ["imagine", "play"])
+def test_dreams_without_an_env_to_start_in_are_one_sentence(verb: str, checkpoint: str, capsys, tmp_path: Path):
+    words = [f"out={tmp_path / 'dreams'}", "episodes=1"] if verb == "imagine" else ["port=0"]
+    assert main([verb, f"checkpoint={checkpoint}", *words]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "starts=DATASET" in error and "Malformed" not in error
+    assert not list(tmp_path.iterdir())
+    model = tiny_world_model(world=UNLABELLED)
+    with pytest.raises(InputError, match="trained on recordings alone"):
+        gymnasium.make("emu_embodied/Imagined-v0", world_model=model).reset(seed=0)
+
+
+def test_an_env_gets_the_options_that_it_takes():
+    ours = compose_config("plan", ["env.options.image_size=96"])
+    assert env_options(ours.env)["image_size"] == 96 and "cubes" in env_options(ours.env)
+    assert env_options(compose_config("plan", [f"env.id={OWN}"]).env) == {}
+    assert env_options(compose_config("plan", [f"env.id={OWN}", "env.options.size=64"]).env) == {"size": 64}
+    given = compose_config("plan", [f"env.id={OWN}", "env.options.image_size=96"])
+    assert env_options(given.env) == {"image_size": 96}  # what a user asks for is not dropped
+
+
+def test_planning_by_reward_in_an_env_of_ones_own(checkpoint: str, tmp_path: Path, capsys):
+    words = ["plan", f"env.id={OWN}", f"checkpoint={checkpoint}", "steps=2", f"out={tmp_path}"]
+    assert main([*words, "env.options.size=64"]) == 2
+    assert "choose goal=reward" in capsys.readouterr().err
+    assert main([*words, "goal=reward"]) == 2
+    assert "image_size: 96; the model sees frames of 64 px" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*/episodes.jsonl")), "what does not fit is said before a folder is made"
+    budget = ["goal=reward", "env.options.size=64", "candidates=4", "elites=2", "iterations=1", "horizon=2"]
+    assert main([*words, *budget]) == 0
+    assert "not done  1 plans" in capsys.readouterr().out
+    (result,) = tmp_path.glob("*/result.json")
+    assert json.loads(result.read_text())["episodes"][0]["end_cm"] is None
+    assert main(["report", str(result.parent)]) == 0
+
+
+def test_a_goal_that_the_data_never_told_is_refused_before_a_folder_is_made(tmp_path: Path, capsys):
+    model, world = tiny_world_model(world=UNLABELLED), replace(UNLABELLED, known=())
+    save_checkpoint(tmp_path / "arm", model.tokenizer, model.text, model.model, world, {})
+    words = [f"env.id={OWN}", "env.options.size=64", f"checkpoint={tmp_path / 'arm'}", f"out={tmp_path / 'runs'}"]
+    assert main(["plan", "goal=reward", *words]) == 2
+    assert "goal=reward: the model does not know its reward; " in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_datasets_actions_are_judged_in_the_checkpoints_scale(capsys):
+    cache = recordings((14,))
+    own, wider = np.array([[0.0, 0.1], [0.1, 0.2]], np.float32), np.array([[0.0, 0.1], [0.2, 0.2]], np.float32)
+    cache = replace(cache, action_scale=own[None])
+    assert rescaled(cache, own[None]) is cache and rescaled(cache, np.array([])) is cache
+    wide = rescaled(cache, wider[None])
+    assert np.allclose(wide.actions, cache.actions * [0.5, 1], atol=1e-6) and capsys.readouterr().out == ""
+    assert np.abs(rescaled(replace(cache, action_scale=wider[None]), own[None]).actions).max() <= 1
+    assert "are clipped" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="several robots"):
+        rescaled(cache, np.stack([wider, 2 * wider]))
