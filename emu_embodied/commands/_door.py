@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -47,7 +48,7 @@ def end_well(work: Callable[[], None]) -> int:
         if hasattr(stream, "reconfigure"):  # a letter that the terminal does not know is no reason to end
             stream.reconfigure(errors="backslashreplace")
     try:
-        with _stoppable(came), _threads_heard(lost):
+        with _stoppable(came), _threads_heard(lost), _warnings_in_a_line():
             work()
             if sys.stdout is not None:
                 sys.stdout.flush()
@@ -117,6 +118,19 @@ def _threads_heard(lost: list[OSError]) -> Iterator[None]:
         yield
     finally:
         threading.excepthook = hook
+
+
+@contextmanager
+def _warnings_in_a_line() -> Iterator[None]:
+    """Warnings show what they say, without the line of source that gave them."""
+
+    def show(message, category, filename, lineno, file=None, line=None):
+        with suppress(OSError, ValueError):
+            print("emu-embodied: warning: " + " ".join(str(message).split()), file=sys.stderr, flush=True)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 def _said(error: BaseException) -> str:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 import weakref
 from pathlib import Path
 
@@ -166,3 +167,8 @@ def test_a_full_disk_costs_no_finished_episode_and_leaves_no_litter(tmp_path: Pa
     (run,) = (tmp_path / "runs").iterdir()
     assert [path.name for path in run.iterdir()] == ["episodes.jsonl"]
     assert run.joinpath("episodes.jsonl").read_text().count('"seed": 0') == 1
+
+
+def test_a_warning_is_one_line_without_its_source(capsys: pytest.CaptureFixture):
+    assert end_well(lambda: warnings.warn("the arm is\nfar away", stacklevel=1)) == 0
+    assert capsys.readouterr().err == "emu-embodied: warning: the arm is far away\n"
