@@ -135,11 +135,12 @@ def video(
 
 
 def film(sides: Mapping[str, np.ndarray], path: str | Path, caption: str = "", fps: int = 8, scale: int = 4) -> Path:
-    """Writes an MP4 of named frames side by side; one that is shorter than the others rests on its last frame.
+    """Writes an MP4, or a GIF that loops, of named frames side by side; one that is shorter rests on its last frame.
 
     Args:
         sides: name -> (T, H, W, 3) uint8, H and W the same.
-        path, caption, fps, scale: see `video`.
+        path: the file, ending in .mp4 or .gif; its folder exists. A file there is replaced whole.
+        caption, fps, scale: see `video`.
 
     Returns:
         The path.
@@ -152,14 +153,16 @@ def film(sides: Mapping[str, np.ndarray], path: str | Path, caption: str = "", f
     for frames in sides.values():
         _check(frames, frames)
     path = Path(path)
-    partial = path.with_name(f".{path.stem}.partial.mp4")
+    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
     steps = max(map(len, sides.values()), default=0)
     if len({frames.shape[1:] for frames in sides.values()}) != 1:
         raise InputError(
             "frames", [frames.shape for frames in sides.values()], "give some, all of one height and width"
         )
+    h264 = {"fps": fps, "codec": "libx264", "pixelformat": "yuv420p", "quality": 8}
+    how = {"mode": "I", "duration": 1000 / fps, "loop": 0} if path.suffix == ".gif" else h264
     try:
-        with writing(path), imageio.get_writer(partial, fps=fps, codec="libx264", pixelformat="yuv420p", quality=8) as writer:
+        with writing(path), imageio.get_writer(partial, **how) as writer:
             for t in [*range(steps), *[steps - 1] * round(HOLD_SECONDS * fps)]:
                 now = [(name, frames[min(t, len(frames) - 1)]) for name, frames in sides.items()]
                 writer.append_data(_page(now, f"t={t}", caption, scale))

@@ -31,6 +31,10 @@ def run(config: DictConfig) -> None:
 
         write_rerun(found, Path(str(config.rerun)))
         print(f"report: {config.rerun}, for the Rerun viewer")
+    if config.gif is not None:
+        from emu_embodied.rollouts.viewer.animation import animate
+
+        print(f"report: {animate(found.records[0], Path(str(config.gif)))}, the first episode as a picture that moves")
     print(f"report: {out}, {out.stat().st_size / 1e6:.1f} MB, {len(found.records)} episodes; open it in a browser")
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import cv2
 import gymnasium
+import imageio
 import numpy as np
 import pytest
 import torch
@@ -24,6 +25,7 @@ from browser import CHROMIUM, Tab
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
+from PIL import Image
 from tiny import tiny_world_model
 
 import emu_embodied.envs  # noqa: F401
@@ -34,7 +36,9 @@ from emu_embodied.commands.report import plan_command
 from emu_embodied.errors import CheckpointError, DatasetError
 from emu_embodied.policies.planners.cem import CEM, CEMConfig
 from emu_embodied.rollouts.agents.mpc import run_episode
+from emu_embodied.rollouts.figures import GAP, LINE
 from emu_embodied.rollouts.goals.task_costs import build_cost
+from emu_embodied.rollouts.viewer.animation import FADED, FPS, SCALE, animate
 from emu_embodied.rollouts.viewer.episode_record import KEPT, Record, RecordingCost, load_record, save_record
 from emu_embodied.rollouts.viewer.html_report import Run, read_run, write_report
 from emu_embodied.rollouts.viewer.page_builder import embed_json, film, psnr
@@ -420,3 +424,32 @@ def test_a_run_becomes_a_rerun_recording(planned: Path, tmp_path: Path, capsys):
             assert re.search(rf"seed.{{1,4}}{seed}/[^\n]*{name}", done.stdout), (seed, name)
     assert main(["report", str(planned), f"rerun={tmp_path / 'run.txt'}", f"out={tmp_path / 'page.html'}"]) == 2
     assert "ends in .rrd" in capsys.readouterr().err
+
+
+def test_a_run_becomes_a_moving_picture(planned: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    out = tmp_path / "plan.gif"
+    assert main(["report", str(planned), f"gif={out}", f"out={tmp_path / 'page.html'}"]) == 0
+    record, moving = read_run(planned).records[0], imageio.mimread(out)
+    assert f"report: {out}" in capsys.readouterr().out and list(tmp_path.glob(".*")) == []
+    with Image.open(out) as image:
+        milliseconds = [image.seek(t) or image.info["duration"] for t in range(image.n_frames)]
+    step = 1000 // FPS
+    assert milliseconds == [step] * (len(record.real) - 1) + [step + 1000]  # it rests on the last one for a second
+    assert len(moving) == len(record.real)
+    side, top = SCALE * record.real.shape[1], LINE
+    for t, picture in enumerate(moving):
+        real, imagined = (
+            picture[top : top + side, left : left + side, :3].astype(int) for left in (0, side + GAP)
+        )  # a GIF has 256 colours
+        for shown, frame in ((real, record.real[t]), (imagined, record.imagined[t])):
+            assert np.abs(shown[::SCALE, ::SCALE] - frame).mean() < 12
+    candidates = moving[0][top : top + side, 2 * (side + GAP) : 3 * side + 2 * GAP, :3]
+    assert 255 * FADED > 135 and (candidates.max(-1) < 135).sum() > side  # lines, on what is faded
+
+
+def test_a_moving_picture_needs_plans_and_a_name(planned: Path, tmp_path: Path):
+    record = read_run(planned).records[0]
+    for bad, name in ((replace(record, thoughts=None), "x.gif"), (record, "x.mp4")):
+        with pytest.raises(DatasetError, match="gif"):
+            animate(bad, tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
