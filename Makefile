@@ -1,9 +1,9 @@
-# make demo | test | torture | bench | lint | clean. Each sets up .venv by itself, once; more words go in ARGS: make test ARGS="-k cli".
+# make demo | test | torture | bench | lint | docs | clean. Each sets up .venv by itself, once; more words go in ARGS: make test ARGS="-k cli".
 
 PYTHON := .venv/bin/python
 STAMP := .venv/.installed
 
-.PHONY: demo test torture bench lint clean
+.PHONY: demo test torture bench lint docs clean
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)
@@ -21,11 +21,14 @@ bench: $(STAMP)
 lint: $(STAMP)
 	$(PYTHON) -m ruff check . $(ARGS)
 
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict --quiet $(ARGS)
+
 # The stamp is written last, so that an interrupted installation is taken up again.
 $(STAMP): pyproject.toml .ci/setup
 	@.ci/setup
 	@touch $@
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .hypothesis .ruff_cache
+	rm -rf build dist site *.egg-info .pytest_cache .hypothesis .ruff_cache
 	find . -name __pycache__ -not -path "./.venv/*" -prune -exec rm -rf {} +

@@ -9,7 +9,7 @@ import numpy as np
 
 from emu_embodied.errors import DatasetError
 from emu_embodied.rollouts.figures import film
-from emu_embodied.rollouts.viewer.episode_record import Look, Record, Thoughts
+from emu_embodied.rollouts.viewer.episode_record import PlanRecord, PlanTrace, Record
 
 SCALE, FPS = 4, 4  # enlargement of the frames; steps a second
 GREY, FADED = (120, 120, 120), 0.55  # of candidates that were not chosen; how far the frame below them is faded
@@ -39,7 +39,7 @@ def animate(record: Record, path: str | Path) -> Path:
     return film(sides, path, str(record.facts.get("instruction", "")), FPS, scale=1)
 
 
-def _considered(thoughts: Thoughts, frames: np.ndarray) -> np.ndarray:
+def _considered(thoughts: PlanTrace, frames: np.ndarray) -> np.ndarray:
     """For each frame the one from which the last plan was made, faded, with the plan and what it was chosen among."""
     shown, looks = [], {look.at: look for look in thoughts.looks}
     canvas = _fade(frames[0])
@@ -50,7 +50,7 @@ def _considered(thoughts: Thoughts, frames: np.ndarray) -> np.ndarray:
     return np.stack(shown)
 
 
-def _draw(look: Look, thoughts: Thoughts, canvas: np.ndarray) -> np.ndarray:
+def _draw(look: PlanRecord, thoughts: PlanTrace, canvas: np.ndarray) -> np.ndarray:
     """The robot's way in each candidate thin, every object's way in the chosen plan thick and in its colour."""
     for path_TO2 in look.paths[::-1]:
         _line(canvas, path_TO2[:, 0], thoughts.scale, GREY, 1)
