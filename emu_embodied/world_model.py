@@ -172,7 +172,7 @@ class TokenWorldModel:
         self.require_finite(entropy=entropy, **heads)  # once: a captured frame cannot tell
         return Rollout(codes, reward, success.sigmoid(), positions, presence.sigmoid(), entropy)
 
-    def soft_rollout(self, history: History, actions: torch.Tensor, hard: bool = False) -> Rollout:
+    def soft_rollout(self, history: History, actions: torch.Tensor) -> Rollout:
         """Imagines futures whose estimates have a gradient by the actions (B, S, T, A); implements `protocols.SoftWorldModel`.
 
         Each frame is one parallel pass, eager, and what follows sees the expected embeddings of its tokens instead of drawn
@@ -181,7 +181,6 @@ class TokenWorldModel:
         Args:
             history: of B worlds.
             actions: (B, S, T, A) in [-1, 1], which may require a gradient.
-            hard: embeds the likeliest codes, and only the gradient is that of the expected ones (straight-through).
 
         Raises:
             InputError: as `rollout`; or a model that was not trained with hidden tokens.
@@ -199,11 +198,11 @@ class TokenWorldModel:
                 for x in (history.text_BL, history.codes_BCN, history.actions_BCA)
             )
             past = (x.split(self.chunk) for x in (text_ML, codes_MCN, past_MCA, actions_BSTA.flatten(0, 1)))
-            parts = [self._soft_dream(*some, hard) for some in zip(*past, strict=True)]
+            parts = [self._soft_dream(*some) for some in zip(*past, strict=True)]
         columns = (torch.cat(column).unflatten(0, (batch, candidates)) for column in zip(*parts, strict=True))
         return self._rollout(*columns)
 
-    def _soft_dream(self, text_ML, codes_MCN, past_MCA, actions_MTA, hard: bool) -> tuple[torch.Tensor, ...]:
+    def _soft_dream(self, text_ML, codes_MCN, past_MCA, actions_MTA) -> tuple[torch.Tensor, ...]:
         """`_dream` with soft frames: the same columns, (M, T, ...)."""
         probs_MCNV = F.one_hot(codes_MCN, self.model.config.vocabulary.codebook_size).float()
         rows: list[tuple[torch.Tensor, ...]] = []
@@ -212,9 +211,6 @@ class TokenWorldModel:
             logits_MNV, hidden = soft_step(self.model, text_ML, probs_MCNV, past_MCA)
             log_probs_MNV = logits_MNV.float().log_softmax(-1)
             probs_MNV, codes_MN = log_probs_MNV.exp(), log_probs_MNV.argmax(-1)
-            if hard:
-                likeliest_MNV = F.one_hot(codes_MN, probs_MNV.shape[-1]).float()
-                probs_MNV = likeliest_MNV + probs_MNV - probs_MNV.detach()
             state = self.model.estimate(hidden, text_ML, through=True)
             estimates = (state.reward, state.success, state.positions, state.presence)
             rows.append((codes_MN, *estimates, entropy(log_probs_MNV).mean(-1)))

@@ -19,7 +19,7 @@ from emu_embodied.errors import ConfigError, InputError
 from emu_embodied.inference.decoding.config import DecodingConfig
 from emu_embodied.model.vocabulary import Emu35Vocabulary
 
-BEGINNING, SPAN_START, SPAN_END, IMAGE = "<|extra_203|>", "<|extra_100|>", "<|extra_101|>", "<|IMAGE|>"
+BEGINNING, SPAN_START, IMAGE = "<|extra_203|>", "<|extra_100|>", "<|IMAGE|>"
 QUESTION = "{question}"
 
 

@@ -7,7 +7,7 @@ image  := BOI height `*` width IMG  row (EOL row)*  EOI      (height rows of wid
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -251,8 +251,3 @@ def mask_logits(logits_BV: torch.Tensor, grammars: Sequence[Grammar]) -> torch.T
             "grammars", "a row of which nothing is allowed", f"mask rows that go on, with ids below {size}"
         )
     return logits_BV.masked_fill(torch.stack([_barred(ranges, size, device) for ranges in allowed]), -torch.inf)
-
-
-def advance_all(grammar: Grammar, tokens: Iterable[int]) -> Grammar:
-    """`Grammar.advance` over several tokens."""
-    return functools.reduce(Grammar.advance, tokens, grammar)

@@ -14,7 +14,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
 import torch
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
@@ -298,54 +297,6 @@ def _homes(folder: Path) -> list[Path]:
     folder = Path(os.path.realpath(folder))
     caches = [place.parent.parent for place in (folder, *folder.parents) if place.parent.name == "snapshots"]
     return [folder, *(cache / "blobs" for cache in caches[:1])]
-
-
-def rng_state() -> dict[str, torch.Tensor]:
-    """Returns the states of torch's default generators as uint8 tensors: "cpu", and "cuda.0"... where there is CUDA."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"cpu": torch.get_rng_state()} | {f"cuda.{index}": state for index, state in enumerate(cuda)}
-
-
-def set_rng_state(state: Mapping[str, torch.Tensor]) -> None:
-    """Restores what `rng_state` returned; states of CUDA devices that are not here are left out.
-
-    Raises:
-        CheckpointError: the CPU's state is missing, or one is not torch's.
-    """
-    devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    try:
-        torch.set_rng_state(state["cpu"].cpu())
-        for index in range(devices):
-            if f"cuda.{index}" in state:
-                torch.cuda.set_rng_state(state[f"cuda.{index}"].cpu(), index)
-    except (AttributeError, KeyError, RuntimeError, TypeError) as error:
-        raise CheckpointError("rng state", repr(error), "use the tensors that rng_state() returned") from error
-
-
-def generator_state(generator: np.random.Generator) -> dict:
-    """Returns the state of a PCG64 generator (`np.random.default_rng`) as a dict fit for JSON.
-
-    Raises:
-        CheckpointError: a generator of another kind.
-    """
-    state = generator.bit_generator.state
-    if state["bit_generator"] != "PCG64":
-        raise CheckpointError("generator", state["bit_generator"], "use np.random.default_rng(seed), a PCG64")
-    return state
-
-
-def restore_generator(state: dict) -> np.random.Generator:
-    """Returns a new generator that goes on where the one given to `generator_state` stood.
-
-    Raises:
-        CheckpointError: not a PCG64 state.
-    """
-    bits = np.random.PCG64(0)
-    try:
-        bits.state = state
-    except (KeyError, OverflowError, TypeError, ValueError) as error:
-        raise CheckpointError("generator", repr(error), "use the dict that generator_state() returned") from error
-    return np.random.Generator(bits)
 
 
 @contextmanager

@@ -8,8 +8,3 @@ import torch
 def bin_actions(actions: torch.Tensor, bins: int) -> torch.Tensor:
     """Actions (..., A) in [-1, 1] -> bins (..., A) int64 in 0 .. bins - 1; values outside fall into the end bins."""
     return ((actions + 1) * (bins / 2)).long().clamp(0, bins - 1)
-
-
-def bin_centres(indices: torch.Tensor, bins: int) -> torch.Tensor:
-    """Bins (..., A) -> the values (..., A) at their centres, float32."""
-    return (indices.float() + 0.5) * (2 / bins) - 1

@@ -1,7 +1,7 @@
 """What a planner minimises: small costs over imagined futures, composed by weight."""
 
-from emu_embodied.policies.costs.core import ActionEffort, PerWorld, RewardHead, SuccessHead, Uncertainty, WeightedSum
-from emu_embodied.policies.costs.images import FeatureGoal, GoalImage, TokenGoal, code_features
+from emu_embodied.policies.costs.core import ActionEffort, PerWorld, RewardHead, Uncertainty, WeightedSum
+from emu_embodied.policies.costs.images import FeatureGoal, GoalImage, code_features
 from emu_embodied.policies.costs.objects import BehindObject, ObjectLost, ObjectPositions, walk_around
 
 __all__ = [
@@ -13,8 +13,6 @@ __all__ = [
     "ObjectPositions",
     "PerWorld",
     "RewardHead",
-    "SuccessHead",
-    "TokenGoal",
     "Uncertainty",
     "WeightedSum",
     "code_features",

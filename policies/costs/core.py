@@ -58,15 +58,6 @@ class RewardHead:
 
 
 @dataclass(frozen=True)
-class SuccessHead:
-    """mean_t prod_{s <= t} (1 - p_s), in [0, 1]: the expected share of the horizon before success, p from the model."""
-
-    def __call__(self, model: WorldModel, rollout: Rollout, actions: torch.Tensor) -> torch.Tensor:
-        need(model, "success", "cost")
-        return (1 - rollout.success_BST).cumprod(-1).mean(-1)
-
-
-@dataclass(frozen=True)
 class ActionEffort:
     """mean over steps and values of a^2, in [0, 1]."""
 

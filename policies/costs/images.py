@@ -83,25 +83,6 @@ def _blur(images: torch.Tensor, k: int, beyond: bool = False) -> torch.Tensor:
     return F.avg_pool2d(images, k, stride=max(1, k // 4), padding=padding, count_include_pad=beyond)
 
 
-class TokenGoal:
-    """Share in [0, 1] of the last imagined frame's codes that differ from the goal's.
-
-    Args:
-        codes: (N,) int64, a goal frame's codes: `model.encode([goal]).codes_BCN[0, -1]`.
-
-    Raises:
-        InputError: when called: another number of codes than the model's frames have.
-    """
-
-    def __init__(self, codes: torch.Tensor) -> None:
-        self.codes_N = torch.as_tensor(codes)
-
-    def __call__(self, model: WorldModel, rollout: Rollout, actions: torch.Tensor) -> torch.Tensor:
-        last_BSN = rollout.codes_BSTN[:, :, -1]
-        _check_codes(self.codes_N, last_BSN)
-        return (last_BSN != self.codes_N.to(last_BSN.device)).float().mean(-1)
-
-
 class FeatureGoal:
     """Squared distance of the last imagined frame's features and a goal's, at several coarsenesses; no pixel is decoded.
 

@@ -103,11 +103,6 @@ def faults(start: Observation, subgoal: Subgoal, objects: Sequence[str], sight: 
     return found
 
 
-def plausible(start: Observation, subgoal: Subgoal, objects: Sequence[str], sight: Sight) -> bool:
-    """Whether nothing speaks against a subgoal; see `faults`."""
-    return not faults(start, subgoal, objects, sight)
-
-
 class ScriptedSubgoals:
     """A proposer of what is given; whenever it is asked again it leaves out the first, and at the end all is done."""
 

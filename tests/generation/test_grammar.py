@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emu_embodied.errors import InputError
-from emu_embodied.generation.grammar import Grammar, GrammarConfig, Phase, advance_all, image_length, mask_logits
+from emu_embodied.generation.grammar import Grammar, GrammarConfig, Phase, image_length, mask_logits
 from emu_embodied.model.vocabulary import Emu35Vocabulary
 
 V = Emu35Vocabulary(ranks=300, codebook_size=64)
@@ -100,7 +101,7 @@ def test_masked_logits_allow_what_each_grammar_allows_alone(rows: list, seed: in
     for options, steps in rows:
         config = GrammarConfig(**options | {"begins_with_image": False})
         ids = choose_freely(config, rng, 0.5)
-        grammars.append(advance_all(Grammar.start(V, config), ids[: min(steps, len(ids) - 1)]))
+        grammars.append(functools.reduce(Grammar.advance, ids[: min(steps, len(ids) - 1)], Grammar.start(V, config)))
     masked = mask_logits(torch.zeros(len(grammars), V.size), grammars)
     for row, grammar in zip(masked, grammars, strict=True):
         allowed = {token for start, stop in grammar.allowed() for token in range(start, stop)}

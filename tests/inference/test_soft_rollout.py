@@ -1,8 +1,8 @@
-"""Soft futures: what the model says with hard tokens, a gradient that is one, and what is refused."""
+"""Soft futures: their first frame is the one that is drawn, a gradient that is one, and what is refused."""
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -41,19 +41,14 @@ def alike(one: Rollout, other: Rollout) -> None:
         torch.testing.assert_close(getattr(one, name), getattr(other, name), atol=1e-4, rtol=1e-4)
 
 
-def test_with_hard_tokens_it_is_the_rollout():
-    model = tiny_world_model(context=0)
-    history, actions = start(model), some_actions(2, 3, 4, 2)
-    alike(model.soft_rollout(history, actions, hard=True), model.rollout(history, actions))
-
-
-def test_with_hard_tokens_it_is_the_steps_one_by_one():
-    model = tiny_world_model(context=2)
+@pytest.mark.parametrize("context", [0, 2])
+def test_one_frame_is_the_step_wherever_it_begins(context: int):
+    model = tiny_world_model(context=context)
     history, actions = start(model), some_actions(2, 1, 3, 2)
-    soft = model.soft_rollout(history, actions, hard=True)
     for t in range(3):
+        soft = model.soft_rollout(history, actions[:, :, t : t + 1])
         history, rollout = model.step(history, actions[:, 0, t].numpy())
-        alike(Rollout(*(getattr(soft, f.name)[:, :, t : t + 1] for f in fields(Rollout))), rollout)
+        alike(soft, rollout)
 
 
 def test_the_first_frame_is_the_same_soft_or_hard_and_later_ones_are_not():

@@ -56,7 +56,6 @@ def test_a_vector_of_dreams_goes_on_too():
     "label, cost",
     [
         ("reward", costs.RewardHead()),
-        ("success", costs.SuccessHead()),
         ("positions", costs.ObjectPositions(lambda positions: positions[..., 0, 0].abs())),
         ("positions", costs.ObjectLost(0)),
         ("positions", costs.BehindObject(lambda p: p[..., 0, 0], lambda p: p[..., 0, :], 0, 1)),

@@ -123,11 +123,6 @@ def test_reward_head_is_the_negative_discounted_mean():
     torch.testing.assert_close(score(costs.RewardHead(), future), torch.tensor([[-7 / 3]]))
 
 
-def test_success_head_is_the_time_without_success():
-    future = rollout(candidates=3, success_BST=torch.tensor([[[0, 0, 0], [0, 0, 1.0], [0.5, 1, 0]]]))
-    torch.testing.assert_close(score(costs.SuccessHead(), future), torch.tensor([[1.0, 2 / 3, 1 / 6]]))
-
-
 def test_goal_image_sees_a_thing_come_nearer_before_it_overlaps():
     goal = Canvas().decode(torch.tensor([40]))
     codes = torch.zeros(1, 4, 2, 1, dtype=torch.int64)
@@ -150,14 +145,6 @@ def test_a_goal_image_of_another_size_is_refused():
         score(goal, rollout())
     with pytest.raises(InputError, match="coarseness: 97"):
         costs.GoalImage(np.zeros((96, 96, 3), np.uint8), coarseness=(97,))
-
-
-def test_token_goal_is_the_share_of_other_codes():
-    codes = torch.tensor([[[[9, 9, 9, 9], [1, 2, 3, 4]], [[1, 2, 3, 4], [1, 2, 0, 0]]]])
-    found = score(costs.TokenGoal(torch.tensor([1, 2, 3, 4])), rollout(candidates=2, steps=2, codes_BSTN=codes))
-    torch.testing.assert_close(found, torch.tensor([[0.0, 0.5]]))
-    with pytest.raises(InputError, match=r"goal codes: shape \(3,\); give shape \(4,\)"):
-        score(costs.TokenGoal(torch.zeros(3)), rollout(candidates=2, steps=2, codes_BSTN=codes))
 
 
 def test_action_effort_is_the_mean_square():
@@ -227,9 +214,9 @@ def test_uncertainty_is_the_mean_entropy():
 
 
 def test_each_world_has_its_own_cost():
-    future = rollout(batch=2, candidates=3, rewards_BST=torch.ones(2, 3, 3), success_BST=torch.ones(2, 3, 3))
-    found = score(costs.PerWorld([costs.RewardHead(), costs.SuccessHead()]), future)
-    assert found.tolist() == [[-1.0] * 3, [0.0] * 3]
+    future = rollout(batch=2, candidates=3, rewards_BST=torch.ones(2, 3, 3), entropy_BST=torch.full((2, 3, 3), 0.5))
+    found = score(costs.PerWorld([costs.RewardHead(), costs.Uncertainty()]), future)
+    assert found.tolist() == [[-1.0] * 3, [0.5] * 3]
     with pytest.raises(InputError, match="costs: 1 of them; give one for each of 2 worlds"):
         score(costs.PerWorld([costs.RewardHead()]), future)
 

@@ -17,7 +17,7 @@ from tiny import tiny_world_model
 from emu_embodied.commands._config import compose_config, group_options
 from emu_embodied.envs.tabletop.tasks import COLOURS, all_tasks
 from emu_embodied.errors import ConfigError, InputError
-from emu_embodied.policies.costs import PerWorld, RewardHead, TokenGoal
+from emu_embodied.policies.costs import FeatureGoal, PerWorld, RewardHead, code_features
 from emu_embodied.policies.planners.base import Budget, shifted
 from emu_embodied.policies.planners.noise import ar1_noise, coloured_noise
 from emu_embodied.policies.planners.registry import PLANNERS, make_planner, planner_config
@@ -322,8 +322,9 @@ def test_a_gradient_is_asked_of_those_alone_who_have_one():
     with pytest.raises(InputError, match="gradients of 8 of 8 candidates are NaN"):
         planner.plan(world, world.at(0.0, 0.0), steep)
     model = tiny_world_model()
-    goal = TokenGoal(torch.zeros(model.tokens_per_frame, dtype=torch.int64))
-    with pytest.raises(InputError, match="TokenGoal; it has no gradient: take costs of positions"):
+    codes = torch.arange(model.tokens_per_frame) % 2
+    goal = FeatureGoal(codes, code_features(torch.eye(model.tokenizer.config.codebook_size)))
+    with pytest.raises(InputError, match="FeatureGoal; it has no gradient: take costs of positions"):
         planner.plan(model, start(model), goal)
 
     hard = type("Hard", (), {k: v for k, v in vars(LinearWorld).items() if k not in ("soft_rollout", "__dict__")})()

@@ -17,7 +17,6 @@ import time
 from hashlib import sha256
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from hub_cache import snapshot
@@ -543,33 +542,6 @@ def test_json_files_are_replaced_whole(tmp_path):
         with pytest.raises(CheckpointError, match=str(path)):
             write_json(path, value)
     assert read_json(path) == {"ä": [1, 2.5, None]} and litter(path.parent) == []
-
-
-def test_torch_goes_on_where_it_stood(tmp_path):
-    torch.manual_seed(3)
-    torch.randn(5)
-    save_folder(tmp_path / "x", {"rng": storage.rng_state()}, {})
-    expected = torch.randn(7)
-    storage.set_rng_state(load_folder(tmp_path / "x")[0]["rng"])
-    assert torch.equal(torch.randn(7), expected)
-    for bad in ({}, {"cpu": torch.zeros(3, dtype=torch.uint8)}, {"cpu": torch.zeros(5056)}, {"cpu": None}):
-        with pytest.raises(CheckpointError, match="rng_state"):
-            storage.set_rng_state(bad)
-
-
-def test_a_generator_goes_on_where_it_stood(tmp_path):
-    generator = np.random.default_rng(3)
-    generator.integers(9, size=3, dtype=np.uint32)
-    write_json(tmp_path / "sampler.json", storage.generator_state(generator))
-    restored = storage.restore_generator(read_json(tmp_path / "sampler.json"))
-    draws = [each.integers(99, size=9, dtype=np.uint32).tolist() for each in (restored, generator)]
-    assert draws[0] == draws[1]
-    state = storage.generator_state(generator)
-    for bad in ({}, None, state | {"bit_generator": "MT19937"}, state | {"state": None}, state | {"has_uint32": "x"}):
-        with pytest.raises(CheckpointError, match="generator"):
-            storage.restore_generator(bad)
-    with pytest.raises(CheckpointError, match="MT19937"):
-        storage.generator_state(np.random.Generator(np.random.MT19937(0)))
 
 
 def test_a_snapshot_of_the_hubs_cache_is_read(tmp_path):

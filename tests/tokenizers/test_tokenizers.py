@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from emu_embodied.errors import InputError
 from emu_embodied.model.vocabulary import STRUCTURE, Vocabulary
-from emu_embodied.tokenizers.actions import bin_actions, bin_centres
+from emu_embodied.tokenizers.actions import bin_actions
 from emu_embodied.tokenizers.frames import FrameTokenizer, FrameTokenizerConfig, reconstruction_loss, to_float
 from emu_embodied.tokenizers.text import TextTokenizer
 
@@ -54,7 +54,8 @@ def test_action_bins_hold_their_values(values, bins):
     actions = torch.tensor(values)
     indices = bin_actions(actions, bins)
     assert ((indices >= 0) & (indices < bins)).all()
-    assert (bin_centres(indices, bins) - actions).abs().max() <= 1 / bins + 1e-5
+    centres = (indices + 0.5) * (2 / bins) - 1
+    assert (centres - actions).abs().max() <= 1 / bins + 1e-5
 
 
 @pytest.mark.parametrize("levels", [(4, 4), (8, 8, 8), (7, 5, 3)])
