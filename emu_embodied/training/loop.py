@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from emu_embodied.errors import CheckpointError
 from emu_embodied.storage.files import Folder, save_folder
@@ -210,8 +211,9 @@ def _optimisers(module: nn.Module, config: LoopConfig) -> list[torch.optim.Optim
 
 @torch.no_grad()
 def _update_average(average: nn.Module, module: nn.Module, decay: float) -> None:
+    """One step of the moving average. `AveragedModel` would copy what is frozen too, which may be a whole released model."""
     kept, current = ([p for p in m.parameters() if p.requires_grad] for m in (average, module))
-    torch._foreach_lerp_(kept, current, 1 - decay)
+    get_ema_multi_avg_fn(decay)(kept, current, None)
     for kept, current in zip(average.buffers(), module.buffers(), strict=True):
         kept.copy_(current)
 

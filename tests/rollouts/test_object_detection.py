@@ -11,6 +11,13 @@ from emu_embodied.errors import DatasetError
 from emu_embodied.metrics import bootstrap_interval, colour_centroids, energy_score, spread, wilson_interval
 from emu_embodied.rollouts.evaluation import prediction
 
+WILSON = [  # successes, n, and the interval, by the formula with z = 1.96
+    (0, 0, 0.0, 1.0),
+    (0, 20, 0.0, 0.1611301254949332),
+    (8, 10, 0.49015684672072346, 0.9433190520193067),
+    (94, 100, 0.8752303146877749, 0.9722142547333434),
+    (100, 100, 0.963005192523998, 1.0),
+]
 PALETTE = np.array([(26, 26, 31), (219, 41, 33), (41, 166, 66)])
 
 
@@ -44,15 +51,11 @@ def test_the_energy_score_sees_what_belongs_together():
 
 
 def test_intervals_are_the_known_ones():
-    assert wilson_interval(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-3)
-    assert wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=1e-3)
+    for successes, n, low, high in WILSON:
+        assert wilson_interval(successes, n) == pytest.approx((low, high), abs=1e-9)
     low, high = bootstrap_interval(np.random.default_rng(0).normal(3, 1, 400), np.mean)
     assert low < 3.05 and high > 2.95 and high - low == pytest.approx(0.196, abs=0.03)
     assert np.isnan(bootstrap_interval(np.array([]))).all()
-
-
-
-
 
 
 @pytest.mark.parametrize("lag", [0, 2])

@@ -51,7 +51,7 @@ def held_out(episodes: int = 6, length: int = 14) -> FrameCache:
 class Replayer:
     """A world model that knows the truth: its "codes" are row numbers of a list of frames. `lag` frames behind it is wrong."""
 
-    world = WORLD
+    world, agent_dim = WORLD, 2
 
     def __init__(self, truth: prediction.Truth, lag: int) -> None:
         self.truth, self.lag, self.frames = truth, lag, truth.pixels.reshape(-1, 64, 64, 3)

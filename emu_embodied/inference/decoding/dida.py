@@ -121,22 +121,12 @@ def fixed_order(order: str, slots: int) -> tuple[int, ...]:
         places = sorted((row + column, row, column) for row in range(side) for column in range(side))
         visits = [row * side + column for _, row, column in places]
     else:
-        visits, index = [], 1
+        from scipy.stats import qmc  # here, for it takes a second
+
+        points, visits = qmc.Halton(2, scramble=False).fast_forward(1), {}
         while len(visits) < slots:
-            cell = int(_halton(index, 2) * side) * side + int(_halton(index, 3) * side)
-            visits += [cell] if cell not in visits else []
-            index += 1
+            visits |= dict.fromkeys(((points.random(slots) * side).astype(int) @ [side, 1]).tolist())
     ranks = [0] * slots
     for rank, cell in enumerate(visits):
         ranks[cell] = rank
     return tuple(ranks)
-
-
-def _halton(index: int, base: int) -> float:
-    """The index-th number of the Halton sequence of a base, in [0, 1)."""
-    value, digit = 0.0, 1.0
-    while index:
-        digit /= base
-        value += digit * (index % base)
-        index //= base
-    return value
