@@ -111,12 +111,15 @@ def _table(keys: list[Key]) -> list[str]:
     for key in keys:
         default = "must be given" if key.default == MUST else f"`{key.default}`" if key.default else ""
         example = f"; for example `{key.name}={key.example}`" if key.example else ""
-        lines.append(f"| `{key.name}` | {default.replace('|', '&#124;')} | {_cell(key.text)}{_cell(example)} |")
+        lines.append(f"| `{key.name}` | {default} | {_cell(key.text)}{example} |")
     return lines
 
 
 def _cell(text: str) -> str:
-    return html.escape(text, quote=False).replace("|", "&#124;").replace("[", "&#91;")
+    """A text that Markdown leaves as it is; what stands between backquotes is code already."""
+    plain = text.split("`")
+    plain[::2] = [html.escape(part, quote=False).replace("|", "&#124;").replace("[", "&#91;") for part in plain[::2]]
+    return "`".join(plain)
 
 
 def _target(origin: str, link: str) -> str:

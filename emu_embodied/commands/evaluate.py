@@ -252,7 +252,7 @@ def _card(config: DictConfig, figures: list, rows: list, model, fps: float) -> s
     }
     name = Path(str(config.checkpoint)).name
     draws = (
-        f"\nIt also draws key frames from words (`emu-embodied subgoal checkpoint={name}`); how well, the README says.\n"
+        f"\nIt also draws key frames from words (`emu-embodied subgoal checkpoint={name}`); how well, docs/results/ says.\n"
         if model.model.config.draws_subgoals
         else ""
     )
