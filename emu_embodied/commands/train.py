@@ -85,7 +85,8 @@ def _train_model(config: DictConfig) -> None:
         path = train_checkpoint(cache, recipe, world, folder, device, **job)
     minutes = (time.monotonic() - began) / 60
     recorded = config.data is not None or config.frames is not None
-    judged = "" if world.objects else " data=DATASET" if recorded else f" env={config.env.name}"
+    data = shlex.quote(f"data={config.data}") if isinstance(config.data, str) else "data=DATASET"
+    judged = "" if world.objects else f" {data}" if recorded else f" env={config.env.name}"
     trial = f"evaluate checkpoint={path}{judged}"
     print(f"train: finished after {minutes:.1f} min; try it with  emu-embodied {trial}")
 
