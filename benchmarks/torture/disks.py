@@ -32,7 +32,7 @@ def disk(job: Job) -> Iterator[Trial]:
     """Commands whose files may not grow beyond a random size, or whose place cannot be written."""
     run = planned_run(job.folder)
     kinds = [(verb, fault) for verb in VERBS for fault in FAULTS]
-    from test_training import frames
+    from tiny_training import frames
 
     from emu_embodied.data.frame_cache import save_frame_cache
 

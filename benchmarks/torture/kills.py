@@ -113,7 +113,7 @@ class DatasetSaver(Saver):
             raise NotRun(f"no dataset could be written: {made}")
 
     def _record(self) -> None:
-        from test_frame_cache import NAMES, episode
+        from recorded_episodes import NAMES, episode
 
         from emu_embodied.rollouts.collection.shards import STATISTICS, split, write_part
 
@@ -307,7 +307,7 @@ def tiny_checkpoint(path: Path) -> Path:
 )
 def training(job: Job) -> Iterator[Trial]:
     """Kills `train preset=tiny` up to three times, and lets the same command end; its states are the undisturbed run's."""
-    from test_training import frames
+    from tiny_training import frames
 
     from emu_embodied.data.frame_cache import save_frame_cache
 

@@ -205,7 +205,7 @@ def _poison(world: str, where: str, value: str, index: int) -> str:
 def clock(job: Job) -> Iterator[Trial]:
     """Commands under a `time.time` that jumps at every look."""
     tiny = tiny_checkpoint(job.folder / "tiny")
-    from test_training import frames
+    from tiny_training import frames
 
     from emu_embodied.data.frame_cache import save_frame_cache
 

@@ -252,7 +252,7 @@ def test_a_rate_above_the_datasets_is_refused(arms):
 
 
 def test_rewards_of_skipped_steps_add_up_and_any_success_counts(tmp_path):
-    from test_frame_cache import NAMES, episode
+    from recorded_episodes import NAMES, episode
 
     from emu_embodied.data.lerobot_format import write_dataset
 

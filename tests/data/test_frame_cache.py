@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as parquet
 import pytest
+from recorded_episodes import NAMES, episode
 
 from emu_embodied.data import frame_cache
 from emu_embodied.data.frame_cache import (
@@ -27,24 +28,7 @@ from emu_embodied.data.lerobot_files import SIDECAR
 from emu_embodied.data.lerobot_format import merge_datasets, write_dataset, write_notes
 from emu_embodied.errors import CheckpointError, DatasetError
 from emu_embodied.rollouts.collection.shards import Part, write_part
-from emu_embodied.types import ACTION, OBS_ENVIRONMENT_STATE, OBS_IMAGE, OBS_STATE, REWARD, SUCCESS, Episode
-
-NAMES = {OBS_STATE: ("x", "y"), OBS_ENVIRONMENT_STATE: ("a.x", "a.y", "a.yaw"), ACTION: ("dx", "dy")}
-TEXTS = ("push the red cube to the left", "move the blue block to the centre")
-
-
-def episode(seed: int, steps: int = 5, **changes) -> Episode:
-    rng = np.random.default_rng(seed)
-    made = Episode(
-        rng.integers(0, 256, (steps + 1, 16, 20, 3), np.uint8),
-        rng.normal(size=(steps + 1, 2)).astype(np.float32),
-        rng.normal(size=(steps + 1, 3)).astype(np.float32),
-        rng.uniform(-1, 1, (steps, 2)).astype(np.float32),
-        rng.normal(size=steps).astype(np.float32),
-        rng.random(steps) < 0.5,
-        TEXTS[seed % 2],
-    )
-    return replace(made, **changes)
+from emu_embodied.types import ACTION, OBS_ENVIRONMENT_STATE, OBS_IMAGE, OBS_STATE, REWARD, SUCCESS
 
 
 @pytest.fixture(scope="module")
@@ -217,8 +201,8 @@ def test_a_flipped_bit_is_found(dataset, share: float, original):
     assert all(path.name in str(fault) for fault in cache.dropped)
     kept = [whole.select(range(i, i + 1)) for i in range(5) if i not in lost]  # all, where nobody reads what was hit
     assert cache.episodes == len(kept)
-    for i, episode in enumerate(kept):
-        assert same(replace(cache, dropped=()).select(range(i, i + 1)), episode)
+    for i, wanted in enumerate(kept):
+        assert same(replace(cache, dropped=()).select(range(i, i + 1)), wanted)
 
 
 def test_missing_files_are_counted(dataset):

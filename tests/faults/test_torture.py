@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 import json
 import random
 import subprocess
@@ -101,3 +103,11 @@ def test_the_same_seed_makes_the_same_trials():
     one = [_bad_request(Chosen, 1, "t") for _ in range(50)]
     Chosen.chance = random.Random(3)
     assert one == [_bad_request(Chosen, 1, "t") for _ in range(50)] and len({kind for kind, _ in one}) > 20
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "torture").glob("*.py")), ids=lambda path: path.stem)
+def test_what_a_battery_imports_is_there(path: Path):
+    """Slow batteries do not run here, and import what they need only then."""
+    nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom) and not node.level]
+    for node in nodes:
+        assert importlib.util.find_spec(node.module), f"{path.name}:{node.lineno} imports {node.module}"
