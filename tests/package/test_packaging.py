@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+import emu_embodied
+
 ROOT = Path(__file__).resolve().parents[2]
 # A top folder of the checkout -> its place in the wheel.
 PLACES = {"emu_embodied": "emu_embodied"} | {
@@ -64,6 +66,7 @@ def test_wheel_and_sdist_hold_every_file_of_the_package(built: Path):
     (sdist,) = (built / "tree/dist").glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         in_sdist = {name.partition("/")[2] for name in archive.getnames()}
+    assert wheel.name.startswith(f"emu_embodied-{emu_embodied.__version__}-")  # said in one place
     assert sorted(set(expected.values()) - set(zipfile.ZipFile(wheel).namelist())) == []
     assert sorted(set(expected) - in_sdist) == []
 
