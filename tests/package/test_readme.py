@@ -51,6 +51,10 @@ def compose(verb: str, *words: str) -> None:
     compose_config(verb.replace("-", "_"), _named(verb, list(words)), complete=bool(words))
 
 
+def project() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
 PARTS = [pytest.param(path, id=named(path)) for path in PAGES if any("notest" not in how for how, _ in blocks(path))]
 
 
@@ -135,7 +139,11 @@ def test_the_readme_is_short_and_its_figures_stand_on_other_pages():
             assert number in pages, line
 
 
+def test_every_extra_is_explained():
+    page = (ROOT / "docs/start/install.md").read_text()
+    assert {name for name in project()["optional-dependencies"] if f"`{name}`" not in page} == set()
+
+
 def test_the_version_is_said_in_one_place():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert "version" not in project and project["dynamic"] == ["version"]
+    assert "version" not in project() and project()["dynamic"] == ["version"]
     assert f"\nversion: {emu_embodied.__version__}\n" in (ROOT / "CITATION.cff").read_text()
