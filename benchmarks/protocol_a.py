@@ -34,9 +34,9 @@ from emu_embodied.rollouts.evaluation.goal_reaching import (
     ProtocolSettings,
     budget_planner,
     play_protocol,
-    ratio,
     summarise,
 )
+from emu_embodied.rollouts.evaluation.harness import ratio
 from emu_embodied.rollouts.evaluation.journal import open_journal
 from emu_embodied.rollouts.evaluation.scene_success import RULES
 

@@ -28,10 +28,10 @@ from emu_embodied.errors import EmuEmbodiedError
 from emu_embodied.loading import load, weights_label
 from emu_embodied.policies.planners.cem import CEMConfig
 from emu_embodied.rollouts.evaluation import subgoals as evaluation
-from emu_embodied.rollouts.evaluation.goal_reaching import ratio
+from emu_embodied.rollouts.evaluation.harness import difference, rate, ratio
 from emu_embodied.rollouts.evaluation.instruction_sampling import spoken_starts
 from emu_embodied.rollouts.evaluation.journal import open_journal
-from emu_embodied.rollouts.evaluation.subgoals import Bench, ImageSettings, LoopSettings, difference, rate
+from emu_embodied.rollouts.evaluation.subgoals import Bench, ImageSettings, LoopSettings
 from emu_embodied.rollouts.goals.subgoal_setup import Following
 
 PROPOSERS = ("learnt", "filtered", "true", "none", "copy", "retrieved", "shuffled", "random")
@@ -93,9 +93,10 @@ def account(part: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
         plans = [second for row in rows for second in row["plan_seconds"]]
         stops = [row for row in rows if row.get("stopped_at") is not None]
         return {
-            **rate(rows),
+            **rate(row["success"] for row in rows),
             "by_kind": {
-                kind: rate([r for r in rows if r["kind"] == kind]) for kind in sorted({r["kind"] for r in rows})
+                kind: rate(r["success"] for r in rows if r["kind"] == kind)
+                for kind in sorted({r["kind"] for r in rows})
             },
             "stopped_unfinished": sum(not row["success"] for row in stops),
             "steps_mean": sum(row["steps"] for row in rows) / max(1, len(rows)),
@@ -103,8 +104,8 @@ def account(part: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
         }
     whole = [{"all": row["fulfilled"] and row["identity_kept"] and row.get("reachable", True)} for row in rows]
     judged = {name: [row for row in rows if name in row] for name in evaluation.CRITERIA}
-    return {name: rate(those, name) for name, those in judged.items() if those} | {
-        "all": rate(whole, "all"),
+    return {name: rate(row[name] for row in those) for name, those in judged.items() if those} | {
+        "all": rate(row["all"] for row in whole),
         "proposing_seconds_mean": sum(row["seconds"] for row in rows) / max(1, len(rows)),
     }
 

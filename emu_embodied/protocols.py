@@ -88,8 +88,10 @@ class Planner(Protocol):
         """Plans for a history of one world (B = 1)."""
         ...
 
-    def plan_batch(self, model: WorldModel, history: History, cost: Cost) -> list[Plan]:
-        """Plans for each world of a history of B."""
+    def plan_batch(
+        self, model: WorldModel, history: History, cost: Cost, worlds: Sequence[int] | None = None
+    ) -> list[Plan]:
+        """Plans for each world of a history of B; `worlds` are their numbers, by default 0 to B - 1."""
         ...
 
 

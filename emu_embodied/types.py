@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
@@ -108,6 +109,15 @@ class History:
     def __len__(self) -> int:
         return self.codes_BCN.shape[0]
 
+    @classmethod
+    def cat(cls, histories: Sequence[History]) -> History:
+        """The history of all the worlds of some histories, in their order."""
+        return histories[0] if len(histories) == 1 else cls(*map(torch.cat, zip(*map(_parts, histories), strict=True)))
+
+    def split(self) -> list[History]:
+        """The history of each world by itself."""
+        return [self.select(slice(b, b + 1)) for b in range(len(self))]
+
     def select(self, rows: slice | list[int] | torch.Tensor) -> History:
         """Returns the history of some of the worlds."""
         return History(self.codes_BCN[rows], self.actions_BCA[rows], self.text_BL[rows])
@@ -164,6 +174,18 @@ class Rollout:
 
     __repr__ = short_repr
 
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Rollout:
+        """The same change of every part, as a choice of worlds or candidates."""
+        return Rollout(*map(change, _parts(self)))
+
+    def join(self, later: Rollout) -> Rollout:
+        """These futures, and how they go on."""
+        return Rollout(*(torch.cat(pair, 2) for pair in zip(_parts(self), _parts(later), strict=True)))
+
+
+def _parts(value: Any) -> list[Any]:
+    return [getattr(value, field.name) for field in fields(value)]
+
 
 DONE = "done"  # the caption that ends a chain of subgoals
 
@@ -202,6 +224,9 @@ class Plan:
         predicted_frames: frames imagined to find it: candidates x steps x iterations, less what was pruned.
         seconds: wall time it took, for all worlds that were planned for at once.
         costs_by_iteration: best cost after each iteration, for logs; of soft futures none.
+        future: what the actions were imagined to lead to, B = S = 1; None where the planner does not tell.
+        candidates: the futures that were imagined to their ends in the last round, B = 1; None as above.
+        candidate_costs: (S,) float32, theirs; None as above.
     """
 
     actions: np.ndarray
@@ -209,5 +234,8 @@ class Plan:
     predicted_frames: int
     seconds: float
     costs_by_iteration: tuple[float, ...] = field(default=())
+    future: Rollout | None = None
+    candidates: Rollout | None = None
+    candidate_costs: torch.Tensor | None = None
 
     __repr__ = short_repr

@@ -94,8 +94,8 @@ def _agent(config: DictConfig):
     """Who acts, and what names it."""
     from emu_embodied.loading import weights_label
     from emu_embodied.rollouts.agents import lerobot
+    from emu_embodied.rollouts.agents.random import RandomAgent
     from emu_embodied.rollouts.agents.scripted import ExpertAgent
-    from emu_embodied.rollouts.evaluation.policy_ranking import RandomAgent
 
     policy, device = str(config.policy), _device(config)
     if policy == "random":

@@ -36,17 +36,15 @@ def run(config: DictConfig) -> None:
     from emu_embodied.storage.files import write_json
 
     settings, make_model, make_proposer = _settings(config), _model_maker(config), _proposer_maker(config)
-    player = planning.Player(
-        settings, make_model, make_proposer
-    )  # whatever is wrong shows here, before anything is written
     seeds = list(range(config.seed, config.seed + config.episodes))
+    pictured = seeds[: config.videos]
+    player = planning.Player(settings, make_model, make_proposer, pictured)  # says what is wrong before anything is written
     folder = run_folder(config.out, config.resume, "episodes.jsonl")
     console = Console(soft_wrap=True, highlight=False)
-    show = functools.partial(_show, console, folder, seeds[: config.videos])
+    show = functools.partial(_show, console, folder, pictured)
     try:
-        rows = planning.evaluate_planning(
-            settings, seeds, make_model, config.workers, folder / "episodes.jsonl", show, player, make_proposer, True
-        )
+        job = (settings, seeds, make_model, config.workers, folder / "episodes.jsonl", show, player, make_proposer)
+        rows = planning.evaluate_planning(*job, progress=True, pictured=pictured)
     except KeyboardInterrupt:
         console.print(f"plan: the finished episodes are in {folder}; go on with resume={folder}", markup=False)
         raise

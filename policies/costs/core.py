@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 
@@ -91,6 +91,6 @@ class PerWorld:
             raise InputError("costs", f"{len(self.costs)} of them", f"give one for each of {len(actions)} worlds")
         rows = []
         for b, cost in enumerate(self.costs):
-            alone = Rollout(*(getattr(rollout, field.name)[b : b + 1] for field in fields(Rollout)))
-            rows.append(cost(model, alone, actions[b : b + 1]))
+            alone = slice(b, b + 1)
+            rows.append(cost(model, rollout.map(lambda x, alone=alone: x[alone]), actions[alone]))
         return torch.cat(rows)

@@ -16,17 +16,17 @@ from torch import Tensor
 
 from emu_embodied.errors import InputError
 from emu_embodied.policies.planners.cem import CEM
+from emu_embodied.rollouts.agents.mpc import MPCAgent, MPCConfig
 from emu_embodied.types import TASK, Observation
-from emu_embodied.units import ActionScale
 
 from .configuration_emu_mpc import EmuMpcConfig, no_training
 from .dialects import Dialect, GymPushT, OwnWorld, choose
 from .instructions import cost_of
-from .pilot import Interpreter, Pilot
+from .pilot import Pilot
 
 
 class EmuMpcPolicy(PreTrainedPolicy):
-    """Plans in a world model's imagination, for each env of a batch by itself.
+    """Plans in a world model's imagination, for all envs of a batch at once, and for each as if it were alone.
 
     The world model is no part of the module: it has no parameters for LeRobot, and stays on `config.device`.
 
@@ -62,16 +62,18 @@ class EmuMpcPolicy(PreTrainedPolicy):
             raise InputError(
                 "action", f"shape {tuple(found)}", f"the model's have shape ({self.world_model.action_dim},)"
             )
-        self.dialect, self.scale = self._dialect(), ActionScale.of(self.world_model)
-        self._pilots: list[Interpreter] = []
+        self.dialect = self._dialect()
+        agent = MPCAgent(self.world_model, CEM(config.planner, config.seed), MPCConfig(config.execute))
+        self.scale = agent.scale
+        cost = functools.partial(cost_of, goal=config.goal, model=self.world_model)
+        self._pilot = Pilot(agent, self.dialect, cost)
         self.reset()
 
     def reset(self) -> None:
         """New episodes begin; all noise restarts."""
         self.last_predicted_latents: Tensor | None = None
         self.world_model.seed(self.config.seed)
-        for pilot in self._pilots:
-            pilot.reset()
+        self._pilot.reset()
 
     @torch.no_grad()
     def select_action(self, batch: Mapping[str, Any], **_: Any) -> Tensor:
@@ -84,19 +86,14 @@ class EmuMpcPolicy(PreTrainedPolicy):
         Raises:
             InputError: a batch that does not fit the model.
         """
-        observations = self._observations(batch)
-        steps = [pilot.act(seen) for pilot, seen in zip(self._crew(len(observations)), observations, strict=True)]
-        actions, imagined = zip(*steps, strict=True)
-        self.last_predicted_latents = torch.stack(imagined)[:, None, None]
-        return torch.from_numpy(np.stack(actions)).to(self.config.device)
+        actions, imagined_BN = self._pilot.act(self._observations(batch))
+        self.last_predicted_latents = imagined_BN[:, None, None]
+        return torch.from_numpy(actions).to(self.config.device)
 
     @torch.no_grad()
     def predict_action_chunk(self, batch: Mapping[str, Any], **_: Any) -> Tensor:
         """The actions of a plan's first `execute` steps for each env, (B, T, A), from these frames alone."""
-        observations = self._observations(batch)
-        pilots = self._crew(len(observations))
-        chunks = [pilot.chunk(seen) for pilot, seen in zip(pilots, observations, strict=True)]
-        return torch.from_numpy(np.stack(chunks)).to(self.config.device)
+        return torch.from_numpy(self._pilot.chunk(self._observations(batch))).to(self.config.device)
 
     def decode_predicted_latents(self, latents: Tensor) -> np.ndarray:
         """Renders what was imagined, joined over time (B, 1, T, N), as frames (T, H, B * W, 3) uint8, the envs side by side."""
@@ -141,15 +138,6 @@ class EmuMpcPolicy(PreTrainedPolicy):
         if choose(config.world, model.world.env_id, model.image_size, shown) == "pusht":
             return GymPushT(model.image_size, config.camera)
         return OwnWorld(model.image_size, config.camera, config.letterbox)
-
-    def _crew(self, envs: int) -> list[Interpreter]:
-        """One pilot for each env."""
-        for i in range(len(self._pilots), envs):
-            cost = functools.partial(cost_of, goal=self.config.goal, model=self.world_model)
-            planner = CEM(self.config.planner, self.config.seed + i)
-            pilot = Pilot(self.world_model, planner, cost, self.config.execute)
-            self._pilots.append(Interpreter(pilot, self.dialect, self.scale))
-        return self._pilots[:envs]
 
     def _observations(self, batch: Mapping[str, Any]) -> list[Observation]:
         """Checks a batch once, at the boundary, and gives each env's part of it."""

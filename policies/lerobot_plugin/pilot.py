@@ -1,115 +1,91 @@
-"""One robot's plan-act-observe loop, an observation at a time. Knows protocols; no LeRobot, no env and no checkpoint.
+"""Drives LeRobot's envs by an agent that plans: translates, and holds its actions. Knows no LeRobot and no checkpoint.
 
-`Pilot` thinks in the model's steps and words; `Interpreter` lets it drive an env that has others.
+The agent thinks in the model's steps and words; an env may have others, and need several of its steps for one of the model's.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from emu_embodied.protocols import Cost, Planner, WorldModel
-from emu_embodied.types import History, Observation
-from emu_embodied.units import ActionScale
+from emu_embodied.protocols import Cost
+from emu_embodied.rollouts.agents.mpc import MPCAgent
+from emu_embodied.types import Observation, short_repr
 
 from .dialects import Dialect
 
 
+@dataclass
+class Held:
+    """The model's present action in an env: to what end, (A,) in the env's units, and for how many more of its steps."""
+
+    instruction: str
+    action: np.ndarray
+    left: int
+
+    __repr__ = short_repr
+
+
 class Pilot:
-    """Plans, gives out `execute` actions one by one, observes what they led to, and plans again.
+    """Drives a batch of envs, those that need an action at once by one call of the model.
 
     Args:
-        model: where plans are imagined; the history holds real observations only.
-        planner: its warm start should shift by `execute`.
-        cost_of: instruction -> cost.
-        execute: steps of each plan that are carried out.
+        agent: plans.
+        dialect: of the envs.
+        cost_of: instruction -> cost. Another instruction than before begins a new episode in its env.
     """
 
-    def __init__(self, model: WorldModel, planner: Planner, cost_of: Callable[[str], Cost], execute: int) -> None:
-        self.model, self.planner, self.cost_of, self.execute = model, planner, cost_of, execute
-        self.reset()
+    def __init__(self, agent: MPCAgent, dialect: Dialect, cost_of: Callable[[str], Cost]) -> None:
+        self.agent, self.dialect, self.cost_of = agent, dialect, cost_of
+        self._held: dict[int, Held] = {}
 
     def reset(self) -> None:
-        """Forgets the episode."""
-        self.planner.reset()
-        self._history: History | None = None
-        self._instruction = ""
-        self._actions: deque[np.ndarray] = deque()
-        self._imagined: deque[torch.Tensor] = deque()
+        """New episodes begin in all envs."""
+        self._held = {}
 
-    def act(self, observation: Observation) -> tuple[np.ndarray, torch.Tensor]:
-        """The next action, for what is seen now; another instruction than before begins a new episode.
-
-        Returns:
-            The action (A,) float32 in [-1, 1], and the codes (N,) of what had been imagined for this moment (at an
-            episode's beginning: what is seen).
+    def act(self, observations: Sequence[Observation]) -> tuple[np.ndarray, torch.Tensor]:
+        """The next actions (B, A) float32 in the envs' units, and the codes (B, N) of what had been imagined for the model's
+        present moment (at an episode's beginning: what is seen).
 
         Raises:
             InputError: an observation that does not fit the model, an instruction without a cost, or costs that are not finite.
         """
-        if self._history is None or observation.instruction != self._instruction:
-            self._begin(observation)
-        else:
-            self._history = self.model.observe(self._history, self._last[None], [observation])
-        if not self._actions:
-            self._plan()
-        self._last = self._actions.popleft()
-        return self._last, self._imagined.popleft()
+        seen = dict(enumerate(observations))
+        fresh = {env: now for env, now in seen.items() if self._instruction(env) != now.instruction}
+        due = {env: now for env, now in seen.items() if env in fresh or not self._held[env].left}
+        if due:
+            heard = {env: self.dialect.to_model_observation(now) for env, now in due.items()}
+            self._begin({env: heard[env] for env in fresh})
+            actions = self.agent.act(list(heard.values()), list(heard))
+            for action, (env, now) in zip(actions, heard.items(), strict=True):
+                (mine,) = self.dialect.to_env_action(action[None], now.agent_pos)
+                self._held[env] = Held(seen[env].instruction, mine, self.dialect.hold)
+        for env in seen:
+            self._held[env].left -= 1
+        return np.stack([self._held[env].action for env in seen]), self.agent.foreseen(list(seen))
 
-    def chunk(self, observation: Observation) -> np.ndarray:
-        """The first `execute` actions of a plan (T, A) from this frame alone, as at an episode's beginning; see `act`."""
-        self._begin(observation)
-        self._plan()
-        actions_TA = np.stack(self._actions)
+    def chunk(self, observations: Sequence[Observation]) -> np.ndarray:
+        """The envs' actions (B, T, A) for the first steps of a plan from these frames alone, as at an episode's beginning."""
+        heard = [self.dialect.to_model_observation(seen) for seen in observations]
+        self._begin(dict(enumerate(heard)))
+        self.agent.plan(range(len(heard)), heard)
+        actions_BTA = [
+            self.agent.scale.to_robot(np.stack(self.agent.pursuits[env].actions)) for env in range(len(heard))
+        ]
         self.reset()
-        return actions_TA
+        rows = zip(actions_BTA, heard, strict=True)
+        return np.stack([self.dialect.to_env_action(row, seen.agent_pos) for row, seen in rows]).repeat(
+            self.dialect.hold, 1
+        )
 
-    def _begin(self, observation: Observation) -> None:
-        self.reset()
-        self._instruction, self._cost = observation.instruction, self.cost_of(observation.instruction)
-        self._history = self.model.encode([observation])
-        self._imagined.append(self._history.codes_BCN[0, -1])
+    def _instruction(self, env: int) -> str | None:
+        return self._held[env].instruction if env in self._held else None
 
-    def _plan(self) -> None:
-        actions_TA = self.planner.plan(self.model, self._history, self._cost).actions[: self.execute]
-        self._actions.extend(actions_TA)
-        self._imagined.extend(self.model.rollout(self._history, actions_TA[None, None]).codes_BSTN[0, 0])
-
-
-class Interpreter:
-    """Drives an env by a pilot: translates, and holds each action for as many of the env's steps as it is meant for.
-
-    Args:
-        pilot: decides.
-        dialect: of the env.
-        scale: of the model's robot.
-    """
-
-    def __init__(self, pilot: Pilot, dialect: Dialect, scale: ActionScale) -> None:
-        self.pilot, self.dialect, self.scale = pilot, dialect, scale
-        self.reset()
-
-    def reset(self) -> None:
-        """Forgets the episode."""
-        self.pilot.reset()
-        self._left, self._instruction = 0, ""
-
-    def act(self, observation: Observation) -> tuple[np.ndarray, torch.Tensor]:
-        """The env's next action (A,), and the codes (N,) of what had been imagined for the model's moment; see `Pilot.act`."""
-        if self._left == 0 or observation.instruction != self._instruction:
-            heard = self.dialect.to_model_observation(observation)
-            action, self._imagined = self.pilot.act(heard)
-            (self._action,) = self.dialect.to_env_action(self.scale.to_robot(action[None]), heard.agent_pos)
-            self._left, self._instruction = self.dialect.hold, observation.instruction
-        self._left -= 1
-        return self._action, self._imagined
-
-    def chunk(self, observation: Observation) -> np.ndarray:
-        """The env's actions (T, A) for the first `execute` of a plan from this frame alone; see `Pilot.chunk`."""
-        heard = self.dialect.to_model_observation(observation)
-        actions_TA = self.dialect.to_env_action(self.scale.to_robot(self.pilot.chunk(heard)), heard.agent_pos)
-        self.reset()
-        return actions_TA.repeat(self.dialect.hold, 0)
+    def _begin(self, heard: dict[int, Observation]) -> None:
+        if heard:
+            self.agent.reset(
+                list(heard.values()), [self.cost_of(seen.instruction) for seen in heard.values()], list(heard)
+            )

@@ -11,12 +11,13 @@ import math
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 
 from emu_embodied.errors import InputError
 from emu_embodied.protocols import Cost, WorldModel
-from emu_embodied.types import History, Plan, short_repr
+from emu_embodied.types import History, Plan, Rollout, short_repr
 from emu_embodied.validation import check_seed, number, whole_number
 
 from .scoring import score
@@ -175,6 +176,16 @@ class Memory:
             self.elites_EKA = shifted(self.elites_EKA.transpose(0, 1), steps).transpose(0, 1)
 
 
+class Found(NamedTuple):
+    """The best sequence (K, A) that a plan has imagined so far for one world, its cost, and what it was imagined to lead to."""
+
+    cost: float = math.inf
+    actions_KA: torch.Tensor | None = None
+    future: Rollout | None = None
+
+    __repr__ = short_repr
+
+
 def shifted(plan: torch.Tensor, steps: int) -> torch.Tensor:
     """A plan (K, ...) without its first steps; the last one fills the end."""
     return torch.cat([plan[steps:], plan[-1:].expand(steps, *plan.shape[1:])])
@@ -223,54 +234,60 @@ class SearchPlanner:
             raise InputError("history", f"{len(history)} worlds", "plan for one world at a time, or call plan_batch")
         return self.plan_batch(model, history, cost)[0]
 
-    def plan_batch(self, model: WorldModel, history: History, cost: Cost) -> list[Plan]:
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def plan_batch(
+        self, model: WorldModel, history: History, cost: Cost, worlds: Sequence[int] | None = None
+    ) -> list[Plan]:
         """Plans for each of B worlds; the same plans as one by one, the model willing, in one call of it a round.
 
         Args:
             model: where the candidates are imagined.
-            history: of B worlds. World b goes on where this planner's last plan for world b ended.
+            history: of B worlds.
             cost: scores all worlds' futures; `costs.PerWorld` where their goals differ.
+            worlds: their numbers, by default 0 to B - 1. A world goes on where this planner's last plan for it ended.
 
         Returns:
             For each world the best sequence that was imagined for it. `seconds` are of all worlds together.
 
         Raises:
-            InputError: no worlds, a cost that is not finite or has another shape, or one without a gradient where the method
-                needs it.
+            InputError: no worlds or another number of them, a cost that is not finite or has another shape, or one without a
+                gradient where the method needs it.
         """
-        _check_history(history)
-        if not len(history):
-            raise InputError("history", "0 worlds", "give at least one")
-        if not callable(cost):
-            raise InputError("cost", cost, "give a function of a model, a rollout and its actions")
-        with torch.inference_mode(False), torch.no_grad():
-            return self._plan(model, history, cost)
-
-    def _plan(self, model: WorldModel, history: History, cost: Cost) -> list[Plan]:
+        worlds = _check_batch(history, cost, worlds)
         c, budget = self.config, Budget(self.config)
-        memories = [self._recall(b, model.action_dim) for b in range(len(history))]
+        memories = [self._recall(world, model.action_dim) for world in worlds]
         searches = [self.search(memory, budget) for memory in memories]
-        best: list[tuple[float, torch.Tensor | None]] = [(math.inf, None)] * len(searches)
+        best = [Found()] * len(searches)
         traces: list[list[float]] = [[] for _ in searches]
         asked = [next(search) for search in searches]
         while asked[0] is not None:
             # Imagine and score the candidates of all worlds at once, each action held for its block.
-            costs_BS, frames = score(model, history, asked, cost, c.block, c.prune)
-            budget.spend(frames)
+            scored = score(model, history, asked, cost, c.block, c.prune)
+            budget.spend(scored.frames)
             budget.look_at_the_clock()
             if self.on_round:
                 self.on_round(budget)
             if not asked[0].requires_grad:
-                for b, (lowest, row) in enumerate(zip(*costs_BS.min(-1), strict=True)):
-                    if lowest < best[b][0]:
-                        best[b] = (float(lowest), asked[b][row].clone())
-                        memories[b].best_KA = best[b][1]
-                    traces[b].append(best[b][0])
-            asked = [_answer(search, costs_S) for search, costs_S in zip(searches, costs_BS, strict=True)]
+                for b, (lowest, row) in enumerate(zip(*scored.costs_BS.min(-1), strict=True)):
+                    if lowest < best[b].cost:
+                        best[b] = Found(float(lowest), asked[b][row].clone(), scored.future(b, int(row)))
+                        memories[b].best_KA = best[b].actions_KA
+                    traces[b].append(best[b].cost)
+            asked = [_answer(search, costs_S) for search, costs_S in zip(searches, scored.costs_BS, strict=True)]
         seconds = budget.seconds
         return [
-            Plan(actions_KA.repeat_interleave(c.block, 0).numpy(), lowest, budget.spent, seconds, tuple(trace))
-            for (lowest, actions_KA), trace in zip(best, traces, strict=True)
+            Plan(
+                found.actions_KA.repeat_interleave(c.block, 0).numpy(),
+                found.cost,
+                budget.spent,
+                seconds,
+                tuple(traces[b]),
+                found.future,
+                scored.rollout.map(lambda x, b=b: x[b : b + 1]),
+                scored.costs_BS[b, scored.kept_BS[b]],
+            )
+            for b, found in enumerate(best)
         ]
 
     def _recall(self, world: int, action_dim: int) -> Memory:
@@ -282,6 +299,19 @@ class SearchPlanner:
             generator = memory.generator if memory else torch.Generator().manual_seed(self.seed + world)
             memory = self._memories[world] = Memory(generator, torch.zeros(shape))
         return memory
+
+
+def _check_batch(history: History, cost: Cost, worlds: Sequence[int] | None) -> Sequence[int]:
+    """What is given to `plan_batch`, checked once; the worlds' numbers."""
+    _check_history(history)
+    if not len(history):
+        raise InputError("history", "0 worlds", "give at least one")
+    if not callable(cost):
+        raise InputError("cost", cost, "give a function of a model, a rollout and its actions")
+    worlds = range(len(history)) if worlds is None else worlds
+    if len(worlds) != len(history):
+        raise InputError("worlds", list(worlds), f"give the numbers of {len(history)} worlds")
+    return worlds
 
 
 def _check_history(history: object) -> None:

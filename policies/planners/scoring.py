@@ -7,19 +7,42 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import fields
+from typing import NamedTuple
 
 import torch
 
 from emu_embodied.errors import InputError
 from emu_embodied.protocols import Cost, SoftWorldModel, WorldModel
-from emu_embodied.types import History, Rollout
+from emu_embodied.types import History, Rollout, short_repr
+
+
+class Scored(NamedTuple):
+    """What a round imagined of each world's candidates, and what it cost.
+
+    Attributes:
+        costs_BS: (B, S) float32 on the CPU, infinite where a candidate was pruned.
+        frames: imagined per world.
+        rollout: (B, S', ...), the futures that were imagined to their ends.
+        kept_BS: (B, S') int64 on the CPU, which candidates those are of.
+    """
+
+    costs_BS: torch.Tensor
+    frames: int
+    rollout: Rollout
+    kept_BS: torch.Tensor
+
+    __repr__ = short_repr
+
+    def future(self, world: int, candidate: int) -> Rollout:
+        """That of one candidate of one world, B = S = 1, a copy."""
+        row = int((self.kept_BS[world] == candidate).nonzero()[0, 0])
+        return self.rollout.map(lambda x: x[world : world + 1, row : row + 1].clone())
 
 
 def score(
     model: WorldModel, history: History, asked: Sequence[torch.Tensor], cost: Cost, block: int, prune: bool
-) -> tuple[torch.Tensor, int]:
-    """Costs of each world's candidates.
+) -> Scored:
+    """Has each world's candidates imagined, and scores them.
 
     Args:
         model: imagines them.
@@ -29,9 +52,6 @@ def score(
         block: steps for which each action is repeated.
         prune: score after half the steps, and imagine only the better half further.
 
-    Returns:
-        Costs (B, S) float32 on the CPU, infinite where a candidate was pruned, and the frames imagined per world.
-
     Raises:
         InputError: costs of another shape, not finite, or without the gradient that is asked for.
     """
@@ -40,13 +60,17 @@ def score(
     actions_BSTA = torch.stack(list(asked)).repeat_interleave(block, 2)
     if prune and actions_BSTA.shape[1] > 1:
         return _score_pruned(model, history, actions_BSTA, cost)
-    costs_BS = _costs(cost, model, model.rollout(history, actions_BSTA), actions_BSTA)
-    return costs_BS.float().cpu(), actions_BSTA.shape[1] * actions_BSTA.shape[2]
+    rollout = model.rollout(history, actions_BSTA)
+    return _whole(_costs(cost, model, rollout, actions_BSTA), rollout)
 
 
-def _score_pruned(
-    model: WorldModel, history: History, actions_BSTA: torch.Tensor, cost: Cost
-) -> tuple[torch.Tensor, int]:
+def _whole(costs_BS: torch.Tensor, rollout: Rollout) -> Scored:
+    """What is said of candidates that all were imagined to their ends."""
+    batch, candidates, steps = rollout.rewards_BST.shape
+    return Scored(costs_BS.float().cpu(), candidates * steps, rollout, torch.arange(candidates).expand(batch, -1))
+
+
+def _score_pruned(model: WorldModel, history: History, actions_BSTA: torch.Tensor, cost: Cost) -> Scored:
     batch, candidates, steps, _ = actions_BSTA.shape
     half, keep = steps // 2, math.ceil(candidates / 2)
     # 1. All candidates, halfway.
@@ -55,7 +79,7 @@ def _score_pruned(
     # 2. The better half goes on from where it is: each candidate is a world of its own now, with its own history.
     kept_BK = early_BS.float().argsort(dim=-1, stable=True)[:, :keep]
     worlds_B1 = torch.arange(batch, device=kept_BK.device)[:, None]
-    first = Rollout(*(getattr(first, f.name)[worlds_B1, kept_BK] for f in fields(Rollout)))
+    first = first.map(lambda x: x[worlds_B1, kept_BK])
     device = history.actions_BCA.device
     actions_BKTA = actions_BSTA[worlds_B1.cpu(), kept_BK.cpu()]
     flat_MTA = actions_BKTA.flatten(0, 1)
@@ -64,22 +88,20 @@ def _score_pruned(
         later = later.push(flat_MTA[:, t].to(device), first.codes_BSTN[:, :, t].flatten(0, 1))
     second = model.rollout(later, flat_MTA[:, None, half:])
     # 3. Their whole futures are scored; the others have no cost to speak of.
-    parts = ((getattr(first, f.name), getattr(second, f.name)) for f in fields(Rollout))
-    whole = Rollout(*(torch.cat([a, b.reshape(batch, keep, *b.shape[2:])], 2) for a, b in parts))
+    whole = first.join(second.map(lambda x: x.reshape(batch, keep, *x.shape[2:])))
     costs_BK = _costs(cost, model, whole, actions_BKTA).float()
     costs_BS = torch.full((batch, candidates), math.inf, device=costs_BK.device).scatter(1, kept_BK, costs_BK)
-    return costs_BS.cpu(), candidates * half + keep * (steps - half)
+    return Scored(costs_BS.cpu(), candidates * half + keep * (steps - half), whole, kept_BK.cpu())
 
 
-def _score_softly(
-    model: WorldModel, history: History, asked: Sequence[torch.Tensor], cost: Cost, block: int
-) -> tuple[torch.Tensor, int]:
+def _score_softly(model: WorldModel, history: History, asked: Sequence[torch.Tensor], cost: Cost, block: int) -> Scored:
     if not isinstance(model, SoftWorldModel):
         rule = "a gradient needs a model with soft_rollout: choose another planner"
         raise InputError("model", type(model).__name__, rule)
     with torch.enable_grad():
         actions_BSTA = torch.stack(list(asked)).repeat_interleave(block, 2)
-        costs_BS = _costs(cost, model, model.soft_rollout(history, actions_BSTA), actions_BSTA)
+        rollout = model.soft_rollout(history, actions_BSTA)
+        costs_BS = _costs(cost, model, rollout, actions_BSTA)
         if not costs_BS.requires_grad:
             rule = "it has no gradient: take costs of positions, reward or success, or another planner"
             raise InputError("cost", type(cost).__name__, rule)
@@ -90,7 +112,7 @@ def _score_softly(
             found = f"the gradients of {wrong} of {len(actions_SKA)} candidates are NaN or inf"
             raise InputError("cost", found, "check where it has no slope, or choose another planner")
         actions_SKA.grad = gradient_SKA
-    return costs_BS.detach().float().cpu(), actions_BSTA.shape[1] * actions_BSTA.shape[2]
+    return _whole(costs_BS.detach(), rollout.map(torch.Tensor.detach))
 
 
 def _costs(cost: Cost, model: WorldModel, rollout: Rollout, actions_BSTA: torch.Tensor) -> torch.Tensor:

@@ -7,8 +7,9 @@ looked for after each block. A model sees the start's frame, the goal's frame an
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,17 +18,17 @@ import numpy as np
 
 from emu_embodied.envs.imagined.beliefs import believe
 from emu_embodied.errors import ConfigError, InputError
-from emu_embodied.metrics import bootstrap_interval, wilson_interval
 from emu_embodied.policies.planners.base import PlannerConfig
 from emu_embodied.policies.planners.registry import PLANNERS, make_planner, planner_config
 from emu_embodied.protocols import GoalPolicy, WorldModel
+from emu_embodied.rollouts.agents.mpc import MPCAgent, MPCConfig
+from emu_embodied.rollouts.agents.random import random_actions
 from emu_embodied.rollouts.collection.data_policies import behaviour_of
 from emu_embodied.rollouts.goals.task_costs import scene_cost
 from emu_embodied.rollouts.simulator_model import OracleWorldModel
-from emu_embodied.types import AGENT_POS, PIXELS, Observation, short_repr
-from emu_embodied.units import ActionScale
+from emu_embodied.types import AGENT_POS, PIXELS, Observation, Plan, short_repr
 
-from .journal import append, open_journal
+from .harness import evaluate, plan_costs, rate
 from .scene_success import RULES
 
 AHEAD = HORIZON = 5  # model steps from start to goal, and of a plan
@@ -177,15 +178,12 @@ class Stage:
 
     def play(self, row: Row) -> dict[str, Any]:
         """Plays the episode of one row; its journal entry, whose `closest` is the least miss, in tolerances."""
-        scene, s = self.set(row), self.settings
-        now = self.rule.look(self.world)
-        misses, moved, plans = [], self.rule.moved(now, scene.wanted), []
-        if s.agent in ("model", "oracle"):
-            acting = self._planned(scene, row, plans)
-        else:
-            acting = self._control(scene, row)
-        for action in acting:
-            self.seen, *_ = self.env.step(np.asarray(action, np.float32))
+        scene, plans = self.set(row), list[Plan]()
+        moved = self.rule.moved(self.rule.look(self.world), scene.wanted)
+        act, seen, misses = self._actor(scene, row, plans), scene.start, []
+        for _ in range(AHEAD if self.settings.agent == "expert" else LIMIT):
+            shown = self.env.step(np.asarray(act(seen), np.float32))[0]
+            seen = Observation(shown[PIXELS], shown[AGENT_POS])
             misses.append(self.rule.miss(self.rule.look(self.world), scene.wanted))
             if misses[-1] < 1:
                 break
@@ -200,21 +198,18 @@ class Stage:
             "predicted_frames": sum(plan.predicted_frames for plan in plans),
         }
 
-    def _control(self, scene: Scene, row: Row) -> Iterator[np.ndarray]:
-        space, rng = self.env.action_space, np.random.default_rng([row.seed, 5])
-        if self.settings.agent == "expert":
-            yield from scene.actions
-        elif self.settings.agent == "cloning":
+    def _actor(self, scene: Scene, row: Row, plans: list[Plan]) -> Callable[[Observation], np.ndarray]:
+        """Who acts in a row's episode, from what is seen; its plans are added to the list."""
+        agent = self.settings.agent
+        if agent in ("expert", "random"):
+            actions = iter(scene.actions) if agent == "expert" else random_actions(self.env.action_space, row.seed)
+            return lambda seen: next(actions)
+        if agent == "cloning":
             policy = self.model = self.model or self._make_model()
-            seen = scene.start.pixels
-            for _ in range(LIMIT):
-                yield policy.act(seen, scene.goal.pixels)
-                seen = self.seen[PIXELS]
-        else:
-            for _ in range(LIMIT):
-                yield rng.uniform(space.low, space.high)
+            return lambda seen: policy.act(seen.pixels, scene.goal.pixels)
+        return self._planner(scene, row, plans)
 
-    def _planned(self, scene: Scene, row: Row, plans: list) -> Iterator[np.ndarray]:
+    def _planner(self, scene: Scene, row: Row, plans: list[Plan]) -> Callable[[Observation], np.ndarray]:
         """Plans, has the whole plan carried out, and plans once more from the frame that is then seen."""
         s = self.settings
         if s.agent == "oracle":
@@ -226,21 +221,13 @@ class Stage:
             if hasattr(model, "seed"):
                 model.seed(row.seed)
             places = seen_places(model, scene.goal)
-        scale = ActionScale.of(model)
-        scale.check(self.env.action_space)
+        whole = MPCConfig(s.planner.horizon, warm=False)  # which leaves nothing to begin the next one with
+        agent = MPCAgent(model, make_planner(s.planner, row.seed), whole, lambda plan, *_: plans.append(plan))
+        agent.scale.check(self.env.action_space)
         if s.cost == "positions" and not any(p > 0.5 for *_, p in places[[name != "pusher" for name in model.objects]]):
-            yield from scale.to_robot(np.tile(scale.still, (LIMIT, 1)))  # who sees nothing in the goal's frame stays
-            return
-        cost, planner = scene_cost(s.cost, model, scene.goal, places), make_planner(s.planner, row.seed)
-        history, taken = model.encode([scene.start]), 0
-        while taken < LIMIT:
-            planner.reset()  # a plan that was carried out whole leaves nothing to begin the next one with
-            plans.append(planner.plan(model, history, cost))
-            for action in plans[-1].actions[: LIMIT - taken]:
-                yield scale.to_robot(action)
-                taken += 1
-                seen = Observation(self.seen[PIXELS], self.seen[AGENT_POS])
-                history = model.observe(history, action[None], [seen])
+            return lambda seen: agent.scale.to_robot(agent.scale.still)  # who sees nothing in the goal's frame stays
+        agent.reset([scene.start], [scene_cost(s.cost, model, scene.goal, places)])
+        return lambda seen: agent.act([seen])[0]
 
     def _replay(self, seed: int, steps: int) -> Iterator[np.ndarray]:
         """Plays a recorded episode from its reset: yields zeros at the reset, then after each step its action."""
@@ -289,18 +276,11 @@ def play_protocol(
         raise ConfigError("episodes", episodes, "give a whole number of at least 1")
     stage = Stage(settings, make_model)
     try:
-        played = open_journal(journal, asdict(settings)) if journal else {}
-        rows = stage.draw(episodes)
-        for row in rows:
-            if row.seed not in played:
-                played[row.seed] = stage.play(row)
-                if journal:
-                    append(journal, played[row.seed])
-                if on_episode:
-                    on_episode(played[row.seed])
+        rows = {row.seed: row for row in stage.draw(episodes)}
+        play = functools.partial(map, lambda seed: stage.play(rows[seed]))
+        return evaluate(settings, list(rows), play, journal=journal, on_episode=on_episode)
     finally:
         stage.env.close()
-    return [played[row.seed] for row in rows]
 
 
 def summarise(rows: Sequence[dict[str, Any]], tolerance: float = 1.0) -> dict[str, Any]:
@@ -310,28 +290,8 @@ def summarise(rows: Sequence[dict[str, Any]], tolerance: float = 1.0) -> dict[st
         rows: of `play_protocol`.
         tolerance: how many tolerances off still counts; above 1, an episode that came so close counts.
     """
-    successes = sum(
-        row["closest"] < tolerance for row in rows
-    )  # an episode ends at success, so that it came closest there
-    seconds = [second for row in rows for second in row["plan_seconds"]]
-    frames = sum(row["predicted_frames"] for row in rows)
+    costs = plan_costs(rows)
     return {
-        "n": len(rows),
-        "successes": successes,
-        "rate": successes / max(len(rows), 1),
-        "wilson_95": list(wilson_interval(successes, len(rows))),
-        "seconds_per_plan_median": float(np.median(seconds)) if seconds else None,
-        "frames_per_plan": frames / len(seconds) if seconds else None,
+        **rate(row["closest"] < tolerance for row in rows),  # an episode ends at success, so that it came closest there
+        **{name: costs[name] for name in ("seconds_per_plan_median", "frames_per_plan")},
     }
-
-
-def ratio(mine: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Success rate over another agent's on the same episodes, with a bootstrap 95% interval over pairs."""
-    other = {row["seed"]: row["success"] for row in theirs}
-    pairs = np.array([(row["success"], other[row["seed"]]) for row in mine if row["seed"] in other], float)
-
-    def over(values: np.ndarray) -> float:
-        return float(values[:, 0].mean() / max(values[:, 1].mean(), 1e-9))
-
-    value = over(pairs) if len(pairs) and pairs[:, 1].any() else None
-    return {"value": value, "bootstrap_95": list(bootstrap_interval(pairs, over)), "n": len(pairs)}

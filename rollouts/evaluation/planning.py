@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +14,19 @@ import numpy as np
 from emu_embodied.envs.opening import open_env
 from emu_embodied.errors import ConfigError, InputError
 from emu_embodied.labels import need
-from emu_embodied.metrics import wilson_interval
 from emu_embodied.policies.planners.base import PlannerConfig
 from emu_embodied.policies.planners.cem import CEMConfig
 from emu_embodied.policies.planners.registry import make_planner
 from emu_embodied.protocols import SubgoalProposer, WorldModel
-from emu_embodied.rollouts.agents.mpc import EpisodeRun, run_episode, run_policy
-from emu_embodied.rollouts.agents.progress import above_bars, counted
+from emu_embodied.rollouts.agents.episode import EpisodeRun, run_policy
+from emu_embodied.rollouts.agents.mpc import run_episode
 from emu_embodied.rollouts.goals.subgoal_setup import Follower, Following
 from emu_embodied.rollouts.goals.task_costs import FRAME_GOALS, GOALS, MAX_STEPS, build_cost, can_plan
 from emu_embodied.rollouts.simulator_model import OracleWorldModel
-from emu_embodied.rollouts.workers import play_in_parallel
 from emu_embodied.types import AGENT_POS, PIXELS
 from emu_embodied.units import ActionScale
 
-from .journal import append, open_journal
+from .harness import evaluate, plan_costs, players, rate
 
 AGENTS = ("model", "oracle", "random", "expert")
 LANGUAGE = "language"
@@ -98,6 +96,7 @@ class Player:
         settings: what to play.
         make_model: loads the world model; called for agent "model" only.
         make_proposer: loads the learnt proposer of subgoals; called for goal "language" only, and not for its controls.
+        pictured: seeds whose episodes keep what was imagined.
 
     Raises:
         ConfigError: an unknown env, or agent "model" without a model, or subgoals without their proposer.
@@ -110,8 +109,9 @@ class Player:
         settings: PlanningSettings,
         make_model: Callable[[], WorldModel] | None,
         make_proposer: Callable[[], SubgoalProposer] | None = None,
+        pictured: Collection[int] = (),
     ) -> None:
-        self.settings = settings
+        self.settings, self.pictured = settings, pictured
         self.env = open_env(settings.env_id, "env_id", max_episode_steps=settings.max_steps, **settings.env_options)
         self._check_env()
         if settings.agent == "model" and make_model is None:
@@ -154,7 +154,7 @@ class Player:
         planner = make_planner(s.planner, seed)
         guide = functools.partial(self.follower.begin, seed=seed) if self.follower else None
         job = (self.env, model, planner, cost, seed, s.planner.execute, s.max_steps, guide)
-        return run_episode(*job, on_step=on_step, progress=progress)
+        return run_episode(*job, on_step=on_step, progress=progress, pictures=seed in self.pictured)
 
 
 def evaluate_planning(
@@ -167,6 +167,7 @@ def evaluate_planning(
     player: Player | None = None,
     make_proposer: Callable[[], SubgoalProposer] | None = None,
     progress: bool = False,
+    pictured: Collection[int] = (),
 ) -> list[dict[str, Any]]:
     """Plays one episode per seed.
 
@@ -180,30 +181,17 @@ def evaluate_planning(
         player: one of the same settings that is there already; it plays where one process is enough.
         make_proposer: loads the learnt proposer of subgoals in each process; picklable where workers > 1.
         progress: show on stderr how far the present episode is, or, with several workers, how many are done.
+        pictured: seeds whose episodes keep what was imagined, for `on_episode`; of the player too.
 
     Returns:
         The episodes' rows (`EpisodeRun.row`), in the order of the seeds.
 
     Raises:
-        ConfigError: workers below 1, or a journal of other settings.
-        EmuEmbodiedError: what an episode raised, with the seeds finished before it in the journal; SimulationError where a
-            worker died, was stopped, or stalled (see `parallel`).
+        ConfigError, EmuEmbodiedError: see `harness.evaluate` and `harness.players`.
     """
-    if type(workers) is not int or workers < 1:
-        raise ConfigError("workers", workers, "give a whole number of at least 1")
-    rows = open_journal(journal, asdict(settings), COUNTED) if journal else {}
-    missing = [seed for seed in seeds if seed not in rows]
-    make = functools.partial(Player, settings, make_model, make_proposer)
-    workers = min(workers, len(missing))
-    runs = play_in_parallel(make, missing, workers) if workers > 1 else _in_turn(player or make, missing, progress)
-    for run in counted(runs, len(missing), "episodes", progress and workers > 1):
-        rows[run.seed] = run.row()
-        if journal:
-            append(journal, rows[run.seed])
-        if on_episode:
-            with above_bars():
-                on_episode(run)
-    return [rows[seed] for seed in seeds]
+    make = functools.partial(Player, settings, make_model, make_proposer, frozenset(pictured))
+    play = players(make, workers, progress, player)
+    return evaluate(settings, seeds, play, EpisodeRun.row, journal, COUNTED, on_episode)
 
 
 def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -213,28 +201,11 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         n, successes, rate, wilson_95, by_kind, steps_median (of the successes), seconds_per_plan_median,
         predicted_frames_per_second and frames_per_plan (None without plans).
     """
-    seconds = [second for row in rows for second in row["plan_seconds"]]
-    frames = sum(row["predicted_frames"] for row in rows)
-    steps = [row["steps"] for row in rows if row["success"]]
     kinds = sorted({row["kind"] for row in rows})
+    steps = [row["steps"] for row in rows if row["success"]]
     return {
-        **_rate(rows),
-        "by_kind": {kind: _rate([row for row in rows if row["kind"] == kind]) for kind in kinds},
+        **rate(row["success"] for row in rows),
+        "by_kind": {kind: rate(row["success"] for row in rows if row["kind"] == kind) for kind in kinds},
         "steps_median": float(np.median(steps)) if steps else None,
-        "seconds_per_plan_median": float(np.median(seconds)) if seconds else None,
-        "predicted_frames_per_second": frames / sum(seconds) if any(seconds) else None,
-        "frames_per_plan": frames / len(seconds) if seconds else None,
+        **plan_costs(rows),
     }
-
-
-def _rate(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    successes = sum(row["success"] for row in rows)
-    interval = list(wilson_interval(successes, len(rows)))
-    return {"n": len(rows), "successes": successes, "rate": successes / max(len(rows), 1), "wilson_95": interval}
-
-
-def _in_turn(make: Player | Callable[[], Player], seeds: Sequence[int], progress: bool) -> Iterator[EpisodeRun]:
-    """Plays in this process; the env and the model are made with the first episode."""
-    player = make() if seeds and not isinstance(make, Player) else make
-    for i, seed in enumerate(seeds, 1):
-        yield player.play(seed, progress=f"episode {i} of {len(seeds)}, seed {seed}" if progress else False)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +16,7 @@ from emu_embodied.rollouts.goals.task_costs import MAX_STEPS
 from emu_embodied.rollouts.vector_envs import DreamtWorlds, Moment, RealWorlds
 from emu_embodied.types import short_repr
 
-from .journal import append, open_journal
+from .harness import evaluate, rate
 
 WORLDS = ("imagined", "real", "both")
 COUNTED = {"instruction": str, "success": bool, "steps": int, "return": float, "clipped": float}  # of a row
@@ -103,21 +103,6 @@ class Agent(Protocol):
         ...
 
 
-class RandomAgent:
-    """Uniform actions, a source of them for each seed."""
-
-    def check(self, worlds: Worlds) -> None:
-        """Nothing is asked for."""
-
-    def begin(self, worlds: Worlds, seeds: Sequence[int]) -> None:
-        """See `Agent`."""
-        self._space, self._rngs = worlds.action_space, [np.random.default_rng([seed, 5]) for seed in seeds]
-
-    def act(self, moment: Moment) -> np.ndarray:
-        """See `Agent`."""
-        return np.stack([rng.uniform(self._space.low, self._space.high) for rng in self._rngs])
-
-
 def play_batch(worlds: Worlds, agent: Agent, seeds: Sequence[int], max_steps: int) -> list[PolicyRun]:
     """Plays one episode a seed, all at once; whoever is done waits for the others.
 
@@ -180,32 +165,22 @@ def evaluate_policy(
             the journal.
     """
     agent.check(worlds)
-    rows = open_journal(journal, asdict(settings), COUNTED) if journal else {}
-    for first in range(0, len(seeds), settings.batch):
-        group = list(seeds[first : first + settings.batch])
-        if all(seed in rows for seed in group):
-            continue
-        with torch.random.fork_rng():
-            runs = play_batch(worlds, agent, group, settings.max_steps)
-        for run in runs:
-            if run.seed not in rows and journal:
-                append(journal, run.row())
-            rows.setdefault(run.seed, run.row())
-            if on_episode:
-                on_episode(run)
-    return [rows[seed] for seed in seeds]
+
+    def play(missing: Sequence[int]) -> Iterator[PolicyRun]:
+        for first in range(0, len(missing), settings.batch):
+            with torch.random.fork_rng():
+                runs = play_batch(worlds, agent, missing[first : first + settings.batch], settings.max_steps)
+            yield from runs
+
+    return evaluate(settings, seeds, play, PolicyRun.row, journal, COUNTED, on_episode, settings.batch)
 
 
 def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Success rate with Wilson's 95% interval, mean return with a bootstrap's, median steps of the successes, clipped share."""
-    successes = sum(row["success"] for row in rows)
     returns = np.array([row["return"] for row in rows])
     steps = [row["steps"] for row in rows if row["success"]]
     return {
-        "n": len(rows),
-        "successes": successes,
-        "rate": successes / max(len(rows), 1),
-        "wilson_95": list(wilson_interval(successes, len(rows))),
+        **rate(row["success"] for row in rows),
         "return_mean": float(returns.mean()),
         "return_95": list(bootstrap_interval(returns, np.mean)),
         "steps_median": float(np.median(steps)) if steps else None,

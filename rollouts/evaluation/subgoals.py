@@ -3,9 +3,10 @@ follows them succeed? Journals and intervals; knows no checkpoint, and no templa
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,17 @@ import numpy as np
 
 from emu_embodied.envs.tabletop.tasks import OBJECTS, Task
 from emu_embodied.errors import ConfigError
-from emu_embodied.metrics import bootstrap_interval, wilson_interval
 from emu_embodied.policies.planners.cem import CEM, CEMConfig
 from emu_embodied.protocols import SubgoalProposer, WorldModel
-from emu_embodied.rollouts.agents.mpc import EpisodeRun, run_episode, run_policy
+from emu_embodied.rollouts.agents.episode import EpisodeRun, run_policy
+from emu_embodied.rollouts.agents.mpc import run_episode
 from emu_embodied.rollouts.goals.subgoal_filter import Sight, carry_out, closest
 from emu_embodied.rollouts.goals.subgoal_setup import Follower, Following
 from emu_embodied.rollouts.goals.task_costs import MAX_STEPS, build_cost
 from emu_embodied.rollouts.simulator_model import OracleWorldModel
 from emu_embodied.types import AGENT_POS, PIXELS, Observation
 
-from .journal import append, open_journal
+from .harness import evaluate
 
 ENV_ID = "emu_embodied/TabletopPush-v0"
 FIRST = 12_000_000  # seeds from here on; no training saw them, and no tuning
@@ -163,15 +164,11 @@ def play_loop(
         ConfigError: a journal of other settings.
     """
 
-    def play(seed: int) -> dict[str, Any]:
+    def play(seed: int) -> EpisodeRun:
         text = instructions(seed)
-        options = {"instruction": text} if text is not None else None
-        run = _episode(bench, settings, seed, options)
-        if on_episode:
-            on_episode(run)
-        return run.row()
+        return _episode(bench, settings, seed, {"instruction": text} if text is not None else None)
 
-    return _journalled(play, seeds, settings, journal)
+    return evaluate(settings, seeds, functools.partial(map, play), EpisodeRun.row, journal, on_episode=on_episode)
 
 
 def _episode(bench: Bench, s: LoopSettings, seed: int, options: dict[str, Any] | None) -> EpisodeRun:
@@ -183,7 +180,9 @@ def _episode(bench: Bench, s: LoopSettings, seed: int, options: dict[str, Any] |
     follower = bench.follower(s.following) if s.following else None
     guide = (lambda env, model: follower.begin(env, model, seed)) if follower else None
     cost = (lambda env, model: build_cost("reward", env, model)) if s.agent == "reward" else None
-    return run_episode(bench.env, model, planner, cost, seed, s.planner.execute, s.max_steps, guide, options)
+    return run_episode(
+        bench.env, model, planner, cost, seed, s.planner.execute, s.max_steps, guide, options, pictures=False
+    )
 
 
 def judge_images(
@@ -219,7 +218,7 @@ def judge_images(
             row |= _reachable(bench, settings, start, chain, proposer.objects, seed)
         return row
 
-    return _journalled(judge, seeds, settings, journal)
+    return evaluate(settings, seeds, functools.partial(map, judge), journal=journal)
 
 
 def _judged(world: Any, start: Observation, final: Any, objects: Sequence[str], sight: Sight) -> dict[str, Any]:
@@ -264,36 +263,3 @@ def _reachable(
     path = carry_out(oracle, oracle.encode([start]), chain, objects, CEM(s.planner, seed), habits, MAX_STEPS)
     miss = closest(path, oracle.objects, {cube: wanted})
     return {"miss_cm": round(miss, 3), "reachable": miss <= REACH_CM}
-
-
-def _journalled(
-    play: Callable[[int], dict[str, Any]], seeds: Sequence[int], settings: Any, journal: Path | None
-) -> list[dict[str, Any]]:
-    rows = open_journal(journal, asdict(settings)) if journal else {}
-    for seed in seeds:
-        if seed not in rows:
-            rows[seed] = play(seed)
-            if journal:
-                append(journal, rows[seed])
-    return [rows[seed] for seed in seeds]
-
-
-def rate(rows: Sequence[Mapping[str, Any]], name: str = "success") -> dict[str, Any]:
-    """How often something holds, with Wilson's 95% interval."""
-    held = sum(bool(row[name]) for row in rows)
-    return {
-        "n": len(rows),
-        "successes": held,
-        "rate": held / max(1, len(rows)),
-        "wilson_95": list(wilson_interval(held, len(rows))),
-    }
-
-
-def difference(
-    mine: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]], name: str = "success"
-) -> dict[str, Any]:
-    """Rate less another's on the same seeds, with a bootstrap 95% interval over the pairs."""
-    other = {row["seed"]: bool(row[name]) for row in theirs}
-    pairs = np.array([bool(row[name]) - float(other[row["seed"]]) for row in mine if row["seed"] in other], float)
-    value = float(pairs.mean()) if len(pairs) else None
-    return {"value": value, "bootstrap_95": list(bootstrap_interval(pairs, np.mean)), "n": len(pairs)}

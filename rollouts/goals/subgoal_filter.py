@@ -18,6 +18,7 @@ from emu_embodied.errors import ConfigError
 from emu_embodied.policies.planners.base import SearchPlanner
 from emu_embodied.policies.subgoal_manager import SubgoalConfig, SubgoalManager, see_places
 from emu_embodied.protocols import SubgoalProposer, WorldModel
+from emu_embodied.rollouts.agents.mpc import MPCAgent, MPCConfig
 from emu_embodied.rollouts.object_detection import detector_named
 from emu_embodied.types import History, Observation, Subgoal, short_repr
 
@@ -130,26 +131,22 @@ def carry_out(
         model: where it happens: a world model, or the oracle, whose imagination is the true simulator.
         history: of one world.
         subgoals, objects: what is wanted, and the proposer's object names.
-        planner: `reset` here; `config.execute` of its steps are between two looks.
+        planner: `config.execute` of its steps are between two looks.
         config: habits; a subgoal that is not reached in time is left out.
         steps: most model steps.
 
     Returns:
         Places (L, O, 3) of the model's objects at each look, the first before anything was done.
     """
-    planner.reset()
-    execute = planner.config.execute
     manager = SubgoalManager(ScriptedSubgoals(subgoals, objects), model.objects, config)
-    nothing = Observation(np.zeros((1, 1, 3), np.uint8), np.zeros(model.agent_dim, np.float32))
-    path = [see_places(model, history)]
-    for step in range(0, steps, execute):
-        cost = manager.look(nothing, path[-1], step)
-        if cost is None:
-            break
-        for action in planner.plan(model, history, cost).actions[:execute]:
-            history, _ = model.step(history, action[None])
-        path.append(see_places(model, history))
-    return np.stack(path)
+    agent = MPCAgent(model, planner, MPCConfig(planner.config.execute))
+    agent.reset([history], [manager])
+    pursuit = agent.pursuits[0]
+    while manager.stopped_at is None and pursuit.steps < steps:
+        agent.act([history])
+        history, _ = model.step(history, pursuit.last[None])
+    last = [] if manager.stopped_at is not None else [see_places(model, history)]
+    return np.stack(pursuit.looked + last)
 
 
 def closest(path: np.ndarray, names: Sequence[str], wanted: Mapping[str, np.ndarray]) -> float:

@@ -8,8 +8,9 @@ import cv2
 import numpy as np
 
 from emu_embodied.errors import DatasetError
+from emu_embodied.rollouts.agents.trace import PlanRecord, PlanTrace
 from emu_embodied.rollouts.figures import film
-from emu_embodied.rollouts.viewer.episode_record import PlanRecord, PlanTrace, Record
+from emu_embodied.rollouts.viewer.episode_record import Record
 
 SCALE, FPS = 4, 4  # enlargement of the frames; steps a second
 GREY, FADED = (120, 120, 120), 0.55  # of candidates that were not chosen; how far the frame below them is faded

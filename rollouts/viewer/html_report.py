@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from emu_embodied.errors import DatasetError
+from emu_embodied.rollouts.agents.trace import PlanTrace
 from emu_embodied.storage.files import MANIFEST, check_tree, read_json, write_bytes
 
-from .episode_record import PlanTrace, Record, load_record
+from .episode_record import Record, load_record
 from .page_builder import Facts, build_page, film, picture, psnr
 
 PLAYBACK_FPS = 4

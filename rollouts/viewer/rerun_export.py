@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from emu_embodied.errors import CheckpointError, ConfigError
+from emu_embodied.rollouts.agents.trace import PlanTrace
 
-from .episode_record import PlanTrace, Record
+from .episode_record import Record
 from .html_report import Run
 
 

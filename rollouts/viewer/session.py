@@ -16,10 +16,10 @@ from emu_embodied.envs.imagined.core import check_spaces
 from emu_embodied.errors import InputError
 from emu_embodied.labels import knows
 from emu_embodied.protocols import WorldModel
+from emu_embodied.rollouts.agents.trace import left_to_go, scene_of
 from emu_embodied.types import AGENT_POS, IS_SUCCESS, PIXELS, TASK, History, Observation, Rollout, short_repr
 from emu_embodied.units import ActionScale
 
-from .episode_record import left_to_go, scene_of
 from .page_builder import picture, psnr
 
 MAX_FRAMES = 20_000  # of a scene, all branches together

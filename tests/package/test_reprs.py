@@ -12,8 +12,8 @@ import torch
 from source_tree import modules
 
 from emu_embodied import emu35
-from emu_embodied.rollouts.agents.mpc import EpisodeRun
-from emu_embodied.rollouts.viewer.episode_record import PlanRecord, PlanTrace
+from emu_embodied.rollouts.agents.episode import EpisodeRun
+from emu_embodied.rollouts.agents.trace import PlanRecord, PlanTrace
 from emu_embodied.types import History, Observation, Rollout, Subgoal
 
 ARRAYS = re.compile(r"\b(np\.ndarray|torch\.Tensor)\b")

@@ -95,6 +95,22 @@ def test_same_seed_same_actions_and_each_env_plans_by_itself(checkpoint: str):
     assert torch.equal(policy_of(checkpoint, seed=1).select_action(second), both[1:])
 
 
+def test_a_batch_is_planned_at_once_as_env_by_env(checkpoint: str):
+    together, asked = policy_of(checkpoint), []
+    alone = [policy_of(checkpoint, seed=i) for i in range(3)]
+    model = together.world_model
+    real = model.rollout
+    model.rollout = lambda history, actions: asked.append(len(history)) or real(history, actions)
+    for step in range(3):
+        seen = batch(3, seed=step)
+        rows = [{name: value[i : i + 1] for name, value in seen.items()} for i in range(3)]
+        expected = [policy.select_action(row) for policy, row in zip(alone, rows, strict=True)]
+        assert torch.equal(together.select_action(seen), torch.cat(expected))
+        imagined = torch.cat([policy.last_predicted_latents for policy in alone])
+        assert torch.equal(together.last_predicted_latents, imagined)
+    assert asked == [3] * 4  # two plans of two rounds
+
+
 def test_what_was_imagined_becomes_a_video(checkpoint: str):
     policy, latents = policy_of(checkpoint), []
     assert policy.last_predicted_latents is None

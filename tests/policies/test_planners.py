@@ -254,9 +254,9 @@ def test_pruning_is_told_and_finds_nearly_as_much(name: str):
 def test_pruned_candidates_cost_what_they_cost_whole(context: int):
     model, actions = tiny_world_model(context=context), torch.rand(7, 5, 2) * 2 - 1
     history, cost = start(model), RewardHead()
-    whole, all_frames = score(model, history, [actions], cost, 1, False)
-    pruned, frames = score(model, history, [actions], cost, 1, True)
-    halfway, _ = score(model, history, [actions[:, :2]], cost, 1, False)
+    whole, all_frames = score(model, history, [actions], cost, 1, False)[:2]
+    pruned, frames = score(model, history, [actions], cost, 1, True)[:2]
+    halfway, _ = score(model, history, [actions[:, :2]], cost, 1, False)[:2]
     kept = pruned.isfinite()[0]
     assert kept.sum() == 4 and set(halfway[0].argsort()[:4].tolist()) == set(kept.nonzero()[:, 0].tolist())
     assert (all_frames, frames) == (35, 7 * 2 + 4 * 3)

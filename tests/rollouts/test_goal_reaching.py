@@ -20,9 +20,9 @@ from emu_embodied.rollouts.evaluation.goal_reaching import (
     Stage,
     budget_planner,
     play_protocol,
-    ratio,
     summarise,
 )
+from emu_embodied.rollouts.evaluation.harness import ratio
 from emu_embodied.rollouts.evaluation.scene_success import RULES
 from emu_embodied.rollouts.goals.task_costs import SceneGoal, scene_cost
 from emu_embodied.rollouts.simulator_model import OracleWorldModel

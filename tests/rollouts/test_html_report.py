@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import hashlib
 import html
 import json
@@ -36,10 +35,11 @@ from emu_embodied.commands.report import plan_command
 from emu_embodied.errors import CheckpointError, DatasetError
 from emu_embodied.policies.planners.cem import CEM, CEMConfig
 from emu_embodied.rollouts.agents.mpc import run_episode
+from emu_embodied.rollouts.agents.trace import KEPT, left_to_go, record_plan
 from emu_embodied.rollouts.figures import GAP, LINE
 from emu_embodied.rollouts.goals.task_costs import build_cost
 from emu_embodied.rollouts.viewer.animation import FADED, FPS, SCALE, animate
-from emu_embodied.rollouts.viewer.episode_record import KEPT, Record, RecordingCost, load_record, save_record
+from emu_embodied.rollouts.viewer.episode_record import Record, load_record, save_record
 from emu_embodied.rollouts.viewer.html_report import Run, read_run, write_report
 from emu_embodied.rollouts.viewer.page_builder import embed_json, film, psnr
 from emu_embodied.storage.files import save_folder
@@ -102,39 +102,21 @@ def shown(run: Run, tmp_path: Path, **facts: object) -> str:
 # What is kept
 
 
-def test_watching_a_cost_changes_no_plan_and_finds_the_chosen_one():
+@pytest.mark.parametrize("prune", [False, True])
+def test_what_is_kept_of_a_plan_is_what_it_was_chosen_among(prune: bool):
     env, model = gymnasium.make("emu_embodied/TabletopPush-v0"), tiny_world_model()
     observation, info = env.reset(seed=3)
     history = model.encode([Observation(observation[PIXELS], observation[AGENT_POS], info["task"])])
-    config = CEMConfig(horizon=4, candidates=20, iterations=3, elites=4)
-    plain = CEM(config, 0).plan(model, history, build_cost("positions", env, model))
-    watched = RecordingCost(build_cost("positions", env, model), env, model)
-    plan = CEM(config, 0).plan(model, history, watched)
-    assert np.array_equal(plan.actions, plain.actions) and plan.cost == plain.cost
+    config = CEMConfig(horizon=4, candidates=40, iterations=3, elites=4, prune=prune)
+    plan = CEM(config, 0).plan(model, history, build_cost("positions", env, model))
+    look = record_plan(plan, 5, 2, left_to_go(env, model.objects))
     dream = model.rollout(history, plan.actions[None, None])
-    watched.look(plan, dream, at=5)
-    (look,) = watched.thoughts.looks
     assert look.at == 5 and look.paths.shape == (KEPT, 4, len(model.objects), 2) and (np.diff(look.costs) >= 0).all()
-    np.testing.assert_allclose(look.chosen, dream.positions_BSTOD[0, 0], atol=1e-4)
-    assert look.entropy.shape == look.distances.shape == (4,)
-
-
-def test_a_plan_that_is_no_candidate_shows_what_it_did():
-    env, model = gymnasium.make("emu_embodied/TabletopPush-v0"), tiny_world_model()
-    observation, info = env.reset(seed=3)
-    history = model.encode([Observation(observation[PIXELS], observation[AGENT_POS], info["task"])])
-    watched = RecordingCost(build_cost("positions", env, model), env, model)
-    plan = CEM(CEMConfig(horizon=4, candidates=6, iterations=1, elites=2), 0).plan(model, history, watched)
-    dream = model.rollout(history, np.full((1, 1, 2, 2), 0.123, np.float32))
-    watched.look(dataclasses.replace(plan, actions=np.full((4, 2), 0.123, np.float32)), dream, at=0)
-    watched.look(plan, dream, at=2)  # a planner that asked nothing
-    assert (
-        torch.from_numpy(watched.looks[0].chosen).equal(dream.positions_BSTOD[0, 0])
-        and len(watched.looks[0].paths) == 6
-    )
-    assert torch.from_numpy(watched.looks[1].chosen).equal(dream.positions_BSTOD[0, 0]) and not len(
-        watched.looks[1].paths
-    )
+    assert look.costs[0] >= plan.cost - 1e-6 and len(plan.candidate_costs) == (20 if prune else 40)
+    whole = 2 if prune else 4  # what is not pruned goes on from its tokens, read anew: near ties may fall otherwise
+    assert plan.future.codes_BSTN[:, :, :whole].equal(dream.codes_BSTN[:, :, :whole])
+    np.testing.assert_allclose(look.chosen[:whole], dream.positions_BSTOD[0, 0, :whole], atol=1e-4)
+    assert look.entropy.shape == look.distances.shape == (2,)
 
 
 def test_a_record_comes_back_as_it_was(tmp_path: Path):

@@ -28,6 +28,7 @@ from emu_embodied.policies.planners.cem import CEM, CEMConfig
 from emu_embodied.policies.planners.registry import planner_config
 from emu_embodied.protocols import WorldModel
 from emu_embodied.rollouts.agents import mpc
+from emu_embodied.rollouts.agents.episode import run_policy
 from emu_embodied.rollouts.evaluation import planning
 from emu_embodied.rollouts.figures import strip, video
 from emu_embodied.rollouts.goals import task_costs
@@ -174,17 +175,17 @@ def test_a_model_of_tokens_plans_for_every_goal(goal: str):
 
 def test_controls_behave_as_named():
     env, _ = table()
-    expert = [mpc.run_policy(env, "expert", seed) for seed in range(5)]
-    chance = [mpc.run_policy(env, "random", seed) for seed in range(5)]
+    expert = [run_policy(env, "expert", seed) for seed in range(5)]
+    chance = [run_policy(env, "random", seed) for seed in range(5)]
     assert all(run.success for run in expert) and not any(run.success for run in chance)
     assert not len(expert[0].imagined) and expert[0].row()["plan_seconds"] == []
-    assert np.array_equal(chance[1].actions, mpc.run_policy(env, "random", 1).actions)
+    assert np.array_equal(chance[1].actions, run_policy(env, "random", 1).actions)
 
 
 def test_the_image_goal_is_where_the_expert_gets():
     env, _ = table(seed=3)
     frame = task_costs.expert_goal(env)
-    run = mpc.run_policy(env, "expert", 3)
+    run = run_policy(env, "expert", 3)
     assert alike(frame, run.frames[-1])
 
 
@@ -244,6 +245,12 @@ def test_workers_play_the_same_episodes_and_pass_on_what_went_wrong(capsys, monk
     assert alone == together
     with pytest.raises(InputError, match="model: broken; mend it"):
         planning.evaluate_planning(settings(agent="model"), [1, 2], broken_model, workers=2)
+
+
+def test_only_the_pictured_keep_what_was_imagined():
+    runs = []
+    planning.evaluate_planning(settings(agent="model"), [3, 4], tiny_world_model, on_episode=runs.append, pictured=[4])
+    assert [(len(run.imagined), run.thoughts is None) for run in runs] == [(0, True), (4, False)]
 
 
 def broken_model():

@@ -17,11 +17,11 @@ from emu_embodied.commands import main
 from emu_embodied.errors import CheckpointError, ConfigError, InputError, SimulationError
 from emu_embodied.rollouts.agents import lerobot
 from emu_embodied.rollouts.agents.lerobot import load_agent, planning_agent, policy_label
+from emu_embodied.rollouts.agents.random import RandomAgent
 from emu_embodied.rollouts.agents.scripted import ExpertAgent
 from emu_embodied.rollouts.collection.imagined import ImagineSettings, imagine
 from emu_embodied.rollouts.evaluation.policy_ranking import (
     PolicySettings,
-    RandomAgent,
     compare,
     evaluate_policy,
     summarise,

@@ -24,6 +24,7 @@ from emu_embodied.policies.planners.cem import CEM, CEMConfig
 from emu_embodied.policies.subgoal_manager import PlacesGoal, SubgoalConfig, SubgoalManager
 from emu_embodied.rollouts.agents.mpc import run_episode
 from emu_embodied.rollouts.evaluation import subgoals as evaluation
+from emu_embodied.rollouts.evaluation.harness import difference, rate
 from emu_embodied.rollouts.goals.subgoal_filter import (
     FilteredProposer,
     ScriptedSubgoals,
@@ -413,8 +414,8 @@ def test_evaluations_go_on_where_they_stopped_and_are_of_pairs(tmp_path: Path):
     assert told[0]["instruction"] == "push the yellow cube to the left"
     with pytest.raises(ConfigError, match="max_steps: 3"):
         evaluation.play_loop(bench, replace(true, max_steps=3), [EASY], journal=journal)
-    assert evaluation.difference(rows, others) == {"value": 1.0, "bootstrap_95": [1.0, 1.0], "n": 1}
-    assert evaluation.rate(rows)["rate"] == 1.0
+    assert difference(rows, others) == {"value": 1.0, "bootstrap_95": [1.0, 1.0], "n": 1}
+    assert rate(row["success"] for row in rows)["rate"] == 1.0
     for settings in ({"agent": "fame"}, {"agent": "follow"}, {"agent": "reward", "following": Following("true")}):
         with pytest.raises(ConfigError):
             evaluation.LoopSettings(**settings)
