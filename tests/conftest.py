@@ -9,7 +9,8 @@ import emu_embodied  # noqa: F401  before torch, whose threads shall wait asleep
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")  # torch's threads: few, and the same on every machine
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs with it ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs with it ignored,
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and nohup with this
 
 
 @pytest.fixture(autouse=True)

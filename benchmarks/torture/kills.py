@@ -128,7 +128,7 @@ class DatasetSaver(Saver):
 
         root, folder = self.folder / "d", self.folder / "d.parts"
         with locked(folder):
-            check_settings({}, root, folder)
+            check_settings({}, root, folder, ())
             join_parts(split(4, 2), folder, root, {"version": version, "settings": {}}, ())
 
     save = _join
@@ -146,7 +146,7 @@ class DatasetSaver(Saver):
         from emu_embodied.data.lerobot_format import read_notes
         from emu_embodied.rollouts.collection.shards import check_settings
 
-        check_settings({}, self.folder / "d", self.folder / "d.parts")
+        check_settings({}, self.folder / "d", self.folder / "d.parts", ())
         if (episodes := build_frame_cache(self.folder / "d").episodes) != 4:
             raise AssertionError(f"{episodes} episodes")
         return read_notes(self.folder / "d" / SIDECAR)["version"]

@@ -337,7 +337,7 @@ def test_other_checkpoints_are_checked_alike(tmp_path, change):
 
 
 def test_what_stands_beside_datasets_and_policies_is_checked_too(tmp_path, copy):
-    for read in (read_summary, lambda root: check_settings({"env_id": "x"}, root, tmp_path / "parts")):
+    for read in (read_summary, lambda root: check_settings({"env_id": "x"}, root, tmp_path / "parts", ())):
         for document in ({}, {"summary": 5, "settings": 5}, {"summary": {"episodes": "1"}, "settings": []}):
             (tmp_path / "data" / "meta").mkdir(parents=True, exist_ok=True)
             (tmp_path / "data" / "meta" / "emu_embodied.json").write_text(json.dumps(document))

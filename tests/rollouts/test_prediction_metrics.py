@@ -75,7 +75,7 @@ def test_ranks_are_compared_as_defined(real, seed):
 class Follower(Replayer):
     """`Replayer` with what long dreams are judged by: its tokenizer's round trip is perfect."""
 
-    objects, text, model = tuple(WORLD.objects), None, None
+    objects, text, model, agent_dim = tuple(WORLD.objects), None, None, 2
 
     def __init__(self, truth, lag: int) -> None:
         super().__init__(truth, lag)

@@ -457,7 +457,7 @@ def test_the_command_follows_the_truth_and_shows_it(tmp_path: Path):
         (["subgoals=true", "tries=0"], "tries: 0; give"),
         (["subgoals=true", "patience=0"], "patience: 0; give"),
         (["subgoals=true", "planner=gradient"], "goal: language; it has no gradient"),
-        (["subgoals=true", "env=reacher", "agent=oracle"], "planning needs"),
+        (["subgoals=true", "env=reacher", "agent=oracle"], "its goals are those of the table-top and of PushT"),
     ],
 )
 def test_a_wrong_word_is_one_line(words, expected, tmp_path: Path, capsys: pytest.CaptureFixture):
