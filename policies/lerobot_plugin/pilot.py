@@ -71,10 +71,9 @@ class Pilot:
         """The envs' actions (B, T, A) for the first steps of a plan from these frames alone, as at an episode's beginning."""
         heard = [self.dialect.to_model_observation(seen) for seen in observations]
         self._begin(dict(enumerate(heard)))
-        self.agent.plan(range(len(heard)), heard)
-        actions_BTA = [
-            self.agent.scale.to_robot(np.stack(self.agent.pursuits[env].actions)) for env in range(len(heard))
-        ]
+        self.agent.act(heard)
+        pursuits = [self.agent.pursuits[env] for env in range(len(heard))]
+        actions_BTA = [self.agent.scale.to_robot(np.stack([one.last, *one.actions])) for one in pursuits]
         self.reset()
         rows = zip(actions_BTA, heard, strict=True)
         return np.stack([self.dialect.to_env_action(row, seen.agent_pos) for row, seen in rows]).repeat(

@@ -127,6 +127,8 @@ class MPCAgent:
     def act(self, seen: Sequence[Observation | History], envs: Sequence[int] | None = None) -> np.ndarray:
         """The next action of some envs, by default of all: (B, A) float32 in the robot's units.
 
+        Those whose plans are carried out are planned for anew, all in one call of the planner.
+
         Args:
             seen: what is seen in each now, the action before having been carried out; or a history, in imagination.
             envs: their numbers, by default 0, 1, ...
@@ -137,24 +139,18 @@ class MPCAgent:
         """
         envs = range(len(seen)) if envs is None else envs
         self._observe(seen, envs)
-        due = [(env, now) for env, now in zip(envs, seen, strict=True) if not self.pursuits[env].actions]
-        if due:
-            self.plan(*zip(*due, strict=True))
-        return self.scale.to_robot(np.stack([self.pursuits[env].take() for env in envs]))
-
-    def plan(self, envs: Sequence[int], seen: Sequence[Observation | History]) -> None:
-        """Plans in these envs for what is seen now, all in one call of the planner."""
-        costs = {env: self._cost(self.pursuits[env], now) for env, now in zip(envs, seen, strict=True)}
-        moving = [env for env, cost in costs.items() if cost is not None]
-        plans: dict[int, Plan] = {}
+        due = {env: now for env, now in zip(envs, seen, strict=True) if not self.pursuits[env].actions}
+        costs = {env: self._cost(self.pursuits[env], now) for env, now in due.items()}
+        moving, plans = [env for env, cost in costs.items() if cost is not None], dict[int, Plan]()
         if moving:
             if not self.config.warm:
                 self.planner.reset(moving)
             history = History.cat([self.pursuits[env].history for env in moving])
             cost = costs[moving[0]] if len(moving) == 1 else PerWorld([costs[env] for env in moving])
             plans = dict(zip(moving, self.planner.plan_batch(self.model, history, cost, moving), strict=True))
-        for env in envs:
+        for env in due:
             self._follow(env, plans.get(env))
+        return self.scale.to_robot(np.stack([self.pursuits[env].take() for env in envs]))
 
     def foreseen(self, envs: Sequence[int]) -> torch.Tensor:
         """Codes (B, N) of what had been imagined for the moment that each env's last action was taken at."""
