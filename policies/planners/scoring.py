@@ -61,7 +61,7 @@ def score(
     if prune and actions_BSTA.shape[1] > 1:
         return _score_pruned(model, history, actions_BSTA, cost)
     rollout = model.rollout(history, actions_BSTA)
-    return _whole(_costs(cost, model, rollout, actions_BSTA), rollout)
+    return _whole(_checked(cost(model, rollout, actions_BSTA.to(rollout.rewards_BST.device)), rollout), rollout)
 
 
 def _whole(costs_BS: torch.Tensor, rollout: Rollout) -> Scored:
@@ -75,7 +75,7 @@ def _score_pruned(model: WorldModel, history: History, actions_BSTA: torch.Tenso
     half, keep = steps // 2, math.ceil(candidates / 2)
     # 1. All candidates, halfway.
     first = model.rollout(history, actions_BSTA[:, :, :half])
-    early_BS = _costs(cost, model, first, actions_BSTA[:, :, :half])
+    early_BS = _checked(cost(model, first, actions_BSTA[:, :, :half].to(first.rewards_BST.device)), first)
     # 2. The better half goes on from where it is: each candidate is a world of its own now, with its own history.
     kept_BK = early_BS.float().argsort(dim=-1, stable=True)[:, :keep]
     worlds_B1 = torch.arange(batch, device=kept_BK.device)[:, None]
@@ -89,7 +89,7 @@ def _score_pruned(model: WorldModel, history: History, actions_BSTA: torch.Tenso
     second = model.rollout(later, flat_MTA[:, None, half:])
     # 3. Their whole futures are scored; the others have no cost to speak of.
     whole = first.join(second.map(lambda x: x.reshape(batch, keep, *x.shape[2:])))
-    costs_BK = _costs(cost, model, whole, actions_BKTA).float()
+    costs_BK = _checked(cost(model, whole, actions_BKTA.to(whole.rewards_BST.device)), whole).float()
     costs_BS = torch.full((batch, candidates), math.inf, device=costs_BK.device).scatter(1, kept_BK, costs_BK)
     return Scored(costs_BS.cpu(), candidates * half + keep * (steps - half), whole, kept_BK.cpu())
 
@@ -101,7 +101,7 @@ def _score_softly(model: WorldModel, history: History, asked: Sequence[torch.Ten
     with torch.enable_grad():
         actions_BSTA = torch.stack(list(asked)).repeat_interleave(block, 2)
         rollout = model.soft_rollout(history, actions_BSTA)
-        costs_BS = _costs(cost, model, rollout, actions_BSTA)
+        costs_BS = _checked(cost(model, rollout, actions_BSTA.to(rollout.rewards_BST.device)), rollout)
         if not costs_BS.requires_grad:
             rule = "it has no gradient: take costs of positions, reward or success, or another planner"
             raise InputError("cost", type(cost).__name__, rule)
@@ -115,9 +115,9 @@ def _score_softly(model: WorldModel, history: History, asked: Sequence[torch.Ten
     return _whole(costs_BS.detach(), rollout.map(torch.Tensor.detach))
 
 
-def _costs(cost: Cost, model: WorldModel, rollout: Rollout, actions_BSTA: torch.Tensor) -> torch.Tensor:
-    """Costs (B, S), checked."""
-    shape, costs_BS = tuple(actions_BSTA.shape[:2]), cost(model, rollout, actions_BSTA.to(rollout.rewards_BST.device))
+def _checked(costs_BS: object, rollout: Rollout) -> torch.Tensor:
+    """What a cost returned, costs (B, S) of a rollout's futures."""
+    shape = tuple(rollout.rewards_BST.shape[:2])
     if not isinstance(costs_BS, torch.Tensor):
         raise InputError("cost", type(costs_BS).__name__, f"return a tensor, one cost per candidate, shape {shape}")
     if tuple(costs_BS.shape) != shape:
