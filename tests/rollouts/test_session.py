@@ -364,7 +364,7 @@ def test_a_browser_drives_fifty_steps_branches_and_dreams_anew(server: PlayServe
         assert tab.run("document.activeElement === document.body")
         tab.press("ArrowUp")
         tab.wait("document.getElementById('episode').options.length === 2")
-        assert tab.run("document.getElementById('episode').value") == "1"
+        tab.wait("document.getElementById('episode').value === '1'")
         tab.press("PageUp")
         tab.wait("document.getElementById('episode').value === '0'")
         box = tab.run(
@@ -374,7 +374,7 @@ def test_a_browser_drives_fifty_steps_branches_and_dreams_anew(server: PlayServe
         tab.mouse("mousePressed", *spot)
         tab.wait("document.getElementById('episode').options.length === 3")
         tab.mouse("mouseReleased", *spot)
-        assert "frames/s" in tab.run("document.getElementById('pace').textContent")
+        tab.wait("document.getElementById('pace').textContent.includes('frames/s')")
         tab.screenshot(tmp_path / "play.png")
         tab.run("document.getElementById('seed').value = 9; document.getElementById('drive').requestSubmit()")
         tab.wait(f"{place} === 0 && document.getElementById('episode').options.length === 1")
