@@ -20,6 +20,7 @@ bench: $(STAMP)
 
 lint: $(STAMP)
 	$(PYTHON) -m ruff check . $(ARGS)
+	$(PYTHON) -m basedpyright --pythonpath $(PYTHON)
 
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict --quiet $(ARGS)

@@ -79,7 +79,7 @@ class World:
 
     def learnt_from(self, cache_known: np.ndarray) -> World:
         """The same with the labels that training episodes have, (n, 3) as `FrameCache.known`, beside those known before."""
-        found = [label for label, there in zip(LABELS, cache_known.any(0), strict=True) if there]
+        found = [label for label, there in zip(LABELS, cache_known.T, strict=True) if there.any()]
         return replace(self, known=tuple(label for label in LABELS if label in {*(self.known or ()), *found}))
 
 

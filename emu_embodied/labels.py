@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from emu_embodied.errors import InputError
+from emu_embodied.protocols import Trained
 
 LABELS = ("reward", "success", "positions")  # in the order of `FrameCache.known`
 
 
-def knows(model: Any, label: str) -> bool:
+def knows(model: object, label: str) -> bool:
     """Whether the head for one of the `LABELS` was trained; who does not say which were knows all."""
-    known = getattr(getattr(model, "world", None), "known", None)
+    known = model.world.known if isinstance(model, Trained) else None
     return known is None or label in known
 
 
-def need(model: Any, label: str, who: str) -> None:
+def need(model: object, label: str, who: str) -> None:
     """Refuses what builds on a head that nobody trained.
 
     Raises:

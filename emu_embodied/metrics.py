@@ -66,7 +66,7 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
 
     if n == 0:
         return 0.0, 1.0
-    level = 2 * stats.norm.cdf(1.96) - 1  # 95%, with the usual rounding of the normal quantile
+    level = float(2 * stats.norm.cdf(1.96) - 1)  # 95%, with the usual rounding of the normal quantile
     interval = stats.binomtest(successes, n).proportion_ci(level, "wilson")
     return float(interval.low), float(interval.high)
 

@@ -63,5 +63,5 @@ def _in_forked_child() -> None:
     drawn = any(getattr(sys.modules.get(name), "EGL_DISPLAY", None) for name in DISPLAYS)
     _state["inherited"] = _state["inherited"] or _state["opengl"] or drawn
     torch = sys.modules.get("torch")
-    if hasattr(torch, "set_num_threads"):
+    if torch is not None and hasattr(torch, "set_num_threads"):  # its import may be under way
         torch.set_num_threads(1)  # OpenMP would wait without end for the parent's threads

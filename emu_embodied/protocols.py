@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 import torch
@@ -59,6 +59,39 @@ class WorldModel(Protocol):
 
 
 @runtime_checkable
+class Seedable(Protocol):
+    """Who draws, and can be told from where on; a world model's `step` and `rollout` then take seeds for each world too."""
+
+    def seed(self, seed: int) -> None:
+        """Restarts the noise."""
+        ...
+
+
+class World(Protocol):
+    """Names and scales of what a model's frames show; see `checkpoint.World`."""
+
+    @property
+    def objects(self) -> Mapping[str, tuple[int, int, int]]: ...
+    @property
+    def position_scale(self) -> tuple[float, float]: ...
+    @property
+    def env_id(self) -> str: ...
+    @property
+    def action_names(self) -> tuple[str, ...]: ...
+    @property
+    def action_scale(self) -> tuple[tuple[tuple[float, ...], ...], ...]: ...
+    @property
+    def known(self) -> tuple[str, ...] | None: ...
+
+
+@runtime_checkable
+class Trained(Protocol):
+    """What was trained for a world, and says for which."""
+
+    world: World
+
+
+@runtime_checkable
 class SoftWorldModel(WorldModel, Protocol):
     """A world model whose futures have a gradient by their actions."""
 
@@ -95,6 +128,57 @@ class Planner(Protocol):
         ...
 
 
+@runtime_checkable
+class Rewindable(Protocol):
+    """A simulator that can be put back to where it was."""
+
+    def get_state(self) -> np.ndarray:
+        """All that the future depends on: a float64 vector."""
+        ...
+
+    def set_state(self, state: np.ndarray) -> None:
+        """Goes back to a state of this episode."""
+        ...
+
+
+@runtime_checkable
+class NamedWorld(Protocol):
+    """A real env, unwrapped, that says what its true state holds.
+
+    Attributes:
+        state_names: of the state's elements, `NAME.x` and `NAME.y` among them.
+    """
+
+    @property
+    def state_names(self) -> Sequence[str]: ...
+
+
+@runtime_checkable
+class SimulatedWorld(NamedWorld, Rewindable, Protocol):
+    """A real env, unwrapped, whose simulator tells where everything is, and can be tried out: an oracle's world."""
+
+    @property
+    def config(self) -> Any:
+        """The env's options, `image_size` among them."""
+        ...
+
+    def act(self, action: np.ndarray) -> object:
+        """Steps the physics by one action in [-1, 1], without rendering."""
+        ...
+
+    def judge(self) -> tuple[float, bool]:
+        """Reward and success of the present state."""
+        ...
+
+    def environment_state(self) -> np.ndarray:
+        """The true state (E,) float32, named by `state_names`."""
+        ...
+
+    def frame(self, size: int) -> np.ndarray:
+        """The camera's picture (size, size, 3) uint8."""
+        ...
+
+
 class SubgoalProposer(Protocol):
     """Draws what should be seen on the way to what an instruction asks for.
 
@@ -125,24 +209,51 @@ class GoalPolicy(Protocol):
         ...
 
 
-class StepEngine(Protocol):
+class Cache(Protocol):
+    """What B dreams remember between an engine's steps.
+
+    Attributes:
+        text_BL: (B, L) instruction ids.
+        previous_BN: (B, N) codes of the last clean frame.
+    """
+
+    @property
+    def text_BL(self) -> torch.Tensor: ...
+    @property
+    def previous_BN(self) -> torch.Tensor: ...
+    def expand(self, copies: int) -> Self:
+        """The same past for `copies` candidates of each world."""
+        ...
+
+
+class TextEncoder(Protocol):
+    """Reads instructions."""
+
+    def batch(self, texts: Sequence[str], length: int, pad: int) -> torch.Tensor:
+        """Ids (B, length) int64, cut or padded."""
+        ...
+
+
+class StepEngine[C: Cache](Protocol):
     """Executes the model's pure steps; decoding loops are blind to which engine does it. See `inference.frame_step`.
 
     Attributes:
         name: says what executes: "eager", "compiled", "onnx", ...
         codebook_size: V.
+        largest_batch: most dreams in one call of a step; None for any number.
     """
 
     name: str
     codebook_size: int
+    largest_batch: int | None
 
-    def prefill(self, text_BL: torch.Tensor, codes_BCN: torch.Tensor, actions_BCA: torch.Tensor, ahead: int):
+    def prefill(self, text_BL: torch.Tensor, codes_BCN: torch.Tensor, actions_BCA: torch.Tensor, ahead: int) -> C:
         """Reads C frames and the actions between them; returns a cache with room for `ahead` more frames."""
         ...
 
     def denoise(
         self,
-        cache,
+        cache: C,
         actions_BA: torch.Tensor,
         codes_BN: torch.Tensor,
         hidden_BN: torch.Tensor,
@@ -155,21 +266,23 @@ class StepEngine(Protocol):
         """
         ...
 
-    def verify(self, cache, actions_BA: torch.Tensor, codes_BN: torch.Tensor):
+    def verify(
+        self, cache: C, actions_BA: torch.Tensor, codes_BN: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """One causal pass over a drafted frame, not kept; returns logits (B, N, V) and the slots' hidden states (B, N, D)."""
         ...
 
-    def commit(self, cache, actions_BA: torch.Tensor, codes_BN: torch.Tensor) -> None:
+    def commit(self, cache: C, actions_BA: torch.Tensor, codes_BN: torch.Tensor) -> None:
         """Adds the finished frame to the past; its causal pass may wait for, or ride in, the next frame's first pass."""
         ...
 
-    def frame_source(self, cache, actions_BA: torch.Tensor) -> torch.Tensor | None:
+    def frame_source(self, cache: C, actions_BA: torch.Tensor) -> torch.Tensor | None:
         """What the next frame's slots start from, (B, N, D); computed once a frame for `next_token`."""
         ...
 
     def next_token(
         self,
-        cache,
+        cache: C,
         actions_BA: torch.Tensor,
         index: int,
         codes_B: torch.Tensor | None,
@@ -180,7 +293,7 @@ class StepEngine(Protocol):
         """Reads the token before slot `index`, which joins the cache, and draws the slot's code."""
         ...
 
-    def finish(self, cache, codes_BN: torch.Tensor) -> None:
+    def finish(self, cache: C, codes_BN: torch.Tensor) -> None:
         """Closes a frame that `next_token` has read token by token."""
         ...
 

@@ -24,14 +24,14 @@ BELIEFS = "beliefs"
 INSTRUCTION = "instruction"
 
 
-def short_repr(value: Any) -> str:
+def short_repr(self: Any) -> str:
     """The `__repr__` of values that hold arrays, for people who look at one in a notebook: at most some hundred characters.
 
     Args:
-        value: a dataclass or a named tuple; of its arrays dtype and shape are shown, of long fields the length.
+        self: a dataclass or a named tuple; of its arrays dtype and shape are shown, of long fields the length.
     """
-    names = value._fields if hasattr(value, "_fields") else [f.name for f in fields(value) if f.repr]
-    return f"{type(value).__name__}({', '.join(f'{name}={_brief(getattr(value, name))}' for name in names)})"
+    names = self._fields if hasattr(self, "_fields") else [f.name for f in fields(self) if f.repr]
+    return f"{type(self).__name__}({', '.join(f'{name}={_brief(getattr(self, name))}' for name in names)})"
 
 
 def _brief(value: Any, most: int = 100) -> str:

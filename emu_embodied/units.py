@@ -13,6 +13,7 @@ import gymnasium
 import numpy as np
 
 from emu_embodied.errors import ConfigError, InputError
+from emu_embodied.protocols import Trained, WorldModel
 
 FAR = 10.0  # times as far as the recordings: perhaps in other units
 FORGIVEN = 1e-3  # share of a bound's half-range by which a number may leave it, for rounding
@@ -30,7 +31,7 @@ class ActionScale:
     half: np.ndarray
 
     @classmethod
-    def of(cls, model: Any, recordings: Any = None) -> ActionScale:
+    def of(cls, model: WorldModel, recordings: Any = None) -> ActionScale:
         """That of a world model's robot, by `model.world.action_scale`; the identity where it has none.
 
         Args:
@@ -40,10 +41,10 @@ class ActionScale:
         Raises:
             ConfigError: the model was trained on datasets of different scales, and nobody said which robot is meant.
         """
-        scales = np.array(getattr(getattr(model, "world", None), "action_scale", ()), np.float32)
+        scales = np.array(model.world.action_scale if isinstance(model, Trained) else (), np.float32)
         if not len(scales):
             return cls(np.zeros(model.action_dim, np.float32), np.ones(model.action_dim, np.float32))
-        told = np.float32(getattr(recordings, "action_scale", ()))
+        told = np.array(getattr(recordings, "action_scale", ()), np.float32)
         if len(told) == 1 and any(np.array_equal(scale, told[0]) for scale in scales):
             scales = told
         if (scales != scales[0]).any():

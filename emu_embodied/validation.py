@@ -135,11 +135,12 @@ def frame_of(field: str, value: object, shape: tuple[int, ...], error: Kind = In
     Raises:
         EmuEmbodiedError: of the class `error`: no plain NumPy array of this shape and dtype.
     """
-    plain = isinstance(value, np.ndarray) and not isinstance(value, np.ma.MaskedArray)
-    if not plain or value.dtype != np.uint8 or value.shape != shape:
-        found = f"{value.dtype} {value.shape}" if plain else type(value).__name__
-        raise error(field, found, f"give a uint8 RGB array of shape {shape}")
-    return value
+    found = type(value).__name__
+    if isinstance(value, np.ndarray) and not isinstance(value, np.ma.MaskedArray):
+        if value.dtype == np.uint8 and value.shape == shape:
+            return value
+        found = f"{value.dtype} {value.shape}"
+    raise error(field, found, f"give a uint8 RGB array of shape {shape}")
 
 
 def _within(value, least, most) -> bool:

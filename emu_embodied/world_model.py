@@ -18,9 +18,9 @@ from emu_embodied.inference.frame_step import FrameStep, soft_step
 from emu_embodied.labels import knows
 from emu_embodied.model.noise import WorldNoise, make_noise
 from emu_embodied.model.token_model import StateEstimate, TokenModel
-from emu_embodied.protocols import StepEngine
+from emu_embodied.protocols import StepEngine, TextEncoder, World
 from emu_embodied.tokenizers.frames import FrameTokenizer
-from emu_embodied.tokenizers.text import TextTokenizer
+from emu_embodied.tokenizers.ibq_frames import IBQFrames
 from emu_embodied.types import History, Observation, Rollout
 from emu_embodied.validation import check_seed, frame_of, numbers_of, whole_number
 
@@ -44,10 +44,10 @@ class TokenWorldModel:
 
     def __init__(
         self,
-        tokenizer: FrameTokenizer,
-        text: TextTokenizer,
+        tokenizer: FrameTokenizer | IBQFrames,
+        text: TextEncoder,
         model: TokenModel,
-        world,
+        world: World,
         *,
         decoding: DecodingConfig | None = None,
         engine: StepEngine | None = None,
@@ -62,7 +62,7 @@ class TokenWorldModel:
             )
         self.tokenizer, self.text, self.model, self.world = tokenizer.eval(), text, model.eval(), world
         self.name = name
-        self.engine = engine or FrameStep(model)
+        self.engine: StepEngine = engine or FrameStep(model)
         self.decoding = decoding
         if decoding.guidance != 1:
             empty_L = text.batch([""], model.config.text_length, model.config.vocabulary.pad)[0]
@@ -74,7 +74,7 @@ class TokenWorldModel:
         self.objects, self.context_frames = model.config.objects, max(1, model.config.context_frames)
         self.tokens_per_frame, self.text_size = model.config.slots, model.config.vocabulary.text_size
         self.device = model.noised.device
-        most = getattr(self.engine, "largest_batch", None) or 1024
+        most = self.engine.largest_batch or 1024
         self.chunk = min(16 if self.device.type == "cpu" else 1024, most) if chunk is None else chunk
         whole_number("chunk", self.chunk, 1, error=InputError)
         self._draws = bool(decoding.temperature or decoding.order == "random" or model.config.noise != "absorbing")
@@ -301,8 +301,9 @@ class TokenWorldModel:
 
     def _actions(self, actions: np.ndarray | torch.Tensor, shape: tuple[int | None, ...]) -> torch.Tensor:
         """Checks actions once, at the boundary, and moves them to the device."""
-        tensor = actions
-        if not isinstance(actions, torch.Tensor):
+        if isinstance(actions, torch.Tensor):
+            tensor = actions
+        else:
             with np.errstate(over="ignore"):  # what is too large is refused below
                 tensor = torch.from_numpy(numbers_of("actions", actions).astype(np.float32))
         named = tuple("any" if n is None else n for n in shape)

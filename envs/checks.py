@@ -15,13 +15,20 @@ from emu_embodied.units import forgiven
 from emu_embodied.validation import frame_of, numbers_of
 
 
-def check_action(action: Any, space: gymnasium.spaces.Box) -> np.ndarray:
+def as_box(space: gymnasium.Space) -> gymnasium.spaces.Box:
+    """A space that is known to be a box."""
+    assert isinstance(space, gymnasium.spaces.Box)
+    return space
+
+
+def check_action(action: Any, space: gymnasium.Space) -> np.ndarray:
     """Returns the action, or a vector env's batch of them, as float64 after checking it once, at the boundary.
 
     Raises:
         InputError: wrong shape, not a number, NaN, inf or out of the space's bounds (a thousandth of half their
             distance is forgiven).
     """
+    space = as_box(space)
     array = numbers_of("action", action, f"give a float32 array of shape {space.shape}")
     if array.shape != space.shape:
         raise InputError("action", f"shape {array.shape}", f"give shape {space.shape}")
@@ -82,9 +89,8 @@ def check_observation(observation: Any, instruction: Any, space: gymnasium.space
         raise InputError("observation", found, f"give a dict with {PIXELS!r} and {AGENT_POS!r}, as the env returns it")
     if not isinstance(instruction, str | None):
         raise InputError("instruction", instruction, "give the task as text")
-    pixels, box = observation[PIXELS], space[PIXELS]
-    pixels = frame_of(f"observation[{PIXELS!r}]", pixels, box.shape)
-    agent_pos = _check_agent_pos(observation[AGENT_POS], space[AGENT_POS])
+    pixels = frame_of(f"observation[{PIXELS!r}]", observation[PIXELS], as_box(space[PIXELS]).shape)
+    agent_pos = _check_agent_pos(observation[AGENT_POS], as_box(space[AGENT_POS]))
     return Observation(pixels, agent_pos, instruction or "")
 
 

@@ -57,7 +57,7 @@ def make_registered(env_id: str, **options: Any):
 
 
 # for `make` to know before there is an env
-imagined.metadata = {"render_modes": render_modes(), "render_fps": 4}
+vars(imagined)["metadata"] = {"render_modes": render_modes(), "render_fps": 4}
 
 
 def _world_model(checkpoint: str, world_model: Any, options: dict[str, Any]) -> Any:

@@ -119,7 +119,7 @@ def _put_back(before: tuple | None) -> None:
     elif library == "mujoco.glfw":
         import glfw
 
-        glfw.make_context_current(None)
+        glfw.make_context_current(None)  # pyright: ignore[reportArgumentType] # None lets go, which its types forget
     elif library == "mujoco.osmesa":
         from mujoco.osmesa import GL, osmesa
 
@@ -132,8 +132,8 @@ def _make_renderer(model: mujoco.MjModel, size: int) -> mujoco.Renderer:
     from mujoco.rendering.classic.renderer import GLContext, Renderer
 
     opengl_in_use()
-    if GLContext is not None and not hasattr(GLContext, "_context"):
-        GLContext._context = None  # its __del__ looks there, and complains where __init__ did not come so far
+    if GLContext is not None and "_context" not in vars(GLContext):
+        type.__setattr__(GLContext, "_context", None)  # its __del__ looks there, also where __init__ did not come so far
     if _library() != "mujoco.glfw":
         return Renderer(model, size, size)
     with warnings.catch_warnings():

@@ -61,11 +61,12 @@ class CostableWorldModel:
             rule = f"give (B, S, K, block * {actions}), of the model's {actions} values an action"
             raise InputError("action_candidates", f"shape {shape}", rule)
         actions_BSTA = action_candidates.float().clamp(-1, 1).reshape(*shape[:2], -1, actions)
-        soft = action_candidates.requires_grad
-        if soft and not isinstance(self.model, SoftWorldModel):
+        imagine = self.model.rollout
+        if action_candidates.requires_grad and isinstance(self.model, SoftWorldModel):
+            imagine = self.model.soft_rollout
+        elif action_candidates.requires_grad:
             rule = "gradients need a model with soft_rollout: choose a solver that draws"
             raise InputError("model", type(self.model).__name__, rule)
-        imagine = self.model.soft_rollout if soft else self.model.rollout
         rollout = imagine(info_dict["history"], actions_BSTA)
         costs_BS = self.cost(self.model, rollout, actions_BSTA.to(rollout.rewards_BST.device))
         return costs_BS.float().to(action_candidates.device)

@@ -149,6 +149,7 @@ class SubgoalManager:
         """
         if self.stopped_at is not None:
             return None
+        late = False
         if self._subgoals:
             reached = [i for i in range(self._index, len(self._subgoals)) if self._reached(i, places)]
             if reached:
@@ -211,17 +212,17 @@ class SubgoalManager:
         walks = not moves or c.radius is None
         weights[self.robot] = (c.beside if moves else 1.0) * walks * (wanted[self.robot, 2] > 0.5)
         things = [o for o in np.flatnonzero(weights) if o != self.robot]
-        terms = [(1.0, ObjectPositions(PlacesGoal(wanted[:, :2], weights).distance))]
+        terms: list[tuple[float, Cost]] = [(1.0, ObjectPositions(PlacesGoal(wanted[:, :2], weights).distance))]
         terms += [(5.0, ObjectLost(int(o))) for o in things]
         if c.radius is not None and moves:
             farthest = max(moves, key=lambda o: np.linalg.norm(places[o, :2] - wanted[o, :2]))
-            terms.append((c.behind, self._walk_behind(farthest, wanted)))
+            terms.append((c.behind, self._walk_behind(farthest, wanted, c.radius)))
         if c.radius is not None and not moves and things and weights[self.robot]:
             nearest = min(things, key=lambda o: np.linalg.norm(wanted[o, :2] - wanted[self.robot, :2]))
-            terms.append((c.around, self._walk_around(nearest, wanted)))
+            terms.append((c.around, self._walk_around(nearest, wanted, c.radius)))
         return WeightedSum(terms)
 
-    def _walk_behind(self, thing: int, wanted: np.ndarray) -> BehindObject:
+    def _walk_behind(self, thing: int, wanted: np.ndarray, radius: float) -> BehindObject:
         place = torch.from_numpy(wanted[thing, :2].copy())
         alone = np.zeros(self.size)
         alone[thing] = 1.0
@@ -236,10 +237,10 @@ class SubgoalManager:
             target,
             self.robot,
             thing,
-            self.config.radius,
+            radius,
         )
 
-    def _walk_around(self, thing: int, wanted: np.ndarray) -> BehindObject:
+    def _walk_around(self, thing: int, wanted: np.ndarray, radius: float) -> BehindObject:
         """The walk to where the robot is wanted, around the thing that it will stand at."""
         offset = torch.from_numpy(wanted[self.robot, :2] - wanted[thing, :2])
 
@@ -247,8 +248,8 @@ class SubgoalManager:
             return positions[..., thing, :] - offset.to(positions)
 
         never = PlacesGoal(wanted[:, :2], np.zeros(self.size))
-        radius = max(float(offset.norm()), self.config.radius)
-        return BehindObject(lambda x: never.distance(x) + 1, beyond, self.robot, thing, radius)
+        clear = max(float(offset.norm()), radius)
+        return BehindObject(lambda x: never.distance(x) + 1, beyond, self.robot, thing, clear)
 
 
 def see_places(model: WorldModel, history: History) -> np.ndarray:

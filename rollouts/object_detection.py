@@ -86,7 +86,7 @@ def _blob(shares: np.ndarray, radius: float):
     frame, y, x = np.nonzero(shares)
     scale, count = 64 / shares.shape[2], len(shares)
     share, places = shares[frame, y, x].astype(np.float64), (np.stack([x, y], -1) + 0.5) * scale
-    weights = share
+    weights, centres, offsets = share, np.zeros((count, 2)), places
     for _ in range(4):
         mass = _total(frame, weights, count).real
         centres = _total(frame, weights * (places[:, 0] + 1j * places[:, 1]), count) / np.maximum(mass, 1e-9)

@@ -12,6 +12,7 @@ import torch
 
 from emu_embodied.envs.tabletop.tasks import UNSEEN_COLOUR
 from emu_embodied.errors import InputError
+from emu_embodied.protocols import SimulatedWorld
 from emu_embodied.types import History, Observation, Rollout
 
 
@@ -36,7 +37,7 @@ class OracleWorldModel:
 
     def __init__(self, env, seed: int = 0) -> None:
         world = getattr(env, "unwrapped", env)
-        if not all(hasattr(world, name) for name in ("get_state", "set_state", "act", "judge")):
+        if not isinstance(world, SimulatedWorld):
             rule = "true dynamics are known of the table-top and PushT only; use agent=model"
             raise InputError("env", type(world).__name__, rule)
         self.env, self.rng = world, np.random.default_rng(seed)

@@ -9,11 +9,12 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from emu_embodied.envs.checks import as_box
 from emu_embodied.envs.imagined.core import SEEDS, Dreams, Starts
 from emu_embodied.envs.opening import open_env
 from emu_embodied.errors import ConfigError
 from emu_embodied.labels import need
-from emu_embodied.protocols import WorldModel
+from emu_embodied.protocols import NamedWorld, Trained, WorldModel
 from emu_embodied.types import AGENT_POS, IS_SUCCESS, OBS_ENVIRONMENT_STATE, OBS_IMAGE, OBS_STATE, PIXELS, short_repr
 from emu_embodied.validation import registered_id
 
@@ -71,7 +72,7 @@ class RealWorlds:
         self._made = [make_real(env_id, options)]
         self._job, self.envs, self.objects = (env_id, options), self._made, tuple(objects)
         env = self._made[0]
-        self.action_space, names = env.action_space, list(env.unwrapped.state_names)
+        self.action_space, names = env.action_space, _state_names(env)
         dreamt = believed_names(objects)
         layouts = [names] + ([dreamt] if dreamt and set(dreamt) <= set(names) else [])
         self._layouts = [np.array([names.index(name) for name in layout]) for layout in layouts]
@@ -124,7 +125,7 @@ class DreamtWorlds:
     """
 
     def __init__(self, model: WorldModel, env_id: str, options: Mapping[str, Any]) -> None:
-        known = getattr(getattr(model, "world", None), "env_id", env_id)
+        known = model.world.env_id if isinstance(model, Trained) else env_id
         if registered_id(known) != registered_id(env_id):
             raise ConfigError("checkpoint", known or "a model of an unknown world", f"give a model of {env_id}")
         for label in ("success", "positions"):
@@ -132,7 +133,7 @@ class DreamtWorlds:
         self.model, self.objects, self._real = model, tuple(model.objects), make_real(env_id, options)
         self._starts = Starts(model, self._real)
         self.action_space = self._starts.action_space
-        own, real = believed_names(self.objects), list(getattr(self._real.unwrapped, "state_names", ()))
+        own, real = believed_names(self.objects), _state_names(self._real)
         self._layouts = [own] * bool(own) + [real] * (bool(own) and set(own) <= set(real))
         self.shapes = _shapes(self._starts.observation_space, [len(layout) for layout in self._layouts])
 
@@ -140,7 +141,7 @@ class DreamtWorlds:
         """Starts one dream a seed; the objects are where the model believes them after standing still for a step."""
         rngs = [np.random.default_rng([seed, 83]) for seed in seeds]
         starts = [self._starts.find(seed, rng, {}) for seed, rng in zip(seeds, rngs, strict=True)]
-        self._dreams = Dreams(self.model, self._starts.observation_space[AGENT_POS], len(seeds))
+        self._dreams = Dreams(self.model, self._starts.agent_space, len(seeds))
         self._dreams.begin(range(len(seeds)), starts, [int(rng.integers(SEEDS)) for rng in rngs])
         still = self._dreams.stand_still()
         positions, presence = (x[:, 0, 0].float().cpu().numpy() for x in (still.positions_BSTOD, still.presence_BSTO))
@@ -180,10 +181,15 @@ def believed_names(objects: Sequence[str]) -> list[str]:
     return [f"{name}.{part}" for name in objects for part in ("x", "y", "present")]
 
 
-def _shapes(space: gymnasium.spaces.Dict, states: Sequence[int]) -> dict[str, list[tuple[int, ...]]]:
-    height, width, channels = space[PIXELS].shape
+def _state_names(env: gymnasium.Env) -> list[str]:
+    return list(env.unwrapped.state_names) if isinstance(env.unwrapped, NamedWorld) else []
+
+
+def _shapes(space: gymnasium.Space, states: Sequence[int]) -> dict[str, list[tuple[int, ...]]]:
+    assert isinstance(space, gymnasium.spaces.Dict)
+    height, width, channels = as_box(space[PIXELS]).shape
     return {
         OBS_IMAGE: [(channels, height, width)],
-        OBS_STATE: [space[AGENT_POS].shape],
+        OBS_STATE: [as_box(space[AGENT_POS]).shape],
         OBS_ENVIRONMENT_STATE: [(size,) for size in states],
     }

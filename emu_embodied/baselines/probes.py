@@ -136,6 +136,7 @@ class Probes:
     @torch.inference_mode()
     def objects(self, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Positions (..., O, 2) in px of a 64 px frame and presence (..., O) bool, of frames (..., H, W, 3) uint8."""
+        assert self.state is not None  # of a world whose objects are labelled
         flat = self._flat(frames)
         read = [self.state(part) for part in flat.split(BATCH)]
         places, presence = (torch.cat(parts) for parts in zip(*read, strict=True))
@@ -145,6 +146,7 @@ class Probes:
     @torch.inference_mode()
     def features(self, frames: np.ndarray) -> np.ndarray:
         """The state probe's features (N, 256) float64 of frames (..., H, W, 3) uint8."""
+        assert self.state is not None
         return torch.cat([self.state.features(part) for part in self._flat(frames).split(BATCH)]).double().numpy()
 
     @torch.inference_mode()

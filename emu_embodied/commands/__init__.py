@@ -13,6 +13,7 @@ import os
 import pkgutil
 import sys
 from collections.abc import Sequence
+from importlib import resources
 
 from emu_embodied.errors import ConfigError
 
@@ -41,7 +42,7 @@ def verbs() -> dict[str, str]:
     found = {}
     for module in pkgutil.iter_modules(__path__):
         if not module.name.startswith("_"):
-            source = module.module_finder.find_spec(module.name).loader.get_source(module.name)
+            source = (resources.files(__name__) / f"{module.name}.py").read_text(encoding="utf-8")
             found[module.name.replace("_", "-")] = ast.get_docstring(ast.parse(source)) or ""
     return found
 

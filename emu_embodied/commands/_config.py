@@ -72,7 +72,7 @@ def compose_config(verb: str, overrides: Collection[str], complete: bool = True)
                 _fill_in(config)
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError("arguments", " ".join(overrides), str(error).partition("\n")[0]) from None
-    leaves = list(_leaves(OmegaConf.to_container(config)))
+    leaves = list(_leaves(as_dict(config)))
     for key, value in leaves:
         _check_type(key, value, defaults.get(key))
     if complete:
@@ -80,6 +80,13 @@ def compose_config(verb: str, overrides: Collection[str], complete: bool = True)
     for notice in notices:
         print(notice, file=sys.stderr)
     return config
+
+
+def as_dict(config: DictConfig, resolve: bool = False) -> dict[str, Any]:
+    """A configuration's values as plain dicts, lists, texts and numbers; interpolations as they stand, or resolved."""
+    found = OmegaConf.to_container(config, resolve=resolve)
+    assert isinstance(found, dict)
+    return {str(key): value for key, value in found.items()}
 
 
 def group_options(verb: str) -> dict[str, list[str]]:
@@ -99,7 +106,7 @@ def env_defaults() -> dict[str, dict[str, Any]]:
 @functools.cache
 def _defaults(configs: str, verb: str, chosen: tuple[str, ...]) -> dict[str, Any]:
     """Every dotted key with its default, where these options of groups are chosen."""
-    return dict(_leaves(OmegaConf.to_container(compose(verb, list(chosen)))))
+    return dict(_leaves(as_dict(compose(verb, list(chosen)))))
 
 
 @functools.cache
@@ -119,7 +126,7 @@ def _check_word(word: str) -> str:
     except (HydraException, RecursionError):
         pass
     except ValueError:
-        raise ConfigError(key[1], word.partition("=")[2], "a number has at most 4,300 digits") from None
+        raise ConfigError(word.partition("=")[0], word.partition("=")[2], "a number has at most 4,300 digits") from None
     raise ConfigError("argument", word, QUOTING)
 
 

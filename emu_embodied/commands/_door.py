@@ -7,6 +7,7 @@ Each gets one line and its exit code: 2 for errors, 128 and the signal's number 
 from __future__ import annotations
 
 import errno
+import io
 import os
 import signal
 import sys
@@ -45,7 +46,7 @@ def end_well(work: Callable[[], None]) -> int:
     came: list[int] = []  # signals, in their order
     lost: list[OSError] = []  # what threads could not write
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a letter that the terminal does not know is no reason to end
+        if isinstance(stream, io.TextIOWrapper):  # a letter that the terminal does not know is no reason to end
             stream.reconfigure(errors="backslashreplace")
     try:
         with _stoppable(came), _threads_heard(lost), _warnings_in_a_line():
@@ -60,7 +61,7 @@ def end_well(work: Callable[[], None]) -> int:
     except KeyboardInterrupt as error:
         came.append(signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT)
     if came:  # also where its exception was swallowed, and the work went on to its end
-        return _end(STOPPED[came[0]], 128 + came[0])
+        return _end(STOPPED[signal.Signals(came[0])], 128 + came[0])
     return _end(f"error: {_said(lost[0])}", 2) if lost else 0
 
 
@@ -133,21 +134,22 @@ def _warnings_in_a_line() -> Iterator[None]:
         yield
 
 
-def _said(error: BaseException) -> str:
+def _said(error: OSError | SystemExit) -> str:
     """What the system or a library says of a file, in the order of a typed error: where, what, remedy."""
     if isinstance(error, SystemExit):
         return "standard output: closed; give it a place that takes it"
     names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
     fault = error.strerror or str(error) or type(error).__name__
-    return f"{' -> '.join(names) or 'a file'}: {fault}; {REMEDIES.get(error.errno, 'check the path')}"
+    return f"{' -> '.join(names) or 'a file'}: {fault}; {REMEDIES.get(error.errno or 0, 'check the path')}"
 
 
 def _output_fault(more: str = "") -> str:
     """What is wrong with standard output, found by writing more to it; empty where it is not to blame."""
+    if sys.stdout is None:
+        return ""
     try:
-        if sys.stdout is not None:
-            sys.stdout.write(more)
-            sys.stdout.flush()
+        sys.stdout.write(more)
+        sys.stdout.flush()
         return ""
     except (OSError, ValueError) as error:  # ValueError: it is closed
         fault = getattr(error, "strerror", None) or str(error)

@@ -18,7 +18,6 @@ from importlib import resources
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
 
 from . import _config
 
@@ -77,8 +76,8 @@ def describe(verb: str, words: Collection[str] = ()) -> list[Section]:
     Raises:
         ConfigError: an unknown word; see `compose_config`.
     """
-    values = OmegaConf.to_container(_config.compose_config(verb, words, complete=False), resolve=True)
-    own, asked = _read(f"{verb}.yaml", ""), dict(word.partition("=")[::2] for word in words)
+    values = _config.as_dict(_config.compose_config(verb, words, complete=False), resolve=True)
+    own, asked = _read(f"{verb}.yaml", ""), {key: value for key, _, value in (word.partition("=") for word in words)}
     texts, groups = dict(own.comments), {}
     for name, options in _config.group_options(verb).items():
         files = {option: _read(f"{name}/{option}.yaml", f"{name}.") for option in options}
@@ -107,6 +106,7 @@ def verb_help(verb: str, words: Collection[str] = ()) -> str:
     own, *groups = describe(verb, words)
     lines = ["keys:", *_lines(own.keys)]
     for section in groups:
+        assert section.group is not None  # but for the verb's own, which come first
         name, chosen = section.group.name, section.group.default
         lines += ["", f"{name}=...  {section.group.text or 'an option'}: one of"]
         lines += [line for option, title in section.options.items() for line in _wrap(f"  {option:<12} {title}", 15)]

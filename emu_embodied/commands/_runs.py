@@ -9,7 +9,7 @@ from typing import Any
 
 import gymnasium
 from gymnasium.envs.registration import load_env_creator
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from emu_embodied.errors import ConfigError
 from emu_embodied.storage.files import check_tree
@@ -55,9 +55,9 @@ def env_options(env: DictConfig) -> dict[str, Any]:
     Args:
         env: a configuration of the group `env`.
     """
-    from ._config import env_defaults
+    from ._config import as_dict, env_defaults
 
-    options, known = OmegaConf.to_container(env.options), env_defaults()
+    options, known = as_dict(env.options), env_defaults()
     if env.id in {option["id"] for option in known.values()}:
         return options
     ours, takes = known.get(env.name, {}).get("options", options), _parameters(env.id)
@@ -71,7 +71,7 @@ def _parameters(env_id: str) -> set[str]:
     try:
         entry = gymnasium.spec(env_id).entry_point
         creator = load_env_creator(entry) if isinstance(entry, str) else entry
-        return set(inspect.signature(creator).parameters)
+        return set(inspect.signature(creator).parameters) if creator else set()
     except (gymnasium.error.Error, ImportError, AttributeError, TypeError, ValueError):
         return set()
 

@@ -75,10 +75,10 @@ def _gather() -> tuple[Texts, dict[str, Texts], Values]:
     keys, values = {}, {}
     for verb in known:
         sections = describe(verb.replace("-", "_"))
-        groups = [section for section in sections if section.group]
+        groups = {section.group: section.options for section in sections if section.group}
         plain = [key for section in sections for key in section.keys]
-        keys[verb] = {f"{key.name}=": key.text for key in (*(section.group for section in groups), *plain)}
-        values |= {(verb, section.group.name): list(section.options) for section in groups}
+        keys[verb] = {f"{key.name}=": key.text for key in (*groups, *plain)}
+        values |= {(verb, group.name): list(options) for group, options in groups.items()}
         values |= {(verb, key.name): found for key in plain if (found := _values(key.name, key.default))}
     return known, keys | {"completion": dict.fromkeys(SHELLS, "")}, values  # its first word needs no key
 

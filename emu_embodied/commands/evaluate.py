@@ -16,12 +16,12 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from emu_embodied.errors import ConfigError
 from emu_embodied.validation import registered_id
 
-from ._config import compose_config, group_options
+from ._config import as_dict, compose_config, group_options
 from ._runs import env_options
 
 PACKAGES = ("emu-embodied", "torch", "mujoco", "gym-pusht", "pymunk", "gymnasium", "numpy")
@@ -67,7 +67,7 @@ def run(config: DictConfig) -> None:
     if planning:
         _print(figures)
         figures += _planning(config, env, planning, folder)
-    asked = OmegaConf.to_container(config) | {"env": OmegaConf.to_container(env)}
+    asked = as_dict(config) | {"env": as_dict(env)}
     versions = {name: found.version for name in PACKAGES for found in metadata.distributions(name=name)}
     result = {
         "checkpoint": str(config.checkpoint),
@@ -94,7 +94,7 @@ def _of_dataset(config: DictConfig, model):
     from emu_embodied.data.frame_cache import frames_for
     from emu_embodied.data.reader import ReadOptions
 
-    camera = OmegaConf.to_container(config)["camera"] or ()
+    camera = as_dict(config)["camera"] or ()
     camera = (camera,) if isinstance(camera, str) else tuple(camera)
     cache = frames_for(str(config.data), ReadOptions(camera=camera, image_size=model.image_size))
     if cache.actions.shape[1] != model.action_dim:
@@ -160,7 +160,7 @@ def _long_dreams(config: DictConfig, model, truth) -> list:
     from emu_embodied.rollouts.evaluation import prediction_metrics
     from emu_embodied.rollouts.evaluation.fvd import VideoReader, video_distance_row
 
-    horizons = OmegaConf.to_container(config)["horizons"]
+    horizons = as_dict(config)["horizons"]
     if not isinstance(horizons, list) or any(type(k) is not int or k < 1 for k in horizons):
         raise ConfigError("horizons", horizons, "give a list of steps, each at least 1, or []")
     probes = None if config.probes is None else load_probes(Path(config.probes))

@@ -47,21 +47,21 @@ def run(config: DictConfig) -> None:
     text, image = _sampling(config, task)
     grid = _grid(config)
     pictures = [_read_image(file) for file in config.images]
-    place = {"dtype": _dtype(config.dtype), "device": find_device(config.device, ConfigError)}
+    dtype, device = _dtype(config.dtype), find_device(config.device, ConfigError)
     folder = _folder(config.out)
 
     folders = [name and str(name) for name in (config.checkpoint, config.vision, config.text)]
     if is_adapted(folders[0]):
-        frames, prompts, noisy, *_ = load_adapted(folders[0], **place)
+        frames, prompts, noisy, *_ = load_adapted(folders[0], dtype=dtype, device=device)
         loaded = Emu35(noisy.transformer, frames.ibq, prompts.text, noisy)
     else:
-        loaded = load(*folders, **place, quantisation=config.quantisation)
+        loaded = load(*folders, dtype=dtype, device=device, quantisation=config.quantisation)
     context = loaded.model.config.max_position_embeddings
     if config.passes is not None and loaded.noisy is None:
         raise CheckpointError(DIDA, "not in the checkpoint", "it draws token by token only: leave out passes")
     codes = [_encode(pixels, task.image_area, loaded.vision) for pixels in pictures]
     prompt = build_prompt(task, config.prompt, [_image_ids(c, loaded.text.vocabulary) for c in codes], loaded.text)
-    grid = grid or (tuple(codes[-1].shape) if codes else None)
+    grid = grid or ((codes[-1].shape[0], codes[-1].shape[1]) if codes else None)
     grammar = _grammar(config, task, grid, context - len(prompt.ids))
     settings = GenerationConfig(grammar, text, image, context)
     generator = torch.Generator(loaded.model.lm_head.weight.device).manual_seed(config.seed)

@@ -36,8 +36,8 @@ def run(config: DictConfig) -> None:
         rule = "the checkpoint names no env whose resets dreams could start from: give starts=DATASET"
         raise ConfigError("starts", None, rule)
     if config.starts is not None:
-        starts = dataset_folder(config.starts)
         options = ReadOptions(camera=(config.camera,) if config.camera else (), image_size=model.image_size)
+        starts = dataset_folder(config.starts), options
     settings = ImagineSettings(
         str(config.checkpoint),
         checkpoint.fingerprint(checkpoint_path(config.checkpoint)),
@@ -45,10 +45,10 @@ def run(config: DictConfig) -> None:
         config.steps,
         config.policy,
         config.seed,
-        "" if starts is None else f"{config.starts} {fingerprint(starts, options)[:12]}",
+        "" if starts is None else f"{config.starts} {fingerprint(*starts)[:12]}",
         decoding | {"engine": config.engine},
     )
-    starts = None if starts is None else frames_for(starts, options)
+    starts = None if starts is None else frames_for(*starts)
     out = Path(config.out)
     summary = imagine(model, settings, out, starts, lambda line: print(line, flush=True))
     if summary.recorded == 0:

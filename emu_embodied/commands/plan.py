@@ -14,11 +14,12 @@ from dataclasses import asdict, fields
 from importlib import metadata
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 
 from emu_embodied.errors import ConfigError
 
+from ._config import as_dict
 from ._runs import env_options, run_folder, shipped_proposer
 
 PACKAGES = ("emu-embodied", "torch", "mujoco", "gymnasium", "numpy")
@@ -53,7 +54,7 @@ def run(config: DictConfig) -> None:
         **summary,
         "success": {str(row["seed"]): row["success"] for row in rows},
         "seeds": seeds,
-        "config": OmegaConf.to_container(config),
+        "config": as_dict(config),
         "settings": asdict(settings)
         | {"passes": config.passes, "engine": _engine_name(player), "workers": config.workers},
         "versions": {name: metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},
@@ -65,14 +66,14 @@ def run(config: DictConfig) -> None:
 
 def _settings(config: DictConfig):
     from emu_embodied.loading import weights_label
-    from emu_embodied.policies.planners.registry import PLANNERS, planner_config
+    from emu_embodied.policies.planners.registry import CONFIGS, planner_config
     from emu_embodied.rollouts.evaluation.planning import PlanningSettings
 
     positive = ("episodes", "steps", "workers", "passes", "subgoal_passes")
     for name, least in (*((name, 1) for name in positive), ("seed", 0), ("videos", 0)):
         if config[name] < least:
             raise ConfigError(name, config[name], f"give a whole number of at least {least}")
-    options = [option.name for option in fields(PLANNERS[config.planner].Config) if option.init]
+    options = [option.name for option in fields(CONFIGS[config.planner]) if option.init]
     planner = planner_config(config.planner, **{name: config[name] for name in options})
     return PlanningSettings(
         config.env.id,

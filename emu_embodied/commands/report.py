@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 
 def run(config: DictConfig) -> None:
@@ -56,9 +56,9 @@ def plan_command(config: Any) -> str:
 
 def _beyond(config: dict[str, Any], words: list[str]) -> dict[str, Any]:
     """The leaves of a configuration that these words do not give it."""
-    from ._config import compose_config
+    from ._config import as_dict, compose_config
 
-    given = dict(_leaves(OmegaConf.to_container(compose_config("plan", words, complete=False), resolve=True)))
+    given = dict(_leaves(as_dict(compose_config("plan", words, complete=False), resolve=True)))
     return {key: value for key, value in _leaves(config) if key not in given or given[key] != value}
 
 

@@ -10,10 +10,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from emu_embodied.errors import ConfigError, InputError
 
+from ._config import as_dict
 from ._runs import env_options, run_folder, shipped_proposer
 
 STRANGE = 20.0  # of 255; see `TokenSubgoals.strangeness`
@@ -57,7 +58,7 @@ def run(config: DictConfig) -> None:
         "chains": [[_row(subgoal) for subgoal in chain] for chain in chains],
         "seconds": seconds,
         "decoding": asdict(proposer.config),
-        "config": OmegaConf.to_container(config, resolve=True) | {"checkpoint": str(checkpoint)},
+        "config": as_dict(config, resolve=True) | {"checkpoint": str(checkpoint)},
     }
     write_json(folder / "subgoals.json", facts)
     _tell(chains[0], seconds, picture, config.mode)

@@ -12,14 +12,19 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from emu_embodied.errors import ConfigError
 from emu_embodied.validation import choice
 
+from ._config import as_dict
 from ._runs import env_options
+
+if TYPE_CHECKING:
+    from emu_embodied.training.pipeline import Recipe
+    from emu_embodied.training.stages.emu35 import FineTuning
 
 STAGES = ("all", "trajectory", "dida", "language", "probes", "cloning")
 SHOWN = 20  # episodes left out that are listed
@@ -52,17 +57,17 @@ def _train_model(config: DictConfig) -> None:
     from emu_embodied.emu35.checkpoint import Base
     from emu_embodied.loading import checkpoint_path
     from emu_embodied.training.pipeline import adapt_checkpoint, check_cache, continue_checkpoint, train_checkpoint
-    from emu_embodied.training.stages.emu35 import fine_tune
+    from emu_embodied.training.stages.emu35 import FineTuning, fine_tune
 
     began, released, device = time.monotonic(), "adoption" in config.recipe, find_device(config.device, ConfigError)
     source = None if released or config["from"] is None else checkpoint_path(config["from"])
     recipe = make_fine_tuning(config) if released else make_recipe(config)
     base = Base.of(config["from"], config.vision, config.text, config.quantisation) if released else None
     known = None if source is None else load_checkpoint(source)
-    size = recipe.adoption.image_size if released else recipe.tokenizer.image_size
+    size = recipe.adoption.image_size if isinstance(recipe, FineTuning) else recipe.tokenizer.image_size
     size = size if known is None else known[0].config.image_size
     cache = _frames(config, size)
-    world = known[3] if config.stage == "dida" else _world(config, cache, known and known[3])
+    world = known[3] if known and config.stage == "dida" else _world(config, cache, known and known[3])
     _show_dropped(cache)
     print(
         f"train: {cache.episodes} episodes of frames are there after {(time.monotonic() - began) / 60:.1f} min",
@@ -72,17 +77,17 @@ def _train_model(config: DictConfig) -> None:
     evaluators = _evaluators(cache, recipe.held_out, world, config.env.quality.horizon)
     job = {"evaluate_model": evaluators[1], **_told(config)}
     folder = Path(config.out)
-    if released:
+    if isinstance(recipe, FineTuning):
+        assert base is not None
         path = fine_tune(cache, recipe, base, world, folder, device, **job)
+    elif source is None:
+        path = train_checkpoint(cache, recipe, world, folder, device, evaluate_tokenizer=evaluators[0], **job)
     elif config.stage == "dida":
         temperature = config.distil_temperature if config.distil else None
-        job |= {"temperature": temperature, "shift": config.shift}
-        path = adapt_checkpoint(cache, recipe, source, folder, device, **job)
-    elif source is not None:
-        path = continue_checkpoint(cache, recipe, source, world, folder, device, **job)
+        how = {"temperature": temperature, "shift": config.shift}
+        path = adapt_checkpoint(cache, recipe, source, folder, device, **how, **job)
     else:
-        job["evaluate_tokenizer"] = evaluators[0]
-        path = train_checkpoint(cache, recipe, world, folder, device, **job)
+        path = continue_checkpoint(cache, recipe, source, world, folder, device, **job)
     minutes = (time.monotonic() - began) / 60
     recorded = config.data is not None or config.frames is not None
     data = shlex.quote(f"data={config.data}") if isinstance(config.data, str) else "data=DATASET"
@@ -93,7 +98,7 @@ def _train_model(config: DictConfig) -> None:
 
 def _told(config: DictConfig) -> dict[str, Any]:
     """What every training is told: who listens, and what is noted of it in its folder."""
-    notes = {"command": shlex.join(sys.argv), "config": OmegaConf.to_container(config)}
+    notes = {"command": shlex.join(sys.argv), "config": as_dict(config)}
     return {"report": lambda line: print(line, flush=True), "notes": notes}
 
 
@@ -149,7 +154,7 @@ def _teach_subgoals(config: DictConfig) -> None:
     from emu_embodied.training.stages.language import LanguageConfig, teach_subgoals
 
     began, device, source = time.monotonic(), find_device(config.device, ConfigError), checkpoint_path(config["from"])
-    values = OmegaConf.to_container(config.language)
+    values = as_dict(config.language)
     loop, recipe = LoopConfig(**values.pop("loop")), make_recipe(config)
     language = LanguageConfig(**values)
     tokenizer, _, _, world, _ = load_checkpoint(source)
@@ -177,11 +182,12 @@ def _world(config: DictConfig, cache, source=None):
     scale = () if identity else tuple(map(tuple, cache.action_scale.tolist()))
     if source is not None and source.objects and all(f"{name}.x" in cache.names["state"] for name in source.objects):
         return replace(source, action_scale=scale)
-    described = OmegaConf.to_container(config.env.world)
+    described = as_dict(config.env.world)
     if not any(f"{name}.x" in cache.names["state"] for name in described["objects"]):
         return World({}, (1.0, -1.0), "", tuple(cache.names["action"]), action_scale=scale)
-    objects = {name: tuple(rgb) for name, rgb in described["objects"].items()}
-    place, actions = tuple(described["position_scale"]), tuple(described["action_names"])
+    objects: dict[str, Any] = {name: tuple(rgb) for name, rgb in described["objects"].items()}
+    place: Any = tuple(described["position_scale"])  # `World` says what is wrong with it
+    actions = tuple(described["action_names"])
     env_id = registered_id(config.env.id)  # what is to be imported for it stays the user's to say
     return World(objects, place, env_id, actions, described["eye"], described["landmarks"], scale)
 
@@ -197,12 +203,12 @@ def _evaluators(cache, count: int, world, horizon: int):
     if not world.objects or not held_out.known[:, 2].all():
         return (
             lambda tokenizer: frame_metrics.tokenizer_frames(tokenizer, held_out),
-            lambda *parts: frame_metrics.dreamt_frames(TokenWorldModel(*parts, world), held_out),
+            lambda *parts: frame_metrics.dreamt_frames(TokenWorldModel(*parts, world=world), held_out),
         )
     truth = prediction.Truth(held_out, world)
     return (
         lambda tokenizer: prediction.tokenizer_quality(tokenizer, truth, episodes=20),
-        lambda *parts: prediction.quick_quality(TokenWorldModel(*parts, world), truth, horizon),
+        lambda *parts: prediction.quick_quality(TokenWorldModel(*parts, world=world), truth, horizon),
     )
 
 
@@ -225,7 +231,7 @@ def _show_dropped(cache) -> None:
     Console(width=None if console.is_terminal else 160).print(table)
 
 
-def make_recipe(config: DictConfig):
+def make_recipe(config: DictConfig) -> Recipe:
     """The preset as a `training.pipeline.Recipe`.
 
     Raises:
@@ -237,7 +243,7 @@ def make_recipe(config: DictConfig):
     from emu_embodied.training.objectives import TrajectoryConfig
     from emu_embodied.training.pipeline import Recipe
 
-    values = OmegaConf.to_container(config.recipe)
+    values = as_dict(config.recipe)
     values.pop("collect")
     values["tokenizer"]["levels"] = tuple(values["tokenizer"]["levels"])
     try:
@@ -260,7 +266,7 @@ def make_recipe(config: DictConfig):
     return recipe
 
 
-def make_fine_tuning(config: DictConfig):
+def make_fine_tuning(config: DictConfig) -> FineTuning:
     """The preset of a released model as a `stages.emu35.FineTuning`.
 
     Raises:
@@ -272,13 +278,12 @@ def make_fine_tuning(config: DictConfig):
     from emu_embodied.training.objectives import TrajectoryConfig
     from emu_embodied.training.stages.emu35 import FineTuning
 
-    values = OmegaConf.to_container(config.recipe)
+    values = as_dict(config.recipe)
     values.pop("collect")
     values["lora"]["targets"] = tuple(values["lora"]["targets"])
-    parts = (("adoption", AdoptionConfig), ("lora", LoRAConfig), ("trajectory", TrajectoryConfig))
-    recipe = FineTuning(
-        **values | {name: kind(**values[name]) for name, kind in (*parts, ("trajectory_loop", LoopConfig))}
-    )
+    kinds = {"adoption": AdoptionConfig, "lora": LoRAConfig, "trajectory": TrajectoryConfig, "trajectory_loop": LoopConfig}
+    parts: dict[str, Any] = {name: kind(**values[name]) for name, kind in kinds.items()}
+    recipe = FineTuning(**values | parts)
     _check_optimisers(recipe, "trajectory_loop")
     return recipe
 
@@ -300,7 +305,7 @@ def _frames(config: DictConfig, image_size: int):
     if config.frames is not None:
         return load_frame_cache(config.frames)
     if config.data is not None:
-        options, weights = _read_options(config, image_size), OmegaConf.to_container(config)["data_weights"]
+        options, weights = _read_options(config, image_size), as_dict(config)["data_weights"]
         if not isinstance(weights, list | None):
             raise ConfigError("data_weights", weights, "give a list, one number for each dataset")
         kept = {"cache": config.cache, "spare": Path(config.out) / "frames"}
@@ -335,7 +340,7 @@ def _texts(config: DictConfig, key: str) -> tuple[str, ...]:
     Raises:
         ConfigError: something else was given, or a text twice.
     """
-    value = OmegaConf.to_container(config)[key]
+    value = as_dict(config)[key]
     texts = () if value is None else tuple(value) if isinstance(value, list) else (value,)
     if key == "action_keys":  # elements without names are called by their numbers
         texts = tuple(str(text) if type(text) is int else text for text in texts)

@@ -29,6 +29,10 @@ LABELS = (REWARD, SUCCESS, OBS_ENVIRONMENT_STATE)  # what `known` tells of, in t
 logger = logging.getLogger(__name__)
 
 
+def _unsaid() -> np.ndarray:
+    return np.empty(0)
+
+
 @dataclass(frozen=True)
 class FrameCache:
     """F frames of n episodes, one after the other.
@@ -65,9 +69,9 @@ class FrameCache:
     instructions: tuple[str, ...]
     names: dict[str, list[str]]
     fps: float
-    known: np.ndarray = field(default=None)
-    action_scale: np.ndarray = field(default=None)
-    sources: np.ndarray = field(default=None)
+    known: np.ndarray = field(default_factory=_unsaid)
+    action_scale: np.ndarray = field(default_factory=_unsaid)
+    sources: np.ndarray = field(default_factory=_unsaid)
     shares: tuple[float, ...] = (1.0,)
     dropped: tuple[Dropped, ...] = ()
 
@@ -81,7 +85,7 @@ class FrameCache:
             "sources": np.zeros(self.episodes, np.int64),
         }
         for name, value in defaults.items():
-            if getattr(self, name) is None:
+            if getattr(self, name) is None or not getattr(self, name).size:
                 object.__setattr__(self, name, value)
 
     @property
@@ -167,12 +171,11 @@ def load_frame_cache(path: str | Path) -> FrameCache:
             shares=tuple(document.get("shares", (1.0,))),
             dropped=tuple(Dropped(**fault) for fault in documents.get("report", {}).get("dropped", ())),
         )
-        fault = _misfit(cache)
+        if not (fault := _misfit(cache)):
+            return cache
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         fault = f"{type(error).__name__}: {error}"
-    if fault:
-        raise DatasetError(str(path), fault, "it is no cache that this release wrote; remove it, to build it again")
-    return cache
+    raise DatasetError(str(path), fault, "it is no cache that this release wrote; remove it, to build it again")
 
 
 def _misfit(cache: FrameCache) -> str:

@@ -6,6 +6,7 @@ import math
 import struct
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -114,11 +115,11 @@ def decode_pictures(pictures: Sequence[bytes | None], into: np.ndarray, shape: t
     import cv2
 
     def one(i: int) -> str:
-        told = picture_size(pictures[i] or b"")
+        told = picture_size(picture := pictures[i] or b"")
         if told is None or sorted(told) != sorted(shape[:2]):  # a photo's orientation may turn it
             return "cannot be decoded" if told is None else f"has the shape {(*told, 3)}, not {shape}"
         try:
-            found = cv2.imdecode(np.frombuffer(pictures[i], np.uint8), cv2.IMREAD_COLOR)
+            found = cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_COLOR)
         except cv2.error:
             found = None
         if found is None or found.shape != shape:
@@ -159,14 +160,15 @@ def decode_video(path: Path, seconds: np.ndarray, tolerance: float, into: np.nda
     try:
         most = max(VIDEO_LEAST, VIDEO_MARGIN * math.prod(shape[:2]))
         limit = {"max_pixels": str(most)}  # also of frames later on, which may grow
-        with av.open(str(path), format="mp4", options=limit) as container:
+        with closing(av.open(str(path), format="mp4", options=limit)) as container:
             stream = container.streams.video[0]
+            assert (tick := stream.time_base) is not None  # as MP4 has it
             if not 0 < stream.height * stream.width <= most:
                 return f"holds frames that are larger than {shape[0]} x {shape[1]} px"
             stream.codec_context.options = limit
-            first = round(float(seconds[0]) / stream.time_base) - 1
+            first = round(float(seconds[0]) / tick) - 1
             container.seek(first, backward=True, any_frame=False, stream=stream)
-            frames = ((float(f.pts * stream.time_base), f) for f in container.decode(stream) if f.pts is not None)
+            frames = ((float(f.pts * tick), f) for f in container.decode(stream) if f.pts is not None)
             return _take_nearest(frames, seconds, tolerance, into)
     except Exception as error:  # PyAV raises many kinds
         return " ".join(str(error).partition("\n")[0].split()) or repr(error)
@@ -188,8 +190,10 @@ def _take_nearest(frames: Iterator[tuple[float, Any]], seconds: np.ndarray, tole
 
     for moment, frame in frames:
         while row < len(seconds) and moment >= seconds[row]:
-            before = last is not None and abs(last[0] - seconds[row]) <= abs(moment - seconds[row])
-            if not take(*(last if before else (moment, frame))):
+            nearest = moment, frame
+            if last is not None and abs(last[0] - seconds[row]) <= abs(moment - seconds[row]):
+                nearest = last
+            if not take(*nearest):
                 return f"no frame within {tolerance:.3g} s of {seconds[row]:.3f} s"
         if row == len(seconds):
             return ""

@@ -194,12 +194,14 @@ def _check_sizes(
     for i in range(group.num_columns):
         column, rows = group.column(i), group.num_rows
         name = owner.get(column.path_in_schema)
+        if name is None:
+            continue
         if name in sizes and column.num_values > rows * sizes[name]:
             found = f"{column.num_values} numbers in {rows} rows"
             raise DatasetError(f"{where}: {name}", found, f"info.json tells of {sizes[name]} a row; restore the file")
         # PNGs of noise are hardly larger than what they show; the rest is for headers, dictionaries and levels
         most = rows * (16 * sizes[name] if name in sizes else 2 * pictures.get(name, 0) + 2**16) + 2**16
-        if name is not None and column.total_uncompressed_size > most:
+        if column.total_uncompressed_size > most:
             found = f"{column.total_uncompressed_size} bytes in {rows} rows"
             raise DatasetError(f"{where}: {name}", found, "more than they can have; restore the file")
 
@@ -286,7 +288,7 @@ def read_episodes(root: Path, columns: Sequence[str], most: int) -> dict[int, di
             listed = zip(*(values_of[name].to_pylist() for name in wanted), strict=True)
         for values in listed:
             index, *others = (_checked(f"{path}: {name}", v) for name, v in zip(wanted, values, strict=True))
-            rows[index] = dict(zip(columns, others, strict=True))
+            rows[int(index)] = dict(zip(columns, others, strict=True))
     if not rows:
         raise DatasetError(str(root / EPISODES), "no episodes", "expected a LeRobotDataset v3; restore it")
     return rows

@@ -58,7 +58,7 @@ def episode_rows(episode: Episode) -> Iterable[dict[str, Any]]:
             TASK: episode.instruction,
         }
         if episode.rewards is not None:
-            row[REWARD] = np.float32([0.0 if done else episode.rewards[t]])
+            row[REWARD] = np.array([0.0 if done else episode.rewards[t]], np.float32)
         if episode.successes is not None:
             row[SUCCESS] = np.array([bool(episode.successes[min(t, last - 1)])])
         yield row
@@ -138,7 +138,7 @@ def merge_datasets(parts: Sequence[Path], root: Path) -> None:
         from lerobot.datasets.io_utils import write_stats
         from lerobot.datasets.utils import DEFAULT_EPISODES_PATH
 
-        sources = [_read_part(part) for part in parts]
+        sources: list[Any] = [_read_part(part) for part in parts]  # of no type of LeRobot's; see `_Part`
         for source, part in zip(sources, parts, strict=True):
             if source.features != sources[0].features or source.fps != sources[0].fps:
                 raise DatasetError(str(part), "other features or fps", f"only datasets like {parts[0]} can be joined")
@@ -149,7 +149,7 @@ def merge_datasets(parts: Sequence[Path], root: Path) -> None:
         merged.tasks = pandas.DataFrame({"task_index": range(len(texts))}, index=pandas.Index(texts, name="task"))
         writer, tables = _DataWriter(merged), []
         for source in sources:
-            moved = {"chunk": 0, "file": 0, "src_to_dst": writer.copy(source)}
+            moved: aggregate.IndexState = {"chunk": 0, "file": 0, "src_to_dst": writer.copy(source)}
             for path in sorted(source.root.glob("meta/episodes/*/*.parquet")):
                 frame = pandas.read_parquet(path)
                 tables.append(aggregate.update_meta_data(frame, merged, {"chunk": 0, "file": 0}, moved, {}))
@@ -162,6 +162,7 @@ def merge_datasets(parts: Sequence[Path], root: Path) -> None:
         table["meta/episodes/chunk_index"] = table["meta/episodes/file_index"] = 0
         table.to_parquet(path)
         aggregate.finalize_aggregation(merged, sources)
+        assert merged.stats is not None
         write_stats(dict(sorted(merged.stats.items())), root)  # LeRobot goes through a set
 
 
@@ -188,19 +189,19 @@ class _DataWriter:
             try:
                 file = parquet.ParquetFile(path)
                 sizes = [file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups)]
-                self._roll(file.schema_arrow, sum(sizes))
+                writer = self._roll(file.schema_arrow, sum(sizes))
                 for i in range(file.num_row_groups):
                     table = file.read_row_group(i)
                     table = _renumber(table, self.merged.info, numbers)
-                    self.writer.write_table(table.replace_schema_metadata(_without_fingerprint(table.schema).metadata))
+                    writer.write_table(table.replace_schema_metadata(_without_fingerprint(table.schema).metadata))
             except (pyarrow.ArrowException, OSError) as error:
                 remedy = "the file is damaged or the disk full; free space, or remove the part and record it anew"
                 raise DatasetError(str(path), str(error), remedy) from error
             moved[place] = self.place
         return moved
 
-    def _roll(self, schema: Any, size: int) -> None:
-        """Begins the next file when the present one would grow over LeRobot's limit."""
+    def _roll(self, schema: Any, size: int) -> Any:
+        """What writes the present file, or the next where that would grow over LeRobot's limit."""
         import pyarrow.parquet as parquet
 
         if self.writer is not None and self.bytes + size > self.merged.data_files_size_in_mb * 2**20:
@@ -214,6 +215,7 @@ class _DataWriter:
             options = {"compression": "snappy", "use_dictionary": True, "write_page_checksum": True}
             self.writer = parquet.ParquetWriter(path, _without_fingerprint(schema), **options)
         self.bytes += size
+        return self.writer
 
     def close(self) -> None:
         """Writes the present file's footer."""
@@ -232,7 +234,7 @@ class _Part:
     total_episodes: int
     total_frames: int
     tasks: Any  # DataFrame, text -> task_index
-    stats: dict[str, Any]
+    stats: dict[str, Any] | None
 
 
 def _read_part(root: Path) -> _Part:

@@ -81,8 +81,8 @@ def _check_feature(where: str, key: str, feature: object) -> None:
     dtype, shape, names = (feature.get(name) for name in ("dtype", "shape", "names"))
     if not isinstance(dtype, str):
         raise DatasetError(f"{where}.{key}.dtype", dtype, "expected a text such as float32 or image")
-    sizes = isinstance(shape, list) and len(shape) <= 5 and all(type(n) is int and n >= 1 for n in shape)
-    if not sizes or math.prod(shape) > 4 * MOST_PIXELS:
+    sizes = [n for n in shape if type(n) is int and n >= 1] if isinstance(shape, list) else None
+    if sizes is None or sizes != shape or len(sizes) > 5 or math.prod(sizes) > 4 * MOST_PIXELS:
         rule = f"expected at most 5 whole numbers of at least 1, and no more than {4 * MOST_PIXELS} values"
         raise DatasetError(f"{where}.{key}.shape", shape, rule)
     if not isinstance(names, list | dict | None):
@@ -136,7 +136,7 @@ def element_names(feature: Mapping[str, Any] | None) -> list[str]:
     shape, names = feature["shape"], feature.get("names")
     size, numbered = math.prod(shape), [str(i) for i in range(math.prod(shape))]
     if isinstance(names, dict) and names and all(type(place) is int for place in names.values()):
-        names = sorted(names, key=names.get) if sorted(names.values()) == list(range(size)) else None
+        names = sorted(names, key=names.__getitem__) if sorted(names.values()) == list(range(size)) else None
     flat = _flatten(names)
     axes = len(shape) > 1 and isinstance(names, list) and len(names) == len(shape) == len(flat)
     if len(flat) != size or axes or not all(isinstance(name, str | int) and len(str(name)) <= 200 for name in flat):
@@ -149,7 +149,7 @@ def element_names(feature: Mapping[str, Any] | None) -> list[str]:
     return flat if len(set(flat)) == size else numbered
 
 
-def _flatten(names: object) -> list[object]:
+def _flatten(names: Any) -> list[Any]:
     """The leaves of lists and of dicts' values, in order; none of what is nested deeper than three times."""
     leaves = [names]
     for _ in range(3):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -129,14 +130,11 @@ def own_scale(root: Path, size: int) -> np.ndarray | None:
     notes = read_notes(own_file(root, root / SIDECAR))
     if notes.get("actions") != "robot" or not notes.get("action_scale"):
         return None
-    try:
+    with suppress(TypeError, ValueError, KeyError, IndexError):
         scale = np.array(notes["action_scale"][0], np.float32)
-        fits = scale.shape == (2, size) and np.isfinite(scale).all() and (scale[1] >= 0).all()
-    except (TypeError, ValueError, KeyError, IndexError):
-        fits = False
-    if not fits:
-        raise DatasetError(f"{root / SIDECAR}: action_scale", notes["action_scale"], "restore the file")
-    return scale
+        if scale.shape == (2, size) and np.isfinite(scale).all() and (scale[1] >= 0).all():
+            return scale
+    raise DatasetError(f"{root / SIDECAR}: action_scale", notes["action_scale"], "restore the file")
 
 
 def settle(root: Path, info: Mapping[str, Any], options: ReadOptions) -> ReadOptions:
@@ -152,12 +150,13 @@ def settle(root: Path, info: Mapping[str, Any], options: ReadOptions) -> ReadOpt
     choose_elements(f"{root}: action_keys", names, options.action_keys)
     if options.fps is not None and options.fps > info["fps"]:
         raise DatasetError(f"{root}: fps", options.fps, f"the dataset has {info['fps']}: give at most that")
-    if len(camera) > 1 and options.image_size is None:
+    alone = len(camera) == 1
+    if not alone and options.image_size is None:
         raise DatasetError("image_size", "none", "several cameras share a frame: say how large it is to be")
-    square = (options.image_size, options.image_size, 3) == picture_shape(features[camera[0]]) and len(camera) == 1
+    square = (options.image_size, options.image_size, 3) == picture_shape(features[camera[0]]) and alone
     return replace(
         options,
-        camera=() if list(camera) == cameras_of(features) and len(camera) == 1 else camera,
+        camera=() if list(camera) == cameras_of(features) and alone else camera,
         action_keys=() if list(options.action_keys) == names else options.action_keys,
         image_size=None if square else options.image_size,
         fps=None if options.fps == info["fps"] else options.fps,
@@ -197,7 +196,7 @@ class _Reading:
         self.videos = tuple(key for key in self.cameras if self.features[key]["dtype"] == "video")
         self.ratio = info["fps"] / options.fps if options.fps else 1.0
         size = options.image_size
-        self.shape = (size, size, 3) if size else picture_shape(self.features[self.cameras[0]])
+        self.shape = (size, size, 3) if size else self.picture_shape(self.cameras[0])
         self.tiles = dict(zip(self.cameras, tiles(len(self.cameras), *self.shape[:2]), strict=True))
         told = [key for key in (*VECTORS, REWARD, SUCCESS) if key in self.features]
         self.vectors = {key: math.prod(self.features[key]["shape"]) for key in told}
@@ -211,9 +210,14 @@ class _Reading:
     def lose(self, episode: int, key: str, reason: str, detail: str) -> None:
         self.faults.setdefault(int(episode), Dropped(int(episode), key, reason, detail))
 
+    def picture_shape(self, camera: str) -> tuple[int, int, int]:
+        shape = picture_shape(self.features[camera])
+        assert shape is not None  # of a camera that was chosen
+        return shape
+
     def read(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Pixels of the kept frames, and the columns of all rows; pictures that fail are noted."""
-        shapes = {key: picture_shape(self.features[key]) for key in self.cameras if key not in self.videos}
+        shapes = {key: self.picture_shape(key) for key in self.cameras if key not in self.videos}
         bytes_of = {key: math.prod(shape) for key, shape in shapes.items()}
         room = count_rows(self.root)
         if room > self.info["total_frames"]:
@@ -229,7 +233,10 @@ class _Reading:
         tables, at = [], 0
         for path in data_files(self.root):
             for piece in read_pieces(self.root, path, self.vectors, COUNTS, bytes_of):
-                if fault := piece if isinstance(piece, DatasetError) else self.check_sizes(path, piece.values):
+                if isinstance(piece, DatasetError):
+                    self.damages.append(piece)
+                    continue
+                if fault := self.check_sizes(path, piece.values):
                     self.damages.append(fault)
                     continue
                 kept = np.flatnonzero(is_sampled(piece.values["frame_index"], self.ratio))
@@ -254,7 +261,7 @@ class _Reading:
                 for row, fault in decode_pictures(chosen, into[part][:, *self.tiles[key]], shapes[key]).items():
                     at = kept[part][row]
                     where = f"{path.relative_to(self.root)}: row {at}, {fault}"
-                    self.lose(piece.values["episode_index"][at], key, "unreadable", where)
+                    self.lose(int(piece.values["episode_index"][at]), key, "unreadable", where)
 
     def check_sizes(self, path: Path, values: dict[str, np.ndarray]) -> DatasetError | None:
         """What is wrong where a vector has not the size that info.json tells."""
@@ -325,7 +332,7 @@ class _Reading:
                 moments = since + rows["timestamp"][kept[part]].astype(np.float64)
                 into = frames[part][:, *self.tiles[camera]]
                 try:
-                    real, shape = own_file(self.root, self.root / path), picture_shape(self.features[camera])
+                    real, shape = own_file(self.root, self.root / path), self.picture_shape(camera)
                     fault = decode_video(real, moments, 0.25 / self.info["fps"], into, shape)
                 except DatasetError as error:
                     fault = str(error.value)
@@ -379,7 +386,8 @@ def _columns(
         SUCCESS: rows.get(SUCCESS, np.zeros(count)).reshape(-1).astype(bool),
     }
     if reading.ratio != 1:
-        columns = dict(zip(columns, join_blocks(*columns.values(), kept, reading.options.skipped_actions), strict=True))
+        joined = join_blocks(*columns.values(), starts=kept, skipped=reading.options.skipped_actions)
+        columns = dict(zip(columns, joined, strict=True))
     columns[REWARD][np.searchsorted(kept, starts[1:]) - 1] = 0.0  # where last frames' actions led is not in the dataset
     for key in (OBS_STATE, OBS_ENVIRONMENT_STATE):
         if key in rows:

@@ -112,7 +112,7 @@ def adopt(
         next_token_shift=True,
         noise=config.noise,
         objects=tuple(world.objects),
-        position_scale=tuple(world.position_scale),
+        position_scale=world.position_scale,
     )
     model = TokenModel(sizes, released.model)
     weight = released.model.model.embed_tokens.weight

@@ -64,7 +64,7 @@ class Base:
         """
         open_language_model(model)
         folders = [str(Path(folder or model).absolute()) for folder in (model, vision, text)]
-        return cls(*folders, quantisation, _fingerprint(folders))
+        return cls(folders[0], folders[1], folders[2], quantisation, _fingerprint(folders))
 
     def load(self, dtype: torch.dtype, device: torch.device | str):
         """The released models.
@@ -156,7 +156,7 @@ def load_adapted(
     Raises:
         CheckpointError: it is missing or damaged, its base is missing or another, or its parts do not fit it.
     """
-    folder, config, place = open_checkpoint(path, FORMAT, "expected a world model of version 1")
+    folder, config, place = open_checkpoint(Path(path), FORMAT, "expected a world model of version 1")
     parts = {name: build(kind, config.get(name), f"{place}: {name}") for name, kind in PARTS.items()}
     base, world, adoption, lora = parts.values()
     world = world.settled()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NoReturn
 
 from emu_embodied.errors import CheckpointError, ConfigError
 from emu_embodied.model.transformer import TransformerConfig
@@ -39,7 +40,7 @@ def read_config(path: str | os.PathLike) -> TransformerConfig:
     if not isinstance(values, Mapping):
         raise CheckpointError(str(file), type(values).__name__, "expected a mapping")
 
-    def refuse(key: str, expected: str):
+    def refuse(key: str, expected: str) -> NoReturn:
         raise CheckpointError(f"{file}: {key}", values.get(key, "missing"), f"expected {expected}")
 
     if values.get("model_type") != "Emu3":
@@ -64,15 +65,15 @@ def read_config(path: str | os.PathLike) -> TransformerConfig:
     if values["head_dim"] % 2:
         refuse("head_dim", "an even number, for rotary positions")
     kind, factor = _scaling(values.get("rope_scaling"), refuse)
-    sizes = {key: values[key] for key in SIZES}
-    numbers = {key: float(values[key]) for key in ("rms_norm_eps", "rope_theta")}
+    sizes = {key: int(values[key]) for key in SIZES}
+    eps, theta = float(values["rms_norm_eps"]), float(values["rope_theta"])
     try:
-        return TransformerConfig(**sizes, **numbers, rope_scaling=kind, rope_factor=factor)
+        return TransformerConfig(**sizes, rms_norm_eps=eps, rope_theta=theta, rope_scaling=kind, rope_factor=factor)
     except ConfigError as error:
         raise CheckpointError(f"{file}: {error.field}", error.value, error.remedy) from None
 
 
-def _scaling(value: object, refuse) -> tuple[str | None, float]:
+def _scaling(value: object, refuse: Callable[[str, str], NoReturn]) -> tuple[str | None, float]:
     """The kind and factor of `rope_scaling`, under its older key `type` or the newer `rope_type`."""
     if value is None:
         return None, 1.0

@@ -63,18 +63,23 @@ def load_language_model(
         require(quantisation, divided=mesh is not None)
     model, weights = open_language_model(path)
     model.requires_grad_(False)
-    if mesh is not None:
+    if mesh is None:
+
+        def read(name: str) -> torch.Tensor:
+            return weights.read(name, dtype, device)
+
+    else:
         from .sharding import read_part, split
 
         split(model, mesh)
+
+        def read(name: str) -> torch.Tensor:
+            return read_part(weights, name, model.get_parameter(name), dtype, device)
+
     for module, names in _parts(model):
         for name in names:
             owner, _, leaf = name.rpartition(".")
-            if mesh is None:
-                value = weights.read(name, dtype, device)
-            else:
-                value = read_part(weights, name, model.get_parameter(name), dtype, device)
-            setattr(model.get_submodule(owner), leaf, nn.Parameter(value, requires_grad=False))
+            setattr(model.get_submodule(owner), leaf, nn.Parameter(read(name), requires_grad=False))
         if quantisation is not None and module.startswith("model.layers."):
             quantise(model.get_submodule(module), quantisation)
     return model.eval()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -49,8 +50,8 @@ def add_adapters(transformer: Transformer, config: LoRAConfig) -> None:
     except ImportError as error:
         raise EngineError("peft", str(error), 'run: pip install "emu-embodied[lora]"') from None
     transformer.requires_grad_(False)
-    wanted = LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=list(config.targets))
-    inject_adapter_in_model(wanted, transformer)
+    options: dict[str, Any] = {"r": config.rank, "lora_alpha": config.alpha, "target_modules": list(config.targets)}
+    inject_adapter_in_model(LoraConfig(**options), transformer)
     for name, parameter in transformer.named_parameters():  # new ones are where, and in the kind, their base is
         if "lora_" in name:
             parameter.data = parameter.data.float()

@@ -13,6 +13,7 @@ from emu_embodied.errors import InputError
 from emu_embodied.generation.grammar import image_length
 from emu_embodied.generation.interleaved import Ended, Event, ImageBegun, ImageFinished, TextPiece
 from emu_embodied.storage.files import write_bytes, write_json
+from emu_embodied.tokenizers.ibq import IBQ
 from emu_embodied.types import short_repr
 
 
@@ -124,7 +125,7 @@ class Collector:
         return self.text.decode(stretch.unshown)
 
 
-def image_pixels(codes_HW: torch.Tensor, vision: torch.nn.Module) -> np.ndarray:
+def image_pixels(codes_HW: torch.Tensor, vision: IBQ) -> np.ndarray:
     """Codes (h, w) as pixels (H, W, 3) uint8 RGB.
 
     Raises:
@@ -137,7 +138,7 @@ def image_pixels(codes_HW: torch.Tensor, vision: torch.nn.Module) -> np.ndarray:
     return ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
 
 
-def save_image(path: str | os.PathLike, codes_HW: torch.Tensor, vision: torch.nn.Module) -> None:
+def save_image(path: str | os.PathLike, codes_HW: torch.Tensor, vision: IBQ) -> None:
     """Writes an image as PNG: all of it, or none.
 
     Raises:

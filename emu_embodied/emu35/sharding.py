@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
 
 from emu_embodied.errors import ConfigError
 from emu_embodied.model.transformer import Transformer
@@ -31,7 +31,8 @@ def split(model: Transformer, mesh: DeviceMesh) -> None:
         if mesh.ndim != 1 or getattr(config, name) % count:
             remedy = f"choose a mesh of one dimension that divides {name} = {getattr(config, name)}"
             raise ConfigError("mesh", tuple(mesh.shape), remedy)
-    plan = {name: ColwiseParallel() for name in COLUMNS} | {name: RowwiseParallel() for name in ROWS}
+    plan: dict[str, ParallelStyle] = {name: ColwiseParallel() for name in COLUMNS}
+    plan |= {name: RowwiseParallel() for name in ROWS}
     for layer in model.model.layers:
         parallelize_module(layer, mesh, plan)
     model.key_value_heads //= count

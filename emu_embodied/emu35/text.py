@@ -175,7 +175,7 @@ def _lines(path: Path, content: bytes | str) -> list[str]:
     try:
         text = content.decode("ascii") if isinstance(content, bytes) else content
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
+        line = error.object.count(b"\n", 0, error.start) + 1
         raise CheckpointError(f"{path}, line {line}", "not ASCII", _REMEDY) from error
     return text.removesuffix("\n").split("\n")
 

@@ -7,6 +7,7 @@ import os
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -96,7 +97,7 @@ def _table(path: Path, value: object, name: str) -> dict:
     return value
 
 
-def _value(path: Path, options: dict, key: str) -> object:
+def _value(path: Path, options: dict, key: str) -> Any:
     if key not in options:
         raise CheckpointError(f"{path}: {key}", "missing", "the tokenizer's sizes are read from it, none is guessed")
     value, many = options[key], key in _LISTS

@@ -10,6 +10,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from typing import Any
 
 import torch
 
@@ -174,7 +175,7 @@ class Grammar:
         """
         if not any(start <= token < stop for start, stop in self.allowed()):
             raise InputError("token", token, f"not allowed {self.phase.value}")
-        v, after = self.vocabulary, {"used": self.used + 1}
+        v, after = self.vocabulary, dict[str, Any](used=self.used + 1)
         if self.phase is Phase.BLOCK:
             done = token == v.image_end
             after |= {"phase": Phase.TEXT, "grid": self._next_grid()} if done else {"slot": self.slot + 1}

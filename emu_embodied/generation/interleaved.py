@@ -78,8 +78,10 @@ class NoisyEmbedder(Protocol):
         noised: (D,), added to every slot of the image that is being drawn.
     """
 
-    hidden_token: torch.Tensor
-    noised: torch.Tensor
+    @property
+    def hidden_token(self) -> torch.Tensor: ...
+    @property
+    def noised(self) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True)

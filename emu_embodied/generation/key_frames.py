@@ -8,7 +8,7 @@ there, until it writes that it is done: Emu3.5's visual guidance (arXiv 2510.265
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,6 +20,7 @@ from emu_embodied.inference.decoding.guidance import GuidedCache, GuidedEngine
 from emu_embodied.inference.decoding.sampling import draw, log_probs
 from emu_embodied.inference.ragged_kv_cache import Streams
 from emu_embodied.protocols import StepEngine
+from emu_embodied.tokenizers.text import TextTokenizer
 from emu_embodied.types import DONE, History, Observation, Subgoal
 from emu_embodied.validation import check_seed, whole_number
 from emu_embodied.world_model import TokenWorldModel
@@ -77,15 +78,15 @@ class TokenSubgoals:
     """
 
     def __init__(
-        self, world_model: TokenWorldModel, words: Sequence[str] = (), config: SubgoalDecoding | None = None
+        self, world_model: TokenWorldModel, words: Collection[str] = (), config: SubgoalDecoding | None = None
     ) -> None:
         self.config, self.words = config or SubgoalDecoding(), frozenset(words)
         self._plain = world_model
-        self.model, self.text, self.objects = world_model.model, world_model.text, world_model.objects
+        self.model, text, self.objects = world_model.model, world_model.text, world_model.objects
         self.image_size, c = world_model.image_size, world_model.model.config
-        if not c.draws_subgoals:
+        if not c.draws_subgoals or not isinstance(text, TextTokenizer):
             raise InputError("checkpoint", "a world model without captions", "train it with stage=language first")
-        frames, engine = self.config.frames, world_model.engine
+        self.text, frames, engine = text, self.config.frames, world_model.engine
         if frames.guidance != 1:
             place = torch.arange(c.text_length, device=world_model.device)
             words_L = (place < c.instruction_length) | (place >= c.text_length - c.caption_length)

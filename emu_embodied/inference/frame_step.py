@@ -58,6 +58,7 @@ class FrameStep:
     """
 
     name = "eager"
+    largest_batch: int | None = None
 
     def __init__(self, model: TokenModel) -> None:
         self.model = model
@@ -160,7 +161,7 @@ class FrameStep:
         """
         m = self.model
         self._flush(cache)
-        if index == 0:
+        if codes_B is None:
             x = m.embed_prefix(actions_BA, len(actions_BA))
         else:
             x = m.transformer.model.embed_tokens(m.read_ids(codes_B, index))

@@ -40,7 +40,7 @@ class RaggedCache:
 
     def attend(self, layer: int, k: torch.Tensor, v: torch.Tensor, keep: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """The chosen rows' keys and values (R, heads, keys, head_dim), and the new ones, which `keep` writes."""
-        return tuple(self._with(self.buffer[layer, which], new, keep) for which, new in enumerate((k, v)))
+        return self._with(self.buffer[layer, 0], k, keep), self._with(self.buffer[layer, 1], v, keep)
 
     def _with(self, old: torch.Tensor, new: torch.Tensor, keep: bool) -> torch.Tensor:
         if keep:

@@ -35,7 +35,7 @@ class PassCache:
 
     def new(self, tokens: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of the pass's first `tokens` (all by default): (layers, B, heads, tokens, head_dim)."""
-        return tuple(torch.stack(part)[..., :tokens, :] for part in (self.new_keys, self.new_values))
+        return torch.stack(self.new_keys)[..., :tokens, :], torch.stack(self.new_values)[..., :tokens, :]
 
 
 class StaticStep(nn.Module):
@@ -48,6 +48,9 @@ class StaticStep(nn.Module):
     Args:
         model: the token model, in eval mode.
     """
+
+    causal_mask: torch.Tensor
+    noisy_mask: torch.Tensor
 
     def __init__(self, model: TokenModel) -> None:
         super().__init__()

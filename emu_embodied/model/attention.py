@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -108,7 +109,7 @@ def dida_blocks(plan: TokenPlan, window: int) -> BlockMask:
 
 
 @functools.cache
-def _compiled_flex() -> Callable[..., torch.Tensor]:
+def _compiled_flex():
     return torch.compile(flex_attention, dynamic=False)
 
 
@@ -123,7 +124,21 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor
     if not isinstance(mask, BlockMask):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     flex = _compiled_flex() if q.is_cuda else flex_attention
-    return flex(q.to(v.dtype), k.to(v.dtype), v, block_mask=mask)  # under autocast the norms of q and k give float32
+    out = flex(q.to(v.dtype), k.to(v.dtype), v, block_mask=mask)  # under autocast the norms of q and k give float32
+    assert isinstance(out, torch.Tensor)  # no log-sum-exp was asked for
+    return out
+
+
+class AttentionCache(Protocol):
+    """What the layers ask of a cache of keys and values."""
+
+    def attend(self, layer: int, k: torch.Tensor, v: torch.Tensor, keep: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """All keys and values in sight (B, heads, keys, head_dim), the new ones last, which `keep` writes."""
+        ...
+
+    def advance(self, tokens: int) -> None:
+        """Called once after a pass that kept so many tokens."""
+        ...
 
 
 class KVCache:

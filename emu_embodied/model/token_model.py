@@ -216,6 +216,9 @@ class PreviousFrameSource(nn.Module):
 class StateHeads(nn.Module):
     """Reward, success and object positions, read from a frame's N hidden states by attention pooling."""
 
+    places: torch.Tensor
+    scale: torch.Tensor
+
     def __init__(self, config: TokenModelConfig) -> None:
         super().__init__()
         d, objects = config.transformer.hidden_size, len(config.objects)
@@ -264,6 +267,9 @@ class TokenModel(nn.Module):
     """
 
     blocks: bool | None = None
+    header: torch.Tensor
+    structure: torch.Tensor
+    places: torch.Tensor
 
     def __init__(self, config: TokenModelConfig, transformer: Transformer | None = None) -> None:
         super().__init__()
@@ -304,7 +310,7 @@ class TokenModel(nn.Module):
             smooth = 2**0.5 * torch.cos(places_VK @ frequencies + phases)
             table[rows] = 0.02 * ((1 - own**2) ** 0.5 * smooth + own * torch.randn_like(smooth))
 
-    def hidden_matrices(self) -> list[nn.Parameter]:
+    def hidden_matrices(self) -> list[torch.Tensor]:
         """The matrices and kernels between hidden states: what the Muon optimiser is for."""
         source = [] if self.source is None else [self.source.first.weight, self.source.second.weight]
         return [*source, *(p for p in self.transformer.model.layers.parameters() if p.ndim == 2)]
@@ -417,7 +423,7 @@ class TokenModel(nn.Module):
         parts = [self.embed_text(text_BL)]
         for t in range(frames):
             action = actions_BCA[:, t - 1] if t else None
-            source = self.frame_source(codes_BCN[:, t - 1], action) if t else None
+            source = None if action is None else self.frame_source(codes_BCN[:, t - 1], action)
             parts.append(self.embed_clean(action, codes_BCN[:, t], source))
         return torch.cat(parts, 1), *self.layout(frames, None)
 
@@ -479,7 +485,7 @@ class TokenModel(nn.Module):
             text_BL.repeat_interleave(frames - 1, 0),
             codes_BFN[:, 1:].reshape(-1, 1, slots),
             actions_BFA.flatten(0, 1)[:, None],
-            [torch.stack(sources, 1).flatten(0, 1)],
+            [torch.stack([source for source in sources if source is not None], 1).flatten(0, 1)],
             None if noisy_BFN is None else noisy_BFN.reshape(-1, 1, slots),
             None if hidden_BFN is None else hidden_BFN.reshape(-1, 1, slots),
             None,

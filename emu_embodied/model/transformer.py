@@ -11,7 +11,7 @@ from torch import nn
 from emu_embodied.errors import ConfigError
 from emu_embodied.validation import choice, number, whole_fields
 
-from .attention import BlockMask, KVCache, attend, rotary_tables, rotate
+from .attention import AttentionCache, BlockMask, KVCache, attend, rotary_tables, rotate
 
 SIZES = {  # each size's least and most; the released model's are far from both
     "vocab_size": (1, 1 << 24),
@@ -97,7 +97,7 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
 
-    def forward(self, x, cos, sin, mask, cache: KVCache | None, layer: int, keep: bool) -> torch.Tensor:
+    def forward(self, x, cos, sin, mask, cache: AttentionCache | None, layer: int, keep: bool) -> torch.Tensor:
         batch, length, _ = x.shape
         q = self.q_norm(self.q_proj(x).view(batch, length, -1, self.config.head_dim)).transpose(1, 2)
         k, v = self.keys_values(x, cos, sin)
@@ -165,6 +165,7 @@ class Transformer(nn.Module):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.apply(self._initialise)
         for layer in self.model.layers:  # residual branches start small, as in GPT-2
+            assert isinstance(layer, Layer)
             for out in (layer.self_attn.o_proj, layer.mlp.down_proj):
                 nn.init.normal_(out.weight, std=0.02 / (2 * config.num_hidden_layers) ** 0.5)
 
@@ -186,7 +187,7 @@ class Transformer(nn.Module):
         x: torch.Tensor,
         positions: torch.Tensor,
         mask: torch.Tensor | BlockMask | None,
-        cache: KVCache | None = None,
+        cache: AttentionCache | None = None,
         keep: bool = False,
     ) -> torch.Tensor:
         """Final hidden states (B, L, D) of embedded tokens.
@@ -206,11 +207,12 @@ class Transformer(nn.Module):
             cache.advance(positions.shape[-1])
         return self.model.norm(x)
 
-    def write_kv(self, x: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None, cache: KVCache) -> None:
+    def write_kv(self, x: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None, cache: AttentionCache) -> None:
         """Writes the keys and values of embedded tokens to the cache, as `hidden` would, and computes nothing beyond them."""
         cos, sin = self._tables(positions)
         x = x.to(self.model.norm.weight.dtype)
         *most, last = self.model.layers
+        assert isinstance(last, Layer)
         for index, layer in enumerate(most):
             x = layer(x, cos, sin, mask, cache, index, True)
         k, v = last.self_attn.keys_values(last.input_layernorm(x), cos, sin)

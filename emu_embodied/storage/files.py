@@ -234,8 +234,8 @@ def read_file(path: str | os.PathLike, limit: int) -> bytes:
     return _read(Path(path), limit)
 
 
-def read_json(path: str | os.PathLike, folder: Path | None = None) -> object:
-    """Reads one JSON file.
+def read_json(path: str | os.PathLike, folder: Path | None = None) -> Any:
+    """Reads one JSON file, whatever it holds.
 
     Args:
         path: the file.
@@ -436,7 +436,8 @@ def _encode_json(field: str, value: object) -> bytes:
 def _read_manifest(folder: Path) -> dict[str, dict]:
     path = folder / MANIFEST
     manifest = parse_object(str(path), _read(path, MAX_JSON_BYTES, folder))
-    kind, files = (manifest.get("format"), manifest.get("version")), manifest.get("files")
+    kind = manifest.get("format"), manifest.get("version")
+    files: Any = manifest.get("files")
     if kind != (FORMAT, VERSION):
         raise CheckpointError(str(path), kind, f"this release reads format {FORMAT!r}, version {VERSION}")
     try:

@@ -56,7 +56,7 @@ def convert(hint: Any, value: object, field: str, error: Kind = CheckpointError)
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return _one_of(inner, value, field, error)
-    if is_dataclass(hint):
+    if isinstance(hint, type) and is_dataclass(hint):
         return build(hint, value, field, error)
     if hint is float:
         return number(field, value, error=error)
@@ -68,7 +68,7 @@ def convert(hint: Any, value: object, field: str, error: Kind = CheckpointError)
     if origin is not None and issubclass(origin, Mapping) and isinstance(value, dict) and len(value) <= MAX_ITEMS:
         rest = {name: item for name, item in value.items() if convert(str, name, field, error) == name}
         return {name: convert(inner[1], item, f"{field}.{name}", error) for name, item in rest.items()}
-    if hint in (int, bool, str, types.NoneType) and type(value) is hint and (hint is not str or _printable(value)):
+    if hint in (int, bool, str, types.NoneType) and type(value) is hint and (not isinstance(value, str) or _printable(value)):
         return value
     raise error(field, value, f"must be {_told(hint)}")
 

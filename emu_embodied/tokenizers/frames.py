@@ -90,8 +90,8 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.first = nn.Conv2d(width, width, 3, padding=1)
         self.second = nn.Conv2d(width, width, 3, padding=1)
-        nn.init.zeros_(self.second.weight)
-        nn.init.zeros_(self.second.bias)
+        for parameter in self.second.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + self.second(F.gelu(self.first(F.gelu(x))))
@@ -99,6 +99,9 @@ class ResidualBlock(nn.Module):
 
 class FrameTokenizer(nn.Module):
     """FSQ autoencoder: (B, H, W, 3) uint8 frames <-> (B, N) codes, N = (H / patch)^2, row by row."""
+
+    levels: torch.Tensor
+    basis: torch.Tensor
 
     def __init__(self, config: FrameTokenizerConfig) -> None:
         super().__init__()
@@ -130,10 +133,10 @@ class FrameTokenizer(nn.Module):
         self.register_buffer("levels", levels, persistent=False)
         self.register_buffer("basis", torch.cumprod(torch.cat([levels.new_ones(1), levels[:-1]]), 0), persistent=False)
 
-    def hidden_matrices(self) -> list[nn.Parameter]:
+    def hidden_matrices(self) -> list[torch.Tensor]:
         """The kernels between hidden states: what the Muon optimiser is for."""
-        inside = [*self.encoder[1:-2], *self.blocks, *self.decoder_out[:-2]]
-        return [p for module in inside for p in module.parameters() if p.ndim == 4]
+        inside = (self.encoder[1:-2], self.blocks, self.decoder_out[:-2])
+        return [p for modules in inside for p in modules.parameters() if p.ndim == 4]
 
     # training path
 

@@ -160,7 +160,8 @@ def fitting_size(height: int, width: int, area: int, factor: int) -> tuple[int, 
     ratio = width / height
     tall = int(math.sqrt(area / ratio))
     wide = int(tall * ratio)
-    return tuple(max(1, (side + factor // 2) // factor) * factor for side in (tall, wide))
+    height, width = (max(1, (side + factor // 2) // factor) * factor for side in (tall, wide))
+    return height, width
 
 
 def resize(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -253,7 +254,8 @@ class Level(nn.Module):
         super().__init__()
         self.block = nn.ModuleList(ResidualBlock(width if index else start, width) for index in range(blocks))
         self.attn = nn.ModuleList(Attention(width) for _ in range(blocks if attends else 0))
-        self.downsample = self.upsample = None
+        self.downsample: nn.Module | None = None
+        self.upsample: nn.Module | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for index, block in enumerate(self.block):

@@ -99,8 +99,8 @@ class IBQFrames(nn.Module):
         side = self.config.image_size
         if frames.dtype != torch.uint8 or frames.ndim != 4 or tuple(frames.shape[1:]) != (side, side, 3):
             raise InputError("frames", f"{tuple(frames.shape)} {frames.dtype}", f"give uint8 (B, {side}, {side}, 3)")
-        size = (self.config.encoded_size,) * 2
-        return torch.cat([self.ibq.encode(to_float(resize(part, size))).flatten(1) for part in frames.split(FRAMES)])
+        side = self.config.encoded_size
+        return torch.cat([self.ibq.encode(to_float(resize(part, (side, side)))).flatten(1) for part in frames.split(FRAMES)])
 
     @torch.inference_mode()
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
@@ -109,7 +109,7 @@ class IBQFrames(nn.Module):
         Raises:
             InputError: another shape or dtype, or codes that the codebook does not have.
         """
-        grid, size = self.config.grid, (self.config.image_size,) * 2
+        grid, size = self.config.grid, (self.config.image_size, self.config.image_size)
         if codes.ndim != 2 or codes.shape[1] != grid**2:
             raise InputError("codes", tuple(codes.shape), f"give (B, {grid**2})")
         parts = codes.view(-1, grid, grid).split(FRAMES)

@@ -93,10 +93,10 @@ def _read_bpe(text: object) -> tuple[dict[str, int], list[tuple[str, str]]]:
         raise InputError(more[0], document[more[0]], "expected nothing there")
     if not isinstance(model, dict) or model.get("type") != "BPE":
         raise InputError("model", model, "expected a BPE")
-    vocabulary, merges = model.get("vocab"), model.get("merges")
     if more := [key for key, value in model.items() if value and key not in ("type", "vocab", "merges")]:
         raise InputError(f"model.{more[0]}", model[more[0]], "expected nothing there")
-    return _check_vocabulary(vocabulary), _check_merges(merges, vocabulary)
+    vocabulary = _check_vocabulary(model.get("vocab"))
+    return vocabulary, _check_merges(model.get("merges"), vocabulary)
 
 
 def _check_vocabulary(found: object) -> dict[str, int]:
@@ -118,7 +118,7 @@ def _check_merges(found: object, vocabulary: dict[str, int]) -> list[tuple[str, 
             raise InputError("model.merges", pair, "expected pairs of tokens")
         if not {*pair, "".join(pair)} <= vocabulary.keys():
             raise InputError("model.merges", pair, "both tokens, and both as one, must be in the vocabulary")
-    return [tuple(pair) for pair in pairs]
+    return [(first, second) for first, second in pairs]
 
 
 def pad_batch(

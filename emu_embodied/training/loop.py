@@ -21,11 +21,11 @@ from emu_embodied.storage.files import Folder, save_folder
 from emu_embodied.storage.schema import build
 from emu_embodied.validation import number, whole_number
 
-from .muon import Muon
+from .muon import Layered, Muon
 from .signals import PatientSignals
 
-LossFunction = Callable[[nn.Module, int], tuple[torch.Tensor, dict[str, float]]]
-Evaluator = Callable[[nn.Module], dict[str, float]]
+type LossFunction[M] = Callable[[M, int], tuple[torch.Tensor, dict[str, float]]]
+type Evaluator[M] = Callable[[M], dict[str, float]]
 OPTIMISERS = ("adamw", "muon")
 MOMENTS = {
     torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"),
@@ -73,16 +73,16 @@ class LoopConfig:
             number(name, getattr(self, name), 0, most)
 
 
-def train_stage(
+def train_stage[M: nn.Module](
     name: str,
-    module: nn.Module,
-    loss_function: LossFunction,
+    module: M,
+    loss_function: LossFunction[M],
     config: LoopConfig,
     folder: Path,
     *,
-    evaluate: Evaluator | None = None,
+    evaluate: Evaluator[M] | None = None,
     report: Callable[[str], None] = print,
-) -> nn.Module:
+) -> M:
     """Trains one stage to its end, from wherever it stopped, and returns the averaged module in eval mode.
 
     The state is saved before the model is evaluated, and an evaluation that fails is reported and costs nothing else. Ctrl-C
@@ -196,13 +196,17 @@ def _learning_rate(config: LoopConfig, step: int) -> float:
 
 def _optimisers(module: nn.Module, config: LoopConfig) -> list[torch.optim.Optimizer]:
     parameters = [p for p in module.parameters() if p.requires_grad]
-    inner = {id(p) for p in module.hidden_matrices()} if config.optimiser == "muon" else set()
+    inner: set[int] = set()
+    if config.optimiser == "muon":
+        assert isinstance(module, Layered)
+        inner = {id(p) for p in module.hidden_matrices()}
     rest = [p for p in parameters if id(p) not in inner]
     groups = [
         {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
     ]
-    optimisers = [torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)]
+    adam = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
+    optimisers: list[torch.optim.Optimizer] = [adam]
     if inner:
         matrices = [p for p in parameters if id(p) in inner]
         optimisers.append(Muon(matrices, lr=config.learning_rate, weight_decay=config.weight_decay))
@@ -212,7 +216,7 @@ def _optimisers(module: nn.Module, config: LoopConfig) -> list[torch.optim.Optim
 @torch.no_grad()
 def _update_average(average: nn.Module, module: nn.Module, decay: float) -> None:
     """One step of the moving average. `AveragedModel` would copy what is frozen too, which may be a whole released model."""
-    kept, current = ([p for p in m.parameters() if p.requires_grad] for m in (average, module))
+    kept, current = (list[torch.Tensor](p for p in m.parameters() if p.requires_grad) for m in (average, module))
     get_ema_multi_avg_fn(decay)(kept, current, None)
     for kept, current in zip(average.buffers(), module.buffers(), strict=True):
         kept.copy_(current)

@@ -7,6 +7,9 @@ costs more than the whole training step around it; here the iteration runs in th
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
 import torch
 
 
@@ -23,6 +26,15 @@ def orthogonalise(matrix: torch.Tensor, steps: int = 5) -> torch.Tensor:
     return (x.T if tall else x).to(matrix.dtype)
 
 
+@runtime_checkable
+class Layered(Protocol):
+    """A module that says which of its parameters are for Muon."""
+
+    def hidden_matrices(self) -> list[torch.Tensor]:
+        """The matrices and kernels between hidden states."""
+        ...
+
+
 class Muon(torch.optim.Optimizer):
     """For matrices, and kernels taken as matrices (out, rest), that lie between hidden states.
 
@@ -37,8 +49,8 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure=None) -> None:
-        """One update of every parameter that has a gradient."""
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update of every parameter that has a gradient; no loss is computed anew."""
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is None:

@@ -200,12 +200,13 @@ class TrajectoryObjective:
         return self.noise.corrupt(targets, level[..., None].to(targets.device), generator)
 
     def _loss(self, module: TokenModel, batch: WindowBatch, text_BL, states: FrameStates, hidden, real: list[bool]):
-        c, loss, figures, heads = self.config, 0.0, {}, {}
+        c, figures, heads = self.config, {}, {}
+        losses: list[torch.Tensor] = []
         if states.noisy_BFND is not None:
             weight = self._weight(batch, batch.targets_BFN) * self.noise.counts(hidden)
             noisy = self.token_loss(module, states.noisy_BFND, batch.targets_BFN, weight)
-            loss, figures["noisy"] = noisy, noisy.item()
-            heads["noisy"] = states.noisy_BFND
+            losses.append(noisy)
+            figures["noisy"], heads["noisy"] = noisy.item(), states.noisy_BFND
         if states.clean_BFTD is not None:
             targets = batch.codes_BFN[:, 1:]
             # Only a real frame's tokens have a true next token; what they follow may be the model's own.
@@ -214,12 +215,13 @@ class TrajectoryObjective:
                 heads["clean"] = module.frame_slots(states.clean_BFTD)
             predicted = module.frame_predictions(states.clean_BFTD)
             causal = self.token_loss(module, predicted, targets, weight)
-            loss = loss + c.causal * causal + c.language * self._language_loss(module, batch, text_BL, states)
+            losses += [c.causal * causal, c.language * self._language_loss(module, batch, text_BL, states)]
             figures["causal"] = causal.item()
         for name, slots in heads.items():
             state, figures[f"position_{name}"] = self.state_loss(module, batch, slots)
-            loss = loss + state
-        return loss, figures
+            losses.append(state)
+        first, *others = losses
+        return sum(others, first), figures
 
     def _weight(self, batch: WindowBatch, targets: torch.Tensor) -> torch.Tensor:
         """More for tokens that differ from the frame before: (B, F - 1, N)."""
@@ -257,6 +259,7 @@ class TrajectoryObjective:
         text = F.cross_entropy(text_logits, text_BL[:, 1:], ignore_index=v.pad, reduction="sum")
         text = text / (text_BL[:, 1:] != v.pad).sum().clamp(min=1)
         actions = bin_actions(batch.actions_BFA, v.action_bins)
+        assert states.clean_BFTD is not None  # the causal half was asked for
         logits = F.linear(states.clean_BFTD[:, :, : module.config.action_dim], head.weight[v.action]).float()
         return text + F.cross_entropy(logits.flatten(0, 2), actions.flatten())
 

@@ -405,7 +405,7 @@ def trajectory_objective(
 
 
 def _finish(
-    model: TokenModel, tokenizer, text, world: World, cache: FrameCache, recipe: Recipe, folder: Path, **facts: str
+    model: TokenModel, tokenizer, text, world: World, cache: FrameCache, recipe: Recipe, folder: Path, **facts: Any
 ) -> None:
     """Writes the checkpoint."""
     facts = {"episodes": cache.episodes, "frames": len(cache), "recipe": asdict(recipe), **facts}
@@ -416,9 +416,10 @@ def _finish(
 def model_config(recipe: Recipe, world: World, text: TextTokenizer, cache: FrameCache) -> TokenModelConfig:
     """The trajectory model's sizes, from the recipe and the data."""
     vocabulary = Vocabulary(text.size, recipe.tokenizer.codebook_size, recipe.action_bins)
+    sizes: dict[str, Any] = {"vocab_size": vocabulary.size, **recipe.transformer}
     return TokenModelConfig(
         vocabulary=vocabulary,
-        transformer=TransformerConfig(vocab_size=vocabulary.size, **recipe.transformer),
+        transformer=TransformerConfig(**sizes),
         grid=recipe.tokenizer.grid,
         action_dim=cache.actions.shape[1],
         text_length=recipe.text_length,
@@ -427,7 +428,7 @@ def model_config(recipe: Recipe, world: World, text: TextTokenizer, cache: Frame
         next_token_shift=recipe.next_token_shift,
         noise=recipe.noise,
         objects=tuple(world.objects),
-        position_scale=tuple(world.position_scale),
+        position_scale=world.position_scale,
     )
 
 

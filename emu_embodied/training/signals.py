@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -23,21 +23,20 @@ class PatientSignals:
     """
 
     def __init__(self) -> None:
-        self.within, self._kept, self._owner = False, None, os.getpid()
-        self._before: dict[int, object] = {}
+        self.within, self._owner = False, os.getpid()
+        self._kept: int | None = None
+        self._before: dict[int, Callable[[int, FrameType | None], object]] = {}
 
     def __enter__(self) -> PatientSignals:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.getsignal(number) for number in SIGNALS}
-            for number, handler in self._before.items():
-                if callable(handler):
-                    signal.signal(number, self._handle)
+            self._before = {number: old for number in SIGNALS if callable(old := signal.getsignal(number))}
+            for number in self._before:
+                signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *raised: object) -> None:
         for number, handler in self._before.items():
-            if callable(handler):
-                signal.signal(number, handler)
+            signal.signal(number, handler)
 
     @contextmanager
     def held(self) -> Iterator[None]:

@@ -12,6 +12,7 @@ import gymnasium
 import numpy as np
 
 from emu_embodied.envs.checks import (
+    as_box,
     check_action,
     check_keywords,
     check_names,
@@ -100,16 +101,17 @@ class AdaptedEnv(gymnasium.Env):
         self.robots = tuple(name for name in reading.points if name in ROBOTS)
         parts = tuple(f"{name}.{part}" for name in reading.points for part in ("x", "y", "z", "yaw"))
         self.state_names = (*parts, *(f"agent.{name}" for name in reading.agent_names), *reading.detail_names)
-        box = self.inner.action_space
+        box = as_box(self.inner.action_space)
         self._low = np.array(box.low if reading.action_low is None else reading.action_low, np.float64)
         self._high = np.array(box.high if reading.action_high is None else reading.action_high, np.float64)
-        size, low, high = self.config.image_size, *(np.float32(b) for b in (reading.agent_low, reading.agent_high))
+        size, low, high = self.config.image_size, *(np.array(b, np.float32) for b in (reading.agent_low, reading.agent_high))
         self.observation_space = gymnasium.spaces.Dict(
             {
                 PIXELS: gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8),
                 AGENT_POS: gymnasium.spaces.Box(low, high, dtype=np.float32),
             }
         )
+        self._agent_bounds = low, high
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, box.shape, np.float32)
         self._renderers = Renderers()
         self._seed: int | None = None
@@ -229,10 +231,10 @@ class AdaptedEnv(gymnasium.Env):
         return self.reading.agent(self.inner, *simulator(self.inner))
 
     def _observe(self) -> dict[str, np.ndarray]:
-        box, agent = self.observation_space[AGENT_POS], self._check(AGENT_POS, self._agent())
+        agent = self._check(AGENT_POS, self._agent())
         return {
             PIXELS: self.frame(self.config.image_size),
-            AGENT_POS: np.clip(agent, box.low, box.high, dtype=np.float32),
+            AGENT_POS: np.clip(agent, *self._agent_bounds, dtype=np.float32),
         }
 
     def _info(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -136,7 +137,7 @@ def _fetch(name: str) -> Callable[[str], gymnasium.Env]:
         except ImportError as error:
             raise needed("robotics", error) from error
         gymnasium.register_envs(gymnasium_robotics)
-        env = gymnasium.make(name, disable_env_checker=True).unwrapped
+        env: Any = gymnasium.make(name, disable_env_checker=True).unwrapped
         handle = env.model.body("robot0:mocap").id
         env.model.geom_rgba[env.model.geom_bodyid == handle, 3] = 0  # green lines through the gripper: a tool, not the world
         return env
@@ -155,7 +156,8 @@ def _fetch_mark(env, model, data) -> None:
     site.pos[:] = env.goal - data.xpos[model.site_bodyid[site.id]]
 
 
-_FETCH = dict(
+_FETCH = partial(
+    Reading,
     extra="robotics",
     fps=25,
     success=lambda env, points, last: bool(last[-1]["is_success"]),
@@ -166,19 +168,17 @@ _FETCH = dict(
     action_names=("x", "y", "z", "opening"),
     show=_fetch_mark,
 )
-FETCH_REACH = Reading(
+FETCH_REACH = _FETCH(
     make=_fetch("FetchReach-v4"),
     sentence="Move the gripper to the red mark.",
     camera={"lookat": (1.3, 0.75, 0.55), "distance": 1.05, "azimuth": 132, "elevation": -24},
     points={"gripper": ("site", "robot0:grip"), "target": lambda env: env.goal},
-    **_FETCH,
 )
-FETCH_PUSH = Reading(
+FETCH_PUSH = _FETCH(
     make=_fetch("FetchPush-v4"),
     sentence="Push the block to the red mark.",
     camera={"lookat": (1.3, 0.75, 0.45), "distance": 0.9, "azimuth": 170, "elevation": -48},
     points={"gripper": ("site", "robot0:grip"), "block": ("site", "object0"), "target": lambda env: env.goal},
-    **_FETCH,
 )
 
 # gym_aloha
@@ -249,7 +249,8 @@ def _metaworld(task: str) -> gymnasium.Env:
         raise InputError("task", task, f"choose among {known}")
     from metaworld.env_dict import ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE
 
-    env = ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE[f"{task}-goal-observable"](seed=0)
+    make: Any = ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE[f"{task}-goal-observable"]
+    env = make(seed=0)
     env.model.camera(METAWORLD.camera).pos[:] = (0.75, 0.075, 0.7)  # nearer, as LeRobot has it
     env._freeze_rand_vec, env.seeded_rand_vec = False, True  # or every episode would be the first
     env.max_path_length = sys.maxsize  # it would refuse control step 501

@@ -14,7 +14,7 @@ from gymnasium.utils import RecordConstructorArgs
 from emu_embodied.envs.checks import check_names
 from emu_embodied.errors import InputError
 from emu_embodied.labels import knows
-from emu_embodied.protocols import WorldModel
+from emu_embodied.protocols import Seedable, Trained, WorldModel
 from emu_embodied.types import AGENT_POS, BELIEFS, INSTRUCTION, PIXELS, TASK, History, Observation, Rollout
 
 
@@ -24,7 +24,7 @@ def belief_space(world_model: WorldModel) -> gymnasium.spaces.Box:
     Raises:
         InputError: the model knows no objects, or no labels told it where they are.
     """
-    if not world_model.objects or not knows(world_model, "positions"):
+    if not world_model.objects or not isinstance(world_model, Trained) or not knows(world_model, "positions"):
         raise InputError(
             BELIEFS, "of a model without objects", "observe something else: there is nothing to believe in"
         )
@@ -40,6 +40,7 @@ def believed(world_model: WorldModel, rollout: Rollout) -> np.ndarray:
     """Beliefs (B, O, 3) float32 of the frames that one step (S = T = 1) has led to."""
     places, presence = (x[:, 0, 0].float().cpu().numpy() for x in (rollout.positions_BSTOD, rollout.presence_BSTO))
     there = presence[..., None] > 0.5
+    assert isinstance(world_model, Trained)  # see `belief_space`
     scaled = np.clip(places / np.abs(np.asarray(world_model.world.position_scale, np.float32)), -1, 1)
     return np.concatenate([np.where(there, scaled, 0), presence[..., None]], -1).astype(np.float32)
 
@@ -85,8 +86,11 @@ class Beliefs(gymnasium.Wrapper, RecordConstructorArgs):
         RecordConstructorArgs.__init__(self, _disable_deepcopy=True, world_model=world_model, observe=observe)
         gymnasium.Wrapper.__init__(self, env)
         self.world_model, self._rng = world_model, np.random.default_rng()
+        seen = env.observation_space
+        if not isinstance(seen, gymnasium.spaces.Dict):
+            raise InputError("env.observation_space", seen, f"give an env with {PIXELS!r} and {AGENT_POS!r}")
         spaces = {
-            **env.observation_space,
+            **seen.spaces,
             BELIEFS: belief_space(world_model),
             INSTRUCTION: instruction_space(world_model),
         }
@@ -108,7 +112,7 @@ class Beliefs(gymnasium.Wrapper, RecordConstructorArgs):
         seen = Observation(observation[PIXELS], observation[AGENT_POS], info.get(TASK, ""))
         history = self.world_model.encode([seen])
         words = instruction_words(self.world_model, history.text_BL)
-        noise = [[int(self._rng.integers(2**31))]] if hasattr(self.world_model, "seed") else []
+        noise = [[int(self._rng.integers(2**31))]] if isinstance(self.world_model, Seedable) else []
         beliefs = believe(self.world_model, history, *noise)[0]
         whole = {**observation, BELIEFS: beliefs, INSTRUCTION: words[0]}
         return {name: whole[name] for name in self.observe}

@@ -6,17 +6,17 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import gymnasium
 import numpy as np
 import torch
 
-from emu_embodied.envs.checks import check_index, check_names, check_observation
+from emu_embodied.envs.checks import as_box, check_index, check_names, check_observation
 from emu_embodied.envs.registration import make_registered
 from emu_embodied.errors import InputError
 from emu_embodied.labels import knows
-from emu_embodied.protocols import WorldModel
+from emu_embodied.protocols import Seedable, Trained, WorldModel
 from emu_embodied.types import (
     AGENT_POS,
     BELIEFS,
@@ -40,6 +40,20 @@ OBSERVATIONS = (*DEFAULT, BELIEFS, INSTRUCTION)
 DATASET_OPTIONS = ("dataset", "episode", "frame")
 
 
+@runtime_checkable
+class Recordings(Protocol):
+    """What dreams start from, of a `FrameCache`."""
+
+    @property
+    def pixels(self) -> np.ndarray: ...
+    @property
+    def agent_pos(self) -> np.ndarray: ...
+    @property
+    def instructions(self) -> Sequence[str]: ...
+    @property
+    def episode_starts(self) -> np.ndarray: ...
+
+
 class Starts:
     """Finds the observation that a dream starts from: given, in a dataset, or by the real env's own reset.
 
@@ -52,6 +66,7 @@ class Starts:
 
     Attributes:
         observation_space, action_space: the real env's; without one, what the model knows of them.
+        agent_space: of its `agent_pos`.
         scale: of the robot; that of the dataset's where the model was trained on several.
         render_fps: frames per second; 4 as long as no real env says otherwise.
 
@@ -63,8 +78,8 @@ class Starts:
         if isinstance(world_model, str | os.PathLike):
             remedy = "give a loaded model, emu_embodied.load(...), or the folder or name as checkpoint="
             raise InputError("world_model", str(world_model), remedy)
-        world = getattr(world_model, "world", None)
-        given = getattr(world, "env_id", None) if real_env is None else real_env
+        own_id = world_model.world.env_id if isinstance(world_model, Trained) else None
+        given = own_id if real_env is None else real_env
         if not isinstance(given, gymnasium.Env | str):
             raise InputError("real_env", given, "give the real env, or its Gymnasium id")
         self._id = given if isinstance(given, str) else ""
@@ -78,8 +93,8 @@ class Starts:
         if spaces is None:
             env = self.real_env
             spaces = self._as_seen(env.observation_space), env.action_space
-        self.observation_space, self.action_space = spaces
-        check_spaces(world_model, self.observation_space, self.action_space, self.scale)
+        self.observation_space, self.action_space = check_spaces(world_model, *spaces, self.scale)
+        self.agent_space = as_box(self.observation_space[AGENT_POS])
         self.render_fps = self._real.metadata.get("render_fps", 4) if self._real else 4
 
     @property
@@ -259,6 +274,7 @@ class Dreams:
         else:
             order = np.arange(self.count)
             order[list(rows)] = self.count + np.arange(len(rows))
+            assert self.history is not None  # all of them began first
             self.history = _join(self.history, new).select(order.tolist())
             self._seen = {name: np.concatenate([self._seen[name], seen[name]])[order] for name in seen}
         for row, start, seed in zip(rows, starts, seeds, strict=True):
@@ -268,11 +284,13 @@ class Dreams:
     def stand_still(self) -> Rollout:
         """What one step of standing still would lead to, right after all began; they stay where they are."""
         still = np.zeros((self.count, self.model.action_dim), np.float32)
+        assert self.history is not None
         return self.model.step(self.history, still, *_noise(self.model, self._seeds, self.ages))[1]
 
     def step(self, actions: np.ndarray) -> DreamtStep:
         """Dreams one step of all from checked actions (B, A), in the robot's units."""
         actions = self._scale.from_robot(actions).astype(np.float32)
+        assert self.history is not None
         noise = _noise(self.model, self._seeds, self.ages + 1)
         self.history, rollout = self.model.step(self.history, actions, *noise)
         self.ages += 1
@@ -315,6 +333,7 @@ class Dreams:
 
     def picture(self, row: int) -> np.ndarray:
         """A dream's present frame, (256, 256, 3) uint8, for people to look at: enlarged without smoothing."""
+        assert self.history is not None
         frame = self._seen[PIXELS][row] if PIXELS in self._seen else self.model.decode(self.history.codes_BCN[row, -1])
         nearest = np.arange(RENDER_PX) * len(frame) // RENDER_PX
         return frame[nearest][:, nearest]
@@ -329,9 +348,9 @@ class Dreams:
         return seen
 
 
-def _noise(model: WorldModel, seeds: Sequence[int], ages: Sequence[int]) -> tuple[list[int], ...]:
+def _noise(model: WorldModel, seeds: Sequence[int], ages: Sequence[int] | np.ndarray) -> tuple[list[int], ...]:
     """The argument by which a model that draws is told each dream's noise at its age."""
-    if not hasattr(model, "seed"):
+    if not isinstance(model, Seedable):
         return ()
     states = [np.random.SeedSequence(pair).generate_state(1, np.uint64) for pair in zip(seeds, ages, strict=True)]
     return ([int(state[0] >> np.uint64(1)) for state in states],)
@@ -368,7 +387,7 @@ def model_spaces(
     world_model: WorldModel, scale: ActionScale
 ) -> tuple[gymnasium.spaces.Dict, gymnasium.spaces.Box] | None:
     """The real env's spaces as far as the model knows them: positions reach to the frame's edges. None: it does not."""
-    places = getattr(getattr(world_model, "world", None), "position_scale", None)
+    places = world_model.world.position_scale if isinstance(world_model, Trained) else None
     if places is None or world_model.agent_dim not in (0, len(places)):
         return None
     size, edge = world_model.image_size, np.abs(np.asarray(places, np.float32))[: world_model.agent_dim]
@@ -386,25 +405,26 @@ def check_spaces(
     observation_space: gymnasium.Space,
     action_space: gymnasium.Space,
     scale: ActionScale | None = None,
-) -> None:
-    """Raises an InputError unless the spaces are those of a model of this size, and of its robot's units."""
+) -> tuple[gymnasium.spaces.Dict, gymnasium.spaces.Box]:
+    """Returns the spaces, or raises an InputError: they are not those of a model of this size, and of its robot's units."""
     size = world_model.image_size
     wanted = {PIXELS: (size, size, 3), AGENT_POS: (world_model.agent_dim,)}
-    known = isinstance(observation_space, gymnasium.spaces.Dict)
-    found = {name: space.shape for name, space in observation_space.items()} if known else observation_space
-    if found != wanted:
+    found = observation_space
+    if isinstance(observation_space, gymnasium.spaces.Dict):
+        found = {name: space.shape for name, space in observation_space.items()}
+    if not isinstance(observation_space, gymnasium.spaces.Dict) or found != wanted:
         raise InputError("real_env.observation_space", found, f"this model needs {wanted}: make the env so")
     (scale or ActionScale.of(world_model)).check(action_space, "real_env.action_space")
+    return observation_space, as_box(action_space)
 
 
-def check_dataset(dataset: Any) -> Any:
+def check_dataset(dataset: Any) -> Recordings:
     """Returns a `FrameCache`, or what looks like one.
 
     Raises:
         InputError: it does not; a path, for one.
     """
-    needed = ("pixels", "agent_pos", "instructions", "episode_starts")
-    if not all(hasattr(dataset, name) for name in needed):
+    if not isinstance(dataset, Recordings):
         found = dataset if isinstance(dataset, str) else type(dataset).__name__
         remedy = "give a FrameCache: emu_embodied.data.frame_cache.frames_for(path) reads a dataset's"
         raise InputError("dataset", found, remedy)

@@ -87,7 +87,7 @@ class ImaginedEnv(gymnasium.Env):
         self.action_space = self._starts.action_space
         self.metadata = {**self.metadata, "render_fps": self._starts.render_fps}
         self._window = make_window(render_mode, self._starts.render_fps)
-        self._dreams = Dreams(world_model, self._starts.observation_space["agent_pos"], 1, observe, self._starts.scale)
+        self._dreams = Dreams(world_model, self._starts.agent_space, 1, observe, self._starts.scale)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         """Starts a new dream; returns the first observation and info."""

@@ -37,7 +37,7 @@ class StableBaselinesVecEnv(VecEnv):
         mode = env.metadata.get("autoreset_mode")
         if mode is not AutoresetMode.SAME_STEP:
             raise InputError("autoreset_mode", mode, 'make the env with autoreset_mode="SameStep"')
-        self.env = DictInfoToList(env)
+        self.env: Any = DictInfoToList(env)  # whose types know neither lists of seeds nor `call`
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
 
     def reset(self) -> dict[str, np.ndarray]:

@@ -14,7 +14,7 @@ from gymnasium.vector.utils import batch_space
 from emu_embodied.envs.checks import check_action, check_options
 from emu_embodied.errors import InputError
 from emu_embodied.protocols import WorldModel
-from emu_embodied.types import AGENT_POS, PIXELS
+from emu_embodied.types import PIXELS
 from emu_embodied.validation import check_seed, whole_number
 
 from .core import DEFAULT, SEEDS, Dreams, Starts, observed_space
@@ -79,8 +79,7 @@ class ImaginedVectorEnv(VectorEnv):
         fps = self._starts.render_fps
         self._window = make_window(render_mode, fps)
         self.metadata = {**self.metadata, "render_fps": fps, "autoreset_mode": self.autoreset_mode}
-        agent_space, scale = self._starts.observation_space[AGENT_POS], self._starts.scale
-        self._dreams = Dreams(world_model, agent_space, num_envs, observe, scale)
+        self._dreams = Dreams(world_model, self._starts.agent_space, num_envs, observe, self._starts.scale)
         self._rngs = [seeding.np_random()[0] for _ in range(num_envs)]
         self._ended = np.zeros(num_envs, np.bool_)
 
@@ -194,7 +193,7 @@ class ImaginedVectorEnv(VectorEnv):
         attribute = getattr(self, name)
         if not callable(attribute):
             return self.get_attr(name)
-        result = attribute(*args, **kwargs)
+        result: Any = attribute(*args, **kwargs)
         return result if name == "render" and result is not None else (result,) * self.num_envs
 
     def _pictures(self) -> tuple[np.ndarray, ...]:
@@ -263,7 +262,7 @@ class ImaginedVectorEnv(VectorEnv):
         """What the options say of one dream."""
         own = dict(options)
         batch = options.get("observation")
-        if isinstance(batch, Mapping) and np.ndim(batch.get(PIXELS)) == 4:
+        if isinstance(batch, Mapping) and np.ndim(batch.get(PIXELS, 0)) == 4:
             self._check_count("observation", batch[PIXELS])
             own["observation"] = {name: array[row] for name, array in batch.items() if len(array) == self.num_envs}
         for name in PER_DREAM:

@@ -189,7 +189,7 @@ class PushTEnv(gymnasium.Env):
     def frame(self, size: int) -> np.ndarray:
         """gym_pusht's drawing as (size, size, 3) uint8, averaged over areas."""
         screen = self._game._draw()
-        bgrx = np.frombuffer(screen.get_view("0"), np.uint8).reshape(512, 512, 4)
+        bgrx = np.asarray(screen.get_view("0"), np.uint8).reshape(512, 512, 4)
         return np.ascontiguousarray(cv2.resize(bgrx, (size, size), interpolation=cv2.INTER_AREA)[..., 2::-1])
 
     def get_state(self) -> np.ndarray:

@@ -5,7 +5,11 @@ PushT has no unit of length; its square of 512 px counts as 32 cm here, like the
 
 from __future__ import annotations
 
+from typing import Protocol, runtime_checkable
+
 import numpy as np
+
+from emu_embodied.protocols import SimulatedWorld
 
 TASK = "Push the T-shaped block onto the T-shaped target."
 SIDE_PX, PX_PER_CM = 512, 16.0
@@ -45,3 +49,12 @@ def outside(points: np.ndarray) -> np.ndarray:
         across, down = np.abs(x - (x0 + x1) / 2) - (x1 - x0) / 2, np.abs(y - (y0 + y1) / 2) - (y1 - y0) / 2
         gaps.append(np.hypot(np.maximum(across, 0), np.maximum(down, 0)) + np.minimum(np.maximum(across, down), 0))
     return np.minimum(*gaps)
+
+
+@runtime_checkable
+class MarkedWorld(SimulatedWorld, Protocol):
+    """PushT, as far as its mark goes."""
+
+    def aims(self) -> np.ndarray:
+        """Where the T's centroid and tip belong: (2, 2) float64 in cm."""
+        ...

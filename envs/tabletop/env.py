@@ -188,7 +188,7 @@ class TabletopPushEnv(gymnasium.Env):
 
     def judge(self) -> tuple[float, bool]:
         """Reward and success of the present state; see the class."""
-        distance = float(self.task_spec.distance(self.positions().astype(np.float64)))
+        distance = self._distance(self.positions())
         return float((distance <= 0.0) - 0.1 * distance), distance <= 0.0
 
     def positions(self) -> np.ndarray:
@@ -309,11 +309,15 @@ class TabletopPushEnv(gymnasium.Env):
         position = np.clip(self.data.qpos[:2] * 100, -TABLE_CM / 2, TABLE_CM / 2)
         return {PIXELS: self.frame(self.config.image_size), AGENT_POS: position.astype(np.float32)}
 
+    def _distance(self, positions: np.ndarray) -> float:
+        assert self.task_spec is not None  # since the reset
+        return float(self.task_spec.distance(positions.astype(np.float64)))
+
     def _info(self) -> dict[str, Any]:
         state = self.environment_state()
         rows = state.reshape(len(OBJECTS), 4)
         poses = {name: tuple(map(float, row[:3])) for name, row in zip(OBJECTS, rows, strict=True) if row[3]}
-        distance = float(self.task_spec.distance(rows[:, :2].astype(np.float64)))
+        distance = self._distance(rows[:, :2])
         return {
             IS_SUCCESS: distance <= 0.0,
             "distance": distance,
@@ -335,7 +339,7 @@ def _check_cubes(cubes: Any) -> dict[str, tuple[float, float, float]]:
     for (name, pose), (other, pose2) in itertools.combinations(poses.items(), 2):
         if np.linalg.norm(pose[:2] - pose2[:2]) < 4.0:
             raise InputError("cubes", f"{name} and {other} are inside each other", "keep centres 4.5 cm apart or more")
-    return {name: tuple(map(float, pose)) for name, pose in poses.items()}
+    return {name: (float(x), float(y), float(yaw)) for name, (x, y, yaw) in poses.items()}
 
 
 def _check_pose(field: str, pose: Any, length: int, bound: float) -> np.ndarray:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from emu_embodied.errors import InputError
+from emu_embodied.protocols import SimulatedWorld
 
 COLOURS = ("red", "green", "blue", "yellow")
 UNSEEN_COLOUR = "purple"
@@ -226,3 +228,23 @@ def parse_task(instruction: str) -> Task:
     if isinstance(instruction, str) and instruction in _sentences():
         return _sentences()[instruction]
     raise InputError("instruction", instruction, f'use a phrase like "{TEMPLATES["edge"][0]}" with cube in {COLOURS}')
+
+
+@runtime_checkable
+class TaskWorld(SimulatedWorld, Protocol):
+    """The table-top, as far as its task goes.
+
+    Attributes:
+        task_spec: the episode's task; None before the first reset.
+    """
+
+    task_spec: Task | None
+
+    def positions(self) -> np.ndarray:
+        """True positions (O, 2) in cm, in the order of `OBJECTS`."""
+        ...
+
+
+def task_of(world: object) -> Task | None:
+    """The task of the table-top's present episode; None of any other env."""
+    return world.task_spec if isinstance(world, TaskWorld) else None

@@ -37,7 +37,8 @@ class WeightedSum:
                 raise InputError("weight", weight, "give a finite number")
 
     def __call__(self, model: WorldModel, rollout: Rollout, actions: torch.Tensor) -> torch.Tensor:
-        return sum(weight * cost(model, rollout, actions) for weight, cost in self.terms)
+        first, *others = (weight * cost(model, rollout, actions) for weight, cost in self.terms)
+        return sum(others, first)
 
 
 @dataclass(frozen=True)

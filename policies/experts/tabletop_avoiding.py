@@ -77,6 +77,7 @@ class CarefulExpert:
             self.route.pop(0)
         if self.route and self.can_push(cube, self.route[0][None], others, self.clear)[0]:
             return
+        route: list[np.ndarray] = []
         for clear in (self.free.cubes, *self.free.close_calls):
             self.clear = clear
             if route := self._shortest(cube, targets, others):

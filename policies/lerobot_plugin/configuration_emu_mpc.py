@@ -84,7 +84,17 @@ class EmuMpcConfig(PreTrainedConfig):
         if self.image_features and self.camera not in self.image_features:
             raise InputError("camera", self.camera, f"choose one of {sorted(self.image_features)}")
 
-    observation_delta_indices = action_delta_indices = reward_delta_indices = None
+    @property
+    def observation_delta_indices(self) -> None:
+        """None: it sees the present alone."""
+
+    @property
+    def action_delta_indices(self) -> None:
+        """None: nothing is learnt from actions."""
+
+    @property
+    def reward_delta_indices(self) -> None:
+        """None: nor from rewards."""
 
     def get_optimizer_preset(self):
         """There is none.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
@@ -16,6 +16,9 @@ from lerobot.utils.constants import ACTION, OBS_ENV_STATE, OBS_IMAGE, OBS_STATE
 from emu_embodied.envs.tabletop.tasks import OBJECTS
 from emu_embodied.types import AGENT_POS, PIXELS
 
+if TYPE_CHECKING:
+    from emu_embodied.envs.tabletop.env import TabletopPushEnv
+
 PACKAGE, TASK_ID, STATE = "emu_embodied", "LeRobotTabletop-v0", "environment_state"
 
 
@@ -23,10 +26,11 @@ class ForLeRobot(gymnasium.Wrapper):
     """The table-top as LeRobot wants it: its mark of a new rollout is no option of the reset, and the state that `collect`
     records, which policies trained on such data ask for, is an observation."""
 
-    def __init__(self, env: gymnasium.Env) -> None:
+    def __init__(self, env: TabletopPushEnv) -> None:
         super().__init__(env)
-        state = gymnasium.spaces.Box(-np.inf, np.inf, (len(env.unwrapped.state_names),), np.float32)
-        self.observation_space = gymnasium.spaces.Dict({**env.observation_space, STATE: state})
+        assert isinstance(env.observation_space, gymnasium.spaces.Dict)
+        state = gymnasium.spaces.Box(-np.inf, np.inf, (len(env.state_names),), np.float32)
+        self.observation_space = gymnasium.spaces.Dict({**env.observation_space.spaces, STATE: state})
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         """The env's reset."""
@@ -36,8 +40,8 @@ class ForLeRobot(gymnasium.Wrapper):
 
     def step(self, action: np.ndarray):
         """The env's step."""
-        observation, *rest, info = self.env.step(action)
-        return {**observation, STATE: info[STATE]}, *rest, info
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        return {**observation, STATE: info[STATE]}, reward, terminated, truncated, info
 
 
 def tabletop(**options: Any) -> gymnasium.Env:
@@ -47,7 +51,7 @@ def tabletop(**options: Any) -> gymnasium.Env:
     return ForLeRobot(TabletopPushEnv(**options))
 
 
-tabletop.metadata = {"render_modes": ["rgb_array"], "render_fps": 4}  # for `make` to know before there is an env
+vars(tabletop)["metadata"] = {"render_modes": ["rgb_array"], "render_fps": 4}  # for `make` to know before there is an env
 
 if f"{PACKAGE}/{TASK_ID}" not in registry:
     register(f"{PACKAGE}/{TASK_ID}", f"{__name__}:tabletop", max_episode_steps=40)

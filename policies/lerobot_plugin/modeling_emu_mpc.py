@@ -47,8 +47,9 @@ class EmuMpcPolicy(PreTrainedPolicy):
         EngineError: the engine does not run here.
     """
 
-    config_class = EmuMpcConfig
-    name = "emu_mpc"
+    config_class = EmuMpcConfig  # pyright: ignore[reportAssignmentType] # LeRobot says None of what it demands
+    name = "emu_mpc"  # pyright: ignore[reportAssignmentType] # as well
+    config: EmuMpcConfig
 
     def __init__(self, config: EmuMpcConfig, dataset_stats: Any = None, dataset_meta: Any = None) -> None:
         super().__init__(config)
@@ -120,6 +121,7 @@ class EmuMpcPolicy(PreTrainedPolicy):
         named = {name: options.pop(name) for name in ("dataset_stats", "dataset_meta") if name in options}
         options.pop("strict", None)
         config = config or PreTrainedConfig.from_pretrained(pretrained_name_or_path, **options)
+        assert isinstance(config, EmuMpcConfig)
         return cls(config, **named).eval()
 
     def _save_pretrained(self, save_directory: Path, state_dict: dict[str, Tensor] | None = None) -> None:

@@ -179,8 +179,8 @@ class Memory:
 class Found(NamedTuple):
     """The best sequence (K, A) that a plan has imagined so far for one world, its cost, and what it was imagined to lead to."""
 
-    cost: float = math.inf
-    actions_KA: torch.Tensor | None = None
+    cost: float
+    actions_KA: torch.Tensor
     future: Rollout | None = None
 
     __repr__ = short_repr
@@ -191,7 +191,7 @@ def shifted(plan: torch.Tensor, steps: int) -> torch.Tensor:
     return torch.cat([plan[steps:], plan[-1:].expand(steps, *plan.shape[1:])])
 
 
-class SearchPlanner:
+class SearchPlanner[P: PlannerConfig]:
     """Plans by searching; implements `protocols.Planner`. A method has its own `Config` and `search`.
 
     Whatever the method, the plan is the best sequence that was imagined: an average whose future nobody looked at is never
@@ -205,10 +205,11 @@ class SearchPlanner:
         on_round: called with the plan's `Budget` after each of its rounds, to say how far it is; None calls nobody.
     """
 
-    Config: type[PlannerConfig] = PlannerConfig
+    Config: type[P]
 
-    def __init__(self, config: PlannerConfig | None = None, seed: int = 0) -> None:
-        self.config, self.seed = self.Config() if config is None else config, check_seed(seed)
+    def __init__(self, config: P | None = None, seed: int = 0) -> None:
+        self.config: P = self.Config() if config is None else config
+        self.seed = check_seed(seed)
         if not isinstance(self.config, self.Config):
             raise InputError("config", type(self.config).__name__, f"give a {self.Config.__name__}")
         self.on_round: Callable[[Budget], None] | None = None
@@ -220,8 +221,8 @@ class SearchPlanner:
 
     def reset(self, worlds: Sequence[int] | None = None) -> None:
         """New episodes begin in these worlds, by default in all: forgets their warm start and restarts their noise."""
-        remembered = {} if worlds is None else self._memories
-        self._memories: dict[int, Memory] = {b: m for b, m in remembered.items() if b not in worlds}
+        kept = {} if worlds is None else {b: m for b, m in self._memories.items() if b not in worlds}
+        self._memories: dict[int, Memory] = kept
 
     def plan(self, model: WorldModel, history: History, cost: Cost) -> Plan:
         """Plans for a history of one world; see `plan_batch`.
@@ -258,10 +259,10 @@ class SearchPlanner:
         c, budget = self.config, Budget(self.config)
         memories = [self._recall(world, model.action_dim) for world in worlds]
         searches = [self.search(memory, budget) for memory in memories]
-        best = [Found()] * len(searches)
+        best = [Found(math.inf, memory.still_KA) for memory in memories]
         traces: list[list[float]] = [[] for _ in searches]
         asked = [next(search) for search in searches]
-        while asked[0] is not None:
+        while True:
             # Imagine and score the candidates of all worlds at once, each action held for its block.
             scored = score(model, history, asked, cost, c.block, c.prune)
             budget.spend(scored.frames)
@@ -274,7 +275,10 @@ class SearchPlanner:
                         best[b] = Found(float(lowest), asked[b][row].clone(), scored.future(b, int(row)))
                         memories[b].best_KA = best[b].actions_KA
                     traces[b].append(best[b].cost)
-            asked = [_answer(search, costs_S) for search, costs_S in zip(searches, scored.costs_BS, strict=True)]
+            answers = [_answer(search, costs_S) for search, costs_S in zip(searches, scored.costs_BS, strict=True)]
+            asked = [actions_SKA for actions_SKA in answers if actions_SKA is not None]
+            if not asked:  # all are done at once
+                break
         seconds = budget.seconds
         return [
             Plan(

@@ -37,7 +37,7 @@ class CategoricalCEMConfig(PlannerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_elites(self)
+        check_elites(self, self.elites)
         self._check_whole("bins", 3, 1001)
         if self.bins % 2 == 0:
             raise InputError("bins", self.bins, "give an odd number, so that standing still is one of them")
@@ -45,7 +45,7 @@ class CategoricalCEMConfig(PlannerConfig):
         self._check_number("explore", 0, 1)
 
 
-class CategoricalCEM(SearchPlanner):
+class CategoricalCEM(SearchPlanner[CategoricalCEMConfig]):
     """A planner by the categorical cross-entropy method."""
 
     Config = CategoricalCEMConfig
@@ -56,7 +56,7 @@ class CategoricalCEM(SearchPlanner):
         # Start from the last plan's probabilities, shifted, and explore again; standing still and the last plan are candidates.
         uniform_KAV = torch.full((steps, actions, c.bins), 1 / c.bins)
         probs_KAV, seeds = uniform_KAV, [memory.still_KA]
-        if memory.centre is not None:
+        if memory.centre is not None and memory.best_KA is not None:
             probs_KAV = (1 - c.explore) * memory.centre + c.explore * uniform_KAV
             seeds.append(memory.best_KA)
         seeds_NKA = (torch.stack(seeds)[..., None] - values_V).abs().argmin(-1)

@@ -40,7 +40,7 @@ class CEMConfig(PlannerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_elites(self)
+        check_elites(self, self.elites)
         if not 0 < self.min_std <= self.initial_std < float("inf"):
             rule = f"give at least min_std ({self.min_std}), and that above 0"
             raise InputError("initial_std", self.initial_std, rule)
@@ -48,7 +48,7 @@ class CEMConfig(PlannerConfig):
             self._check_number(name, 0, top)
 
 
-class CEM(SearchPlanner):
+class CEM(SearchPlanner[CEMConfig]):
     """A planner by the cross-entropy method."""
 
     Config = CEMConfig
@@ -57,7 +57,7 @@ class CEM(SearchPlanner):
         c = self.config
         # Start from the last plan's mean, moved on by the steps carried out, and spread the noise again.
         mean_KA, seeds_NKA = memory.still_KA, memory.still_KA[None]
-        if memory.centre is not None:
+        if memory.centre is not None and memory.best_KA is not None:
             mean_KA, seeds_NKA = memory.centre, torch.stack([memory.still_KA, memory.best_KA, memory.centre])
         std_KA = torch.full_like(mean_KA, c.initial_std)
         elites_EKA, elite_costs_E = mean_KA.new_zeros(0, *mean_KA.shape), mean_KA.new_zeros(0)
@@ -86,15 +86,15 @@ class CEM(SearchPlanner):
         return (mean_KA + std_KA * noise_SKA).clamp(-1, 1)
 
 
-def check_elites(config: PlannerConfig) -> None:
+def check_elites(config: PlannerConfig, elites: int) -> None:
     """Checks a config's `elites` against its candidates.
 
     Raises:
         InputError: fewer candidates than elites, or too few that are not pruned.
     """
     config._check_whole("elites")
-    if config.candidates < config.elites:
-        raise InputError("candidates", config.candidates, f"give at least as many as elites, {config.elites}")
-    if config.prune and math.ceil(config.candidates / 2) < config.elites:
-        rule = f"half of them are pruned: give at least {2 * config.elites - 1}, for {config.elites} elites"
+    if config.candidates < elites:
+        raise InputError("candidates", config.candidates, f"give at least as many as elites, {elites}")
+    if config.prune and math.ceil(config.candidates / 2) < elites:
+        rule = f"half of them are pruned: give at least {2 * elites - 1}, for {elites} elites"
         raise InputError("candidates", config.candidates, rule)

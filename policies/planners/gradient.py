@@ -52,7 +52,7 @@ class GradientConfig(PlannerConfig):
         return self.candidates * self.horizon
 
 
-class GradientPlanner(SearchPlanner):
+class GradientPlanner(SearchPlanner[GradientConfig]):
     """A planner by gradient descent with several starts."""
 
     Config = GradientConfig
@@ -74,8 +74,10 @@ class GradientPlanner(SearchPlanner):
             lowest_S = torch.where(better_S, costs_S, lowest_S)
             found_SKA[better_S] = actions_SKA.detach()[better_S]
             # 4. A step of Adam, projected into the bounds.
-            first_SKA = FIRST * first_SKA + (1 - FIRST) * actions_SKA.grad
-            second_SKA = SECOND * second_SKA + (1 - SECOND) * actions_SKA.grad**2
+            gradient_SKA = actions_SKA.grad
+            assert gradient_SKA is not None  # it came with the costs
+            first_SKA = FIRST * first_SKA + (1 - FIRST) * gradient_SKA
+            second_SKA = SECOND * second_SKA + (1 - SECOND) * gradient_SKA**2
             slope_SKA = first_SKA / (1 - FIRST**budget.round)
             size_SKA = (second_SKA / (1 - SECOND**budget.round)).sqrt() + 1e-12
             actions_SKA -= c.learning_rate * slope_SKA / size_SKA

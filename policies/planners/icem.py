@@ -36,7 +36,7 @@ class ICEMConfig(PlannerConfig):
         self._check_whole("elites")
         self._check_number("decay", 1)
         super().__post_init__()
-        check_elites(self)
+        check_elites(self, self.elites)
         self._check_number("exponent", 0, 10)
         self._check_number("keep", 0, 1)
         self._check_number("initial_std", 0, above=True)
@@ -47,7 +47,7 @@ class ICEMConfig(PlannerConfig):
         return min(self.candidates, max(int(self.candidates * self.decay**-round), 2 * self.elites))
 
 
-class ICEM(SearchPlanner):
+class ICEM(SearchPlanner[ICEMConfig]):
     """A planner by iCEM.
 
     In two points it differs from the paper's algorithm 1: elites that stay within a plan keep their costs instead of being

@@ -43,7 +43,7 @@ class MPPIConfig(PlannerConfig):
         return self.horizon
 
 
-class MPPI(SearchPlanner):
+class MPPI(SearchPlanner[MPPIConfig]):
     """A planner by MPPI. Each mean is a candidate of the next round, the last one by itself."""
 
     Config = MPPIConfig

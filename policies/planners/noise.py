@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 
-def ar1_noise(shape: tuple[int, int, int], correlation: float, generator: torch.Generator) -> torch.Tensor:
+def ar1_noise(shape: Sequence[int], correlation: float, generator: torch.Generator) -> torch.Tensor:
     """Noise (S, K, A) of unit variance, each step correlated with the one before, in [0, 1); 0 is white noise."""
     white_SKA = torch.randn(*shape, generator=generator)
     noise_SKA, fresh = white_SKA.clone(), (1 - correlation**2) ** 0.5
@@ -14,7 +16,7 @@ def ar1_noise(shape: tuple[int, int, int], correlation: float, generator: torch.
     return noise_SKA
 
 
-def coloured_noise(shape: tuple[int, int, int], exponent: float, generator: torch.Generator) -> torch.Tensor:
+def coloured_noise(shape: Sequence[int], exponent: float, generator: torch.Generator) -> torch.Tensor:
     """Noise (S, K, A) of unit variance whose power falls with frequency f as 1 / f^exponent: 0 white, 1 pink, 2 brown.
 
     Drawn in the frequency domain (Timmer and Koenig, 1995), as iCEM does (arXiv 2008.06389, section 3.1). The constant part

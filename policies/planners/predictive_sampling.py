@@ -27,7 +27,7 @@ class PredictiveSamplingConfig(PlannerConfig):
         self._check_number("std", 0, above=True)
 
 
-class PredictiveSampling(SearchPlanner):
+class PredictiveSampling(SearchPlanner[PredictiveSamplingConfig]):
     """A planner by predictive sampling."""
 
     Config = PredictiveSamplingConfig

@@ -12,9 +12,9 @@ from .icem import ICEM
 from .mppi import MPPI
 from .predictive_sampling import PredictiveSampling
 
-PLANNERS: dict[str, type[SearchPlanner]] = {
-    planner.Config.name: planner for planner in (CEM, ICEM, MPPI, PredictiveSampling, GradientPlanner, CategoricalCEM)
-}
+_ALL = (CEM, ICEM, MPPI, PredictiveSampling, GradientPlanner, CategoricalCEM)
+PLANNERS: dict[str, type[SearchPlanner]] = {planner.Config.name: planner for planner in _ALL}
+CONFIGS: dict[str, type[PlannerConfig]] = {planner.Config.name: planner.Config for planner in _ALL}
 
 
 def planner_config(name: str, **options) -> PlannerConfig:
@@ -26,7 +26,7 @@ def planner_config(name: str, **options) -> PlannerConfig:
     """
     if not isinstance(name, str) or name not in PLANNERS:
         raise ConfigError("planner", name, f"choose one of {tuple(PLANNERS)}")
-    return PLANNERS[name].Config(**options)
+    return CONFIGS[name](**options)
 
 
 def make_planner(config: PlannerConfig, seed: int = 0) -> SearchPlanner:

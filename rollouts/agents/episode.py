@@ -11,7 +11,8 @@ import gymnasium
 import numpy as np
 import torch
 
-from emu_embodied.envs.checks import check_action
+from emu_embodied.envs.checks import as_box, check_action
+from emu_embodied.envs.tabletop.tasks import task_of
 from emu_embodied.policies.subgoal_manager import Pursued, SubgoalManager
 from emu_embodied.protocols import WorldModel
 from emu_embodied.rollouts.goals.task_costs import MAX_STEPS, expert_policy
@@ -127,7 +128,7 @@ class Recorder:
         Raises:
             InputError: an action beyond the bounds; what rounding has left over them is clipped.
         """
-        space = self.env.action_space
+        space = as_box(self.env.action_space)
         check_action(action, space)
         action = np.clip(action, space.low, space.high)
         observation, _, terminated, truncated, info = self.env.step(action)
@@ -162,10 +163,10 @@ class Recorder:
         return EpisodeRun(
             self.seed,
             self.instruction,
-            getattr(getattr(self.env.unwrapped, "task_spec", None), "kind", ""),
+            task.kind if (task := task_of(self.env.unwrapped)) else "",
             self.success,
             np.array(self._distances, np.float32),
-            np.reshape(self._actions, (-1, *self.env.action_space.shape)).astype(np.float32),
+            np.reshape(self._actions, (-1, *as_box(self.env.action_space).shape)).astype(np.float32),
             frames,
             self.model.decode(shown) if self.model else np.empty((0, *frames.shape[1:]), np.uint8),
             tuple(plan.seconds for plan in self._plans),

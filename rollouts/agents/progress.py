@@ -10,6 +10,9 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from emu_embodied.policies.planners.base import Budget, SearchPlanner
+from emu_embodied.protocols import Planner
+
 
 class EpisodeProgress:
     """Shows on stderr the steps of an episode and how much of the present plan has been imagined; use it as a context.
@@ -26,20 +29,20 @@ class EpisodeProgress:
     """
 
     def __init__(
-        self, planner: Any, steps: int, name: str, shown: bool = True, on_round: Callable[[], None] | None = None
+        self, planner: Planner, steps: int, name: str, shown: bool = True, on_round: Callable[[], None] | None = None
     ) -> None:
         self._planner, self._plans, self._tell = planner, 0, on_round
-        self._before = getattr(planner, "on_round", None)
+        self._before = planner.on_round if isinstance(planner, SearchPlanner) else None
         form = "{desc}: step {n_fmt} of {total_fmt} |{bar:20}| {elapsed}{postfix}"
         self._bar = tqdm(total=steps, desc=name, bar_format=form, leave=False, disable=not shown, **_rate())
 
     def __enter__(self) -> EpisodeProgress:
-        if hasattr(self._planner, "on_round"):
+        if isinstance(self._planner, SearchPlanner):
             self._planner.on_round = self._round
         return self
 
     def __exit__(self, *_) -> None:
-        if hasattr(self._planner, "on_round"):
+        if isinstance(self._planner, SearchPlanner):
             self._planner.on_round = self._before
         self._bar.close()
 
@@ -47,7 +50,7 @@ class EpisodeProgress:
         """One step of the episode is done."""
         self._bar.update()
 
-    def _round(self, budget: Any) -> None:
+    def _round(self, budget: Budget) -> None:
         self._plans += budget.round == 1
         imagined, all_of_them = budget.spent, budget.config.predicted_frames
         speed = f"{imagined / max(budget.seconds, 1e-9):.0f} frames/s"
@@ -70,7 +73,7 @@ def above_bars() -> AbstractContextManager:
     return tqdm.external_write_mode()
 
 
-def _rate() -> dict[str, float]:
+def _rate() -> dict[str, Any]:
     """How often a bar is drawn: as tqdm's own variable says, else often in a terminal and seldom in a log."""
     in_terminal = sys.stderr is not None and sys.stderr.isatty()
     return {"miniters": 0, "mininterval": float(os.environ.get("TQDM_MININTERVAL", 0.1 if in_terminal else 5.0))}

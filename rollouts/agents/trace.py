@@ -9,8 +9,10 @@ import gymnasium
 import numpy as np
 import torch
 
+from emu_embodied.envs.pusht.geometry import MarkedWorld
+from emu_embodied.envs.tabletop.tasks import task_of
 from emu_embodied.errors import InputError
-from emu_embodied.protocols import WorldModel
+from emu_embodied.protocols import Trained, WorldModel
 from emu_embodied.rollouts.goals.task_costs import PoseGoal, TaskGoal
 from emu_embodied.types import Plan, short_repr
 
@@ -90,17 +92,20 @@ def record_plan(plan: Plan, at: int, execute: int, left: Measure | None) -> Plan
 
 def scene_of(model: WorldModel) -> tuple[tuple[str, ...], dict[str, tuple[int, int, int]], tuple[float, float]]:
     """Names and colours of a model's objects, and the world units at the frame's right and lower edge."""
-    world = getattr(model, "world", None)
-    colours = {name: tuple(map(int, rgb)) for name, rgb in getattr(world, "objects", {}).items()}
-    return tuple(model.objects), colours, tuple(map(float, getattr(world, "position_scale", TABLETOP_SCALE)))
+    if not isinstance(model, Trained):
+        return tuple(model.objects), {}, TABLETOP_SCALE
+    colours = {name: (int(red), int(green), int(blue)) for name, (red, green, blue) in model.world.objects.items()}
+    right, lower = model.world.position_scale
+    return tuple(model.objects), colours, (float(right), float(lower))
 
 
 def left_to_go(env: gymnasium.Env, objects: tuple[str, ...]) -> Measure | None:
     """What is left of the env's task in cm (...), from positions (..., O, 2) of these objects; None: it has no such task."""
     world = env.unwrapped
     try:
-        if hasattr(world, "aims"):
+        if isinstance(world, MarkedWorld):
             return PoseGoal(world.aims(), objects).distance
-        return TaskGoal(world.task_spec, objects).distance if getattr(world, "task_spec", None) else None
+        task = task_of(world)
+        return TaskGoal(task, objects).distance if task else None
     except InputError:  # about an object that the model does not know
         return None

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from emu_embodied.data.lerobot_files import SIDECAR
 from emu_embodied.data.lerobot_format import Names, read_notes
 from emu_embodied.envs.opening import open_env
 from emu_embodied.errors import DatasetError, SimulationError
+from emu_embodied.protocols import NamedWorld
 from emu_embodied.rollouts.workers import Tell, work_in_parallel
 from emu_embodied.storage.schema import build
 from emu_embodied.types import OBS_ENVIRONMENT_STATE, Episode
@@ -140,6 +141,7 @@ def collect(
             _join(settings, parts, folder, root)
             raise
         summary = _join(settings, parts, folder, root)
+        assert summary is not None  # all parts are finished
         shutil.rmtree(folder, ignore_errors=True)
         return replace(summary, recorded=episodes - there)
 
@@ -214,7 +216,9 @@ def _recorder(settings: CollectSettings, folder: Path) -> Iterator[Callable[[Par
     from .episodes import names_of
 
     with closing(_open(settings)) as env:
-        names = names_of(env.unwrapped)
+        world = env.unwrapped
+        assert isinstance(world, NamedWorld)
+        names = names_of(world)
         yield lambda part, tell: _record_part(env, part, settings, names, folder, tell)
 
 
@@ -224,7 +228,7 @@ def _record_part(
     """Writes one part; its folder gets its name only when all of it is on the disk."""
     from .episodes import collect_episode
 
-    totals = {"episodes": 0, "frames": 0, "steps": 0, "moving_steps": 0, "successes": 0}
+    totals: dict[str, Any] = {"episodes": 0, "frames": 0, "steps": 0, "moving_steps": 0, "successes": 0}
     robots, failures = getattr(env.unwrapped, "robots", ("pusher",)), []
 
     def episodes() -> Iterator[Episode]:
@@ -241,7 +245,7 @@ def _record_part(
             totals["frames"] += len(episode.pixels)
             totals["steps"] += len(episode.actions)
             totals["moving_steps"] += moving_steps(episode.states, names[OBS_ENVIRONMENT_STATE], robots)
-            totals["successes"] += int(episode.successes.any())
+            totals["successes"] += int(episode.successes is not None and episode.successes.any())
             yield episode
             tell(("recorded", 1))
         if len(failures) == part.count:
@@ -250,7 +254,7 @@ def _record_part(
     write_part(part, folder, episodes(), names, env.unwrapped.metadata["render_fps"], totals)
 
 
-def moving_steps(states: np.ndarray, names: tuple[str, ...], robots: tuple[str, ...] = ("pusher",)) -> int:
+def moving_steps(states: np.ndarray, names: Sequence[str], robots: tuple[str, ...] = ("pusher",)) -> int:
     """How many of the steps between states (T + 1, E), named "object.x" and so on, move a thing, no robot, over 0.1 cm."""
     others = (*robots, "agent")
     columns = [

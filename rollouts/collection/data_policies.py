@@ -118,7 +118,7 @@ def _fetch(world: Any, style: str, rng: np.random.Generator) -> Act:
 
     def act(state: np.ndarray) -> np.ndarray:
         *places, _ = state.reshape(-1, 4)[:, :3].astype(np.float64)  # the last row is the agent's
-        expert = move_to if len(places) == 2 else push_on_table
+        expert: Callable[..., np.ndarray] = move_to if len(places) == 2 else push_on_table
         return mix.act(lambda: np.append(expert(*places, step), 0.0))
 
     return act

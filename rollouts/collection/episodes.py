@@ -8,12 +8,13 @@ import numpy as np
 from emu_embodied.data.frame_cache import FrameCache
 from emu_embodied.data.lerobot_format import Names
 from emu_embodied.envs.opening import open_env
-from emu_embodied.types import ACTION, AGENT_POS, IS_SUCCESS, OBS_ENVIRONMENT_STATE, OBS_STATE, PIXELS, Episode
+from emu_embodied.protocols import NamedWorld
+from emu_embodied.types import ACTION, AGENT_POS, IS_SUCCESS, OBS_ENVIRONMENT_STATE, OBS_STATE, PIXELS, TASK, Episode
 
 from .data_policies import behaviour_of
 
 
-def names_of(world: gymnasium.Env) -> Names:
+def names_of(world: NamedWorld) -> Names:
     """What the elements of a recorded world's vectors are called, by column."""
     return {
         OBS_STATE: getattr(world, "agent_names", ("x", "y")),
@@ -24,11 +25,12 @@ def names_of(world: gymnasium.Env) -> Names:
 
 def collect_episode(env: gymnasium.Env, seed: int, steps: int) -> Episode:
     """Plays one episode of `steps` model steps in a style drawn from its world's `Behaviour`; same seed, same episode."""
+    world = env.unwrapped
+    assert env.spec is not None
     behaviour, rng = behaviour_of(env.spec.id), np.random.default_rng([seed, 77])
     style = rng.choice(list(behaviour.styles), p=list(behaviour.styles.values()))
     observation, info = env.reset(seed=seed)
-    world = env.unwrapped
-    instruction, act = world.task, behaviour.begin(world, str(style), rng)
+    instruction, act = info[TASK], behaviour.begin(world, str(style), rng)
     frames, agents, states = [observation[PIXELS]], [observation[AGENT_POS]], [info["environment_state"]]
     actions, rewards, successes = [], [], []
     for _ in range(steps):
@@ -64,7 +66,8 @@ def record_frames(env_id: str, env_options: dict, seeds: range, steps: int) -> F
         episodes = [collect_episode(env, seed, steps) for seed in seeds]
     finally:
         env.close()
-    rows = steps + 1
+    world, rows = env.unwrapped, steps + 1
+    assert isinstance(world, NamedWorld)
 
     def padded(name: str, last=None) -> np.ndarray:
         values = [getattr(e, name) for e in episodes]
@@ -81,9 +84,9 @@ def record_frames(env_id: str, env_options: dict, seeds: range, steps: int) -> F
         episode_starts=np.arange(len(episodes) + 1) * rows,
         instructions=tuple(e.instruction for e in episodes),
         names={
-            "state": list(env.unwrapped.state_names),
-            "action": list(getattr(env.unwrapped, "action_names", ("x", "y"))),
-            "agent_pos": list(getattr(env.unwrapped, "agent_names", ("x", "y"))),
+            "state": list(world.state_names),
+            "action": list(getattr(world, "action_names", ("x", "y"))),
+            "agent_pos": list(getattr(world, "agent_names", ("x", "y"))),
         },
         fps=env.metadata["render_fps"],
     )

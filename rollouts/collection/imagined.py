@@ -17,7 +17,7 @@ from emu_embodied.envs.imagined.core import SEEDS, Dreams, Starts
 from emu_embodied.errors import DatasetError
 from emu_embodied.labels import knows
 from emu_embodied.policies.experts.tabletop import Collector
-from emu_embodied.protocols import WorldModel
+from emu_embodied.protocols import NamedWorld, Trained, WorldModel
 from emu_embodied.rollouts.vector_envs import believed_names, laid_out
 from emu_embodied.storage.schema import build
 from emu_embodied.types import ACTION, AGENT_POS, OBS_ENVIRONMENT_STATE, OBS_STATE, PIXELS, Episode
@@ -111,8 +111,8 @@ def imagine(
         KeyboardInterrupt: after the finished parts were joined.
     """
     root = Path(root).absolute()
-    folder, world = root.with_name(root.name + ".parts"), getattr(model, "world", None)
-    if settings.policy == "scripted-noise" and not str(getattr(world, "env_id", "")).endswith("TabletopPush-v0"):
+    folder, env_id = root.with_name(root.name + ".parts"), model.world.env_id if isinstance(model, Trained) else ""
+    if settings.policy == "scripted-noise" and not env_id.endswith("TabletopPush-v0"):
         raise DatasetError("policy", settings.policy, "it knows the table-top only: choose random")
     with locked(folder):
         check_settings(asdict(settings), root, folder, PACKAGES)
@@ -139,6 +139,7 @@ def imagine(
         finally:
             places.close()
         summary = _join(settings, model, places.scale, parts, folder, root)
+        assert summary is not None  # all parts are finished
         shutil.rmtree(folder, ignore_errors=True)
         return replace(summary, recorded=sum(part.count for part in missing))
 
@@ -151,7 +152,7 @@ def state_names(model: WorldModel, real: Names | None = None) -> Names:
         real: what the world's own recordings call them. Where they tell of the same objects, dreams are laid out alike, so that
             LeRobot's tools can merge the two: what the model does not believe in, such as yaw, is 0.
     """
-    actions = tuple(getattr(getattr(model, "world", None), "action_names", ()))
+    actions = model.world.action_names if isinstance(model, Trained) else ()
     own = {
         OBS_STATE: ("x", "y")[: model.agent_dim],
         OBS_ENVIRONMENT_STATE: believed_names(_located(model)),
@@ -169,7 +170,7 @@ def _real_names(places: Starts, starts: FrameCache | None) -> Names | None:
         keys = {OBS_STATE: "agent_pos", OBS_ENVIRONMENT_STATE: "state", ACTION: "action"}
         return {key: starts.names.get(name, []) for key, name in keys.items()}
     world = places.real_env.unwrapped
-    return names_of(world) if hasattr(world, "state_names") else None
+    return names_of(world) if isinstance(world, NamedWorld) else None
 
 
 def _located(model: WorldModel) -> tuple[str, ...]:
@@ -189,7 +190,7 @@ def dream_episodes(
     chosen = [{} if dataset is None else _any_frame(dataset, rng) for rng in rngs]
     starts = [places.find(seed, rng, options) for seed, rng, options in zip(seeds, rngs, chosen, strict=True)]
     scale = places.scale
-    dreams = Dreams(model, places.observation_space[AGENT_POS], part.count, scale=scale)
+    dreams = Dreams(model, places.agent_space, part.count, scale=scale)
     dreams.begin(range(part.count), starts, [int(rng.integers(SEEDS)) for rng in rngs])
     actors = [_Actor(settings.policy, model.action_dim, rng) for rng in rngs]
     still, located = dreams.stand_still(), len(_located(model))

@@ -20,7 +20,7 @@ from emu_embodied.envs.imagined.beliefs import believe
 from emu_embodied.errors import ConfigError, InputError
 from emu_embodied.policies.planners.base import PlannerConfig
 from emu_embodied.policies.planners.registry import PLANNERS, make_planner, planner_config
-from emu_embodied.protocols import GoalPolicy, WorldModel
+from emu_embodied.protocols import GoalPolicy, Seedable, WorldModel
 from emu_embodied.rollouts.agents.mpc import MPCAgent, MPCConfig
 from emu_embodied.rollouts.agents.random import random_actions
 from emu_embodied.rollouts.collection.data_policies import behaviour_of
@@ -218,7 +218,7 @@ class Stage:
             places = scene.places[[known.index(name) for name in model.objects]][:, [0, 1, 3]]
         else:
             model = self.model = self.model or self._make_model()
-            if hasattr(model, "seed"):
+            if isinstance(model, Seedable):
                 model.seed(row.seed)
             places = seen_places(model, scene.goal)
         whole = MPCConfig(s.planner.horizon, warm=False)  # which leaves nothing to begin the next one with

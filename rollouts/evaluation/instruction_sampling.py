@@ -5,7 +5,7 @@ from __future__ import annotations
 import gymnasium
 import numpy as np
 
-from emu_embodied.envs.tabletop.tasks import OBJECTS, Task, spoken_tasks
+from emu_embodied.envs.tabletop.tasks import OBJECTS, Task, TaskWorld, spoken_tasks
 from emu_embodied.rollouts.goals.hindsight_tabletop import is_held_out
 from emu_embodied.rollouts.goals.subgoal_proposers import TemporaryTask
 from emu_embodied.rollouts.goals.task_costs import MAX_STEPS, expert_policy
@@ -39,6 +39,7 @@ def spoken_starts(env: gymnasium.Env, count: int, held_out: bool, first: int = 0
 def _draw(env: gymnasium.Env, held_out: bool, rng: np.random.Generator) -> Task | None:
     """A task of the env's present scene that the expert can do, with one of its sentences."""
     world = env.unwrapped
+    assert isinstance(world, TaskWorld)
     there = tuple(n for n, row in zip(OBJECTS, world.environment_state().reshape(-1, 4), strict=True) if row[3])[1:]
     goals = [task for task in spoken_tasks(there) if task.distance(world.positions()) > 2.0]
     goals = [task for task in goals if is_held_out(task) == held_out]
@@ -57,6 +58,7 @@ def _draw(env: gymnasium.Env, held_out: bool, rng: np.random.Generator) -> Task 
 def _can(env: gymnasium.Env, task: Task) -> bool:
     """Whether the scripted expert gets there; the env is put back."""
     world = env.unwrapped
+    assert isinstance(world, TaskWorld)
     with PreservedState(world, np.random.default_rng(0)), TemporaryTask(world, task.text or task.phrases()[0]):
         act = expert_policy(env, careful=True)
         for _ in range(MAX_STEPS):

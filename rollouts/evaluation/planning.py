@@ -12,12 +12,13 @@ import gymnasium
 import numpy as np
 
 from emu_embodied.envs.opening import open_env
+from emu_embodied.envs.tabletop.tasks import task_of
 from emu_embodied.errors import ConfigError, InputError
 from emu_embodied.labels import need
 from emu_embodied.policies.planners.base import PlannerConfig
 from emu_embodied.policies.planners.cem import CEMConfig
 from emu_embodied.policies.planners.registry import make_planner
-from emu_embodied.protocols import SubgoalProposer, WorldModel
+from emu_embodied.protocols import Seedable, SubgoalProposer, WorldModel
 from emu_embodied.rollouts.agents.episode import EpisodeRun, run_policy
 from emu_embodied.rollouts.agents.mpc import run_episode
 from emu_embodied.rollouts.goals.subgoal_setup import Follower, Following
@@ -139,7 +140,7 @@ class Player:
             found = shape[0] if shape[0] == shape[1] else f"{shape[0]} x {shape[1]}"
             raise InputError("image_size", found, f"the model sees frames of {side} px: let the env show {side} x {side}")
         ActionScale.of(model).check(self.env.action_space)
-        if self.settings.goal == "reward" and getattr(self.env.unwrapped, "task_spec", None) is None:
+        if self.settings.goal == "reward" and task_of(self.env.unwrapped) is None:
             need(model, "reward", "goal=reward")
 
     def play(self, seed: int, on_step: Callable[[], None] | None = None, progress: bool | str = False) -> EpisodeRun:
@@ -148,7 +149,7 @@ class Player:
         if s.agent in ("random", "expert"):
             return run_policy(self.env, s.agent, seed, s.max_steps, on_step=on_step)
         model = OracleWorldModel(self.env, seed) if s.agent == "oracle" else self.model
-        if hasattr(model, "seed"):
+        if isinstance(model, Seedable):
             model.seed(seed)
         cost = functools.partial(build_cost, s.goal, effort=s.effort, uncertainty=s.uncertainty)
         planner = make_planner(s.planner, seed)

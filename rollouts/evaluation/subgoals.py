@@ -16,7 +16,7 @@ import numpy as np
 from emu_embodied.envs.tabletop.tasks import OBJECTS, Task
 from emu_embodied.errors import ConfigError
 from emu_embodied.policies.planners.cem import CEM, CEMConfig
-from emu_embodied.protocols import SubgoalProposer, WorldModel
+from emu_embodied.protocols import Seedable, SubgoalProposer, WorldModel
 from emu_embodied.rollouts.agents.episode import EpisodeRun, run_policy
 from emu_embodied.rollouts.agents.mpc import run_episode
 from emu_embodied.rollouts.goals.subgoal_filter import Sight, carry_out, closest
@@ -175,7 +175,7 @@ def _episode(bench: Bench, s: LoopSettings, seed: int, options: dict[str, Any] |
     if s.agent == "random":
         return run_policy(bench.env, "random", seed, s.max_steps, options)
     model, planner = bench.teller if s.agent == "reward" else bench.model, CEM(s.planner, seed)
-    if hasattr(model, "seed"):
+    if isinstance(model, Seedable):
         model.seed(seed)
     follower = bench.follower(s.following) if s.following else None
     guide = (lambda env, model: follower.begin(env, model, seed)) if follower else None

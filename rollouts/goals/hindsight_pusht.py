@@ -78,7 +78,8 @@ def relabel_tee(cache: FrameCache, config: TeeHindsightConfig | None = None) -> 
             rows.append((first + start, first + target, goal, word, GROUPS.index(group)))
     if not any(row[-1] == GROUPS.index("goal") for row in rows):
         raise DatasetError("frames", cache.episodes, "the T never got onto its mark: record more, or an expert's")
-    return SubgoalRows(*np.array(rows, np.int64).T, (PHRASES, EDITS, ()), tuple(captions), GROUPS)
+    start, end, goal, word, group = np.array(rows, np.int64).T
+    return SubgoalRows(start, end, goal, word, group, (PHRASES, EDITS, ()), tuple(captions), GROUPS)
 
 
 def _episode(places_TO2: np.ndarray, c: TeeHindsightConfig) -> Iterator[tuple[int, int, str]]:

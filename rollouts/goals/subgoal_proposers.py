@@ -9,9 +9,9 @@ import gymnasium
 import numpy as np
 
 from emu_embodied.data.frame_cache import FrameCache
-from emu_embodied.envs.tabletop.tasks import OBJECTS, Task, all_tasks, parse_task
+from emu_embodied.envs.tabletop.tasks import OBJECTS, Task, TaskWorld, all_tasks, parse_task, task_of
 from emu_embodied.errors import DatasetError, InputError
-from emu_embodied.protocols import SubgoalProposer
+from emu_embodied.protocols import NamedWorld, SimulatedWorld, SubgoalProposer
 from emu_embodied.rollouts.simulator_model import PreservedState
 from emu_embodied.types import Observation, Subgoal
 
@@ -49,10 +49,12 @@ class TrueSubgoals:
             InputError: an instruction that means nothing on the table-top, or is about a cube that is not there.
         """
         with PreservedState(self.world, np.random.default_rng(0)), TemporaryTask(self.world, observation.instruction) as thing:
-            for noise in TRIES:
-                states, path, done = self._play(self.objects.index(thing), noise)
+            first, *more = TRIES
+            states, path, done = self._play(self.objects.index(thing), first)
+            for noise in more:
                 if done:
                     break
+                states, path, done = self._play(self.objects.index(thing), noise)
             end = len(states) - 1
             if done and not end:
                 return []
@@ -174,14 +176,14 @@ def another_instruction(env: gymnasium.Env, seed: int) -> str:
     Raises:
         InputError: an env that is not the table-top, or not reset: nothing else has several instructions.
     """
-    world = env.unwrapped
-    if getattr(world, "task_spec", None) is None:
+    world, own = env.unwrapped, task_of(env.unwrapped)
+    if not isinstance(world, TaskWorld) or own is None:
         raise InputError(
             "env", type(world).__name__, "another instruction is known of the table-top only, after its reset"
         )
     present = world.environment_state().reshape(-1, 4)[:, 3] > 0.5
     colours = tuple(name for name, there in zip(OBJECTS[1:], present[1:], strict=True) if there)
-    others = [task for task in all_tasks(colours) if _meaning(task) != _meaning(world.task_spec)]
+    others = [task for task in all_tasks(colours) if _meaning(task) != _meaning(own)]
     undone = [task for task in others if task.distance(world.positions()) > 2.0]
     chosen = undone or others
     return chosen[np.random.default_rng([seed, 9]).integers(len(chosen))].text
@@ -195,17 +197,17 @@ def scene_distance(scenes: np.ndarray, scene: np.ndarray) -> np.ndarray:
     return counted.sum(-1) / np.maximum((there | here).sum(-1), 1)
 
 
-def objects_of(world: Any) -> tuple[str, ...]:
+def objects_of(world: NamedWorld) -> tuple[str, ...]:
     """The names of a simulator's objects."""
     return tuple(dict.fromkeys(name.partition(".")[0] for name in world.state_names))
 
 
-def places_of(world: Any) -> np.ndarray:
+def places_of(world: SimulatedWorld) -> np.ndarray:
     """Where a simulator's objects truly are: (O, 3) float32, x and y in world units and presence."""
     return _known(world.environment_state())
 
 
-def see_truth(world: Any) -> tuple[np.ndarray, np.ndarray]:
+def see_truth(world: SimulatedWorld) -> tuple[np.ndarray, np.ndarray]:
     """A simulator's frame as it is now, and its places."""
     return world.frame(world.config.image_size), places_of(world)
 
@@ -214,9 +216,9 @@ def _known(states: np.ndarray) -> np.ndarray:
     return states.reshape(*states.shape[:-1], -1, 4)[..., [0, 1, 3]].astype(np.float32)
 
 
-def _truth(env: gymnasium.Env) -> Any:
+def _truth(env: gymnasium.Env) -> SimulatedWorld:
     world = env.unwrapped
-    if not all(hasattr(world, name) for name in ("get_state", "set_state", "environment_state", "judge")):
+    if not isinstance(world, SimulatedWorld):
         raise InputError("env", type(world).__name__, "the truth is known of the table-top and PushT only")
     return world
 
@@ -230,7 +232,7 @@ class TemporaryTask:
     """Gives a simulator an instruction for a while; the thing that it is about."""
 
     def __init__(self, world: Any, instruction: str) -> None:
-        self.world, self.own = world, getattr(world, "task_spec", None)
+        self.world, self.own = world, task_of(world)
         self.task = parse_task(instruction) if self.own is not None else None
         if self.task is not None:
             there = dict(zip(objects_of(world), places_of(world)[:, 2], strict=True))

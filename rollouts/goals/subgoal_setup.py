@@ -15,7 +15,7 @@ from emu_embodied.envs.tabletop.tasks import OBJECTS
 from emu_embodied.errors import ConfigError
 from emu_embodied.policies.planners.cem import CEM, CEMConfig
 from emu_embodied.policies.subgoal_manager import SubgoalConfig, SubgoalManager
-from emu_embodied.protocols import SubgoalProposer, WorldModel
+from emu_embodied.protocols import SubgoalProposer, Trained, WorldModel
 from emu_embodied.storage.files import MANIFEST, read_json
 
 from .subgoal_filter import FilteredProposer, Sight
@@ -99,7 +99,7 @@ class Follower:
             proposer = Reinstructed(proposer, another_instruction(self.env, seed))
         if f.tries == 1:
             return proposer
-        sight = Sight.of(model.world) if hasattr(model, "world") else Sight.of_tabletop()
+        sight = Sight.of(model.world) if isinstance(model, Trained) else Sight.of_tabletop()
         trial = (model, CEM(TRIAL, seed)) if f.imagine and model is not None else ()
         return FilteredProposer(proposer, sight, f.tries, *trial, config=f.habits)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import gymnasium
 import numpy as np
 import torch
 
+from emu_embodied.envs.pusht.geometry import MarkedWorld
 from emu_embodied.envs.tabletop.tasks import (
     ABREAST_CM,
     BESIDE_CM,
@@ -17,7 +19,9 @@ from emu_embodied.envs.tabletop.tasks import (
     NEXT_TO_CM,
     OBJECTS,
     Task,
+    TaskWorld,
     corner_signs,
+    task_of,
 )
 from emu_embodied.errors import ConfigError, InputError
 from emu_embodied.policies.costs import (
@@ -177,7 +181,7 @@ def scene_cost(goal: str, model: WorldModel, wanted: Observation, places: np.nda
 
 def can_plan(env: gymnasium.Env) -> bool:
     """Whether the env has something to plan for: the table-top's `task_spec`, or PushT's `aims`."""
-    return hasattr(env.unwrapped, "task_spec") or hasattr(env.unwrapped, "aims")
+    return isinstance(env.unwrapped, TaskWorld | MarkedWorld)
 
 
 def build_cost(goal: str, env: gymnasium.Env, model: WorldModel, effort: float = 0.0, uncertainty: float = 0.0) -> Cost:
@@ -207,16 +211,17 @@ def build_cost(goal: str, env: gymnasium.Env, model: WorldModel, effort: float =
 
 def _goal_cost(goal: str, env: gymnasium.Env, model: WorldModel) -> Cost:
     world = env.unwrapped
-    if hasattr(world, "aims"):
+    if isinstance(world, MarkedWorld):
         return pose_cost(goal, world.aims(), model.objects)
-    if goal == "reward" and getattr(world, "task_spec", None) is None:
+    task = task_of(world)
+    if goal == "reward" and task is None:
         return WeightedSum([(10.0, RewardHead())])
-    if getattr(world, "task_spec", None) is None:
+    if task is None:
         rule = "its instructions are not understood: give a cost_builder, as lambda env, model: GoalImage(frame)"
         raise InputError("env", type(world).__name__, rule)
     if goal not in FRAME_GOALS:
-        return task_cost(goal, world.task_spec, model.objects)
-    behind = _walk_behind(TaskGoal(world.task_spec, model.objects))
+        return task_cost(goal, task, model.objects)
+    behind = _walk_behind(TaskGoal(task, model.objects))
     return WeightedSum([(FRAME_GOALS[goal], _frame_cost(goal, expert_goal(env), model)), (0.15, behind)])
 
 
@@ -224,7 +229,7 @@ def _frame_cost(goal: str, frame: np.ndarray, model: WorldModel) -> Cost:
     """How far a future ends from a frame (H, W, 3) uint8, in pixels or in what the model's tokenizer makes of it."""
     if goal == "image":
         return GoalImage(frame)
-    tokenizer = getattr(model, "tokenizer", None)
+    tokenizer: Any = getattr(model, "tokenizer", None)  # a token model's own, of whatever kind
     if not hasattr(tokenizer, "places" if goal == "tokens" else "features"):
         raise InputError("goal", goal, f"{type(model).__name__} has none: choose another goal")
     codes_N = model.encode([Observation(frame, np.zeros(model.agent_dim, np.float32))]).codes_BCN[0, -1]
@@ -264,13 +269,14 @@ def pose_cost(goal: str, aims: np.ndarray, objects: Sequence[str]) -> Cost:
 
 def expert_goal(env: gymnasium.Env, steps: int = MAX_STEPS) -> np.ndarray:
     """The frame (H, W, 3) at the end of a scripted expert's try at the env's present scene, which is then put back."""
-    world = env.unwrapped
+    world, task = env.unwrapped, task_of(env.unwrapped)
+    assert isinstance(world, TaskWorld) and task is not None
     state, owner = world.get_state(), world.np_random
     world.np_random = np.random.default_rng(0)
     act = expert_policy(env)
     for _ in range(steps):
         world.act(act())
-        if world.task_spec.distance(world.positions()) <= 0:
+        if task.distance(world.positions()) <= 0:
             break
     frame = world.frame(world.config.image_size)
     world.np_random = owner
@@ -285,16 +291,21 @@ def expert_policy(env: gymnasium.Env, careful: bool = False) -> Callable[[], np.
         env: the table-top or PushT, after its reset.
         careful: on the table-top, leave the other cubes where they are.
     """
-    expert, world = CarefulExpert() if careful else Expert(), env.unwrapped
-    if hasattr(world, "aims"):
+    world = env.unwrapped
+    if isinstance(world, MarkedWorld):
+        assert env.spec is not None
         pusht = behaviour_of(env.spec.id).begin(world, "expert", np.random.default_rng(0))
         return lambda: pusht(world.environment_state())
 
+    assert isinstance(world, TaskWorld)
+    expert, avoiding = Expert(), CarefulExpert()
+
     def act() -> np.ndarray:
         rows, task = world.environment_state().reshape(len(OBJECTS), 4).astype(np.float64), world.task_spec
+        assert task is not None
         cube, others = cube_and_others(rows, task)
         if careful:
-            return expert.act(rows[0, :2], cube, task.targets(rows[:, :2]), others)
+            return avoiding.act(rows[0, :2], cube, task.targets(rows[:, :2]), others)
         return expert.act(rows[0, :2], cube, task.target(rows[:, :2]))
 
     return act

@@ -64,8 +64,8 @@ def _draw(look: PlanRecord, thoughts: PlanTrace, canvas: np.ndarray) -> np.ndarr
 def _line(canvas: np.ndarray, way_T2: np.ndarray, scale: tuple[float, float], colour: tuple, thickness: int) -> None:
     """Draws a way in world units; `scale` are those at the right and lower edge, 0 is the middle."""
     px_T2 = (way_T2 / np.array(scale) + 1) / 2 * np.array(canvas.shape[1::-1])
-    points = np.round(px_T2 * (1 << FRACTION)).astype(np.int32)[None]
-    cv2.polylines(canvas, points, False, colour, thickness, cv2.LINE_AA, FRACTION)
+    points = np.round(px_T2 * (1 << FRACTION)).astype(np.int32)
+    cv2.polylines(canvas, [points], False, colour, thickness, cv2.LINE_AA, FRACTION)
 
 
 def _fade(frame: np.ndarray) -> np.ndarray:

@@ -107,7 +107,7 @@ def _thoughts(document: dict[str, Any] | None, plans: dict[str, torch.Tensor]) -
     for look in looks:
         if look.paths.shape[2:] != (len(objects), 2) or look.chosen.shape[1:] != (len(objects), 2):
             raise ValueError(f"paths of shapes {look.paths.shape} and {look.chosen.shape} of {len(objects)} objects")
-    colours = {name: tuple(map(int, rgb)) for name, rgb in document["colours"].items()}
+    colours = {name: (int(red), int(green), int(blue)) for name, (red, green, blue) in document["colours"].items()}
     right, lower = map(float, document["scale"])
     return PlanTrace(objects, colours, (right, lower), looks)
 

@@ -59,7 +59,7 @@ def _log(rr, record: Record, name: str) -> None:
             rr.log(f"{name}/difference", rr.Image(difference))
         if record.distances[t] is not None:
             rr.log(f"{name}/distance, cm", rr.Scalars(record.distances[t]))
-        if t in looks:
+        if record.thoughts and t in looks:
             _log_plan(rr, record.thoughts, looks[t], real.shape[0] / 2, f"{name}/real/plan")
 
 

@@ -73,7 +73,7 @@ class PlayServer(ThreadingHTTPServer):
     def server_bind(self) -> None:
         """Binds, without asking any name server what we are called."""
         socketserver.TCPServer.server_bind(self)
-        self.server_name, self.server_port = self.server_address[:2]
+        self.server_name, self.server_port = HOST, self.socket.getsockname()[1]
 
     def handle_error(self, request, client_address) -> None:
         """A connection that broke is nobody's news."""
@@ -86,7 +86,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = 60  # seconds of silence, then the connection is closed
     disable_nagle_algorithm = True  # headers and body leave at once, not when the browser has thanked for the headers
-    server: PlayServer
+    server: PlayServer  # pyright: ignore[reportIncompatibleVariableOverride] # http.server says BaseServer
 
     def do_GET(self) -> None:
         """The page, at `/` alone."""

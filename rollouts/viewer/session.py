@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +13,10 @@ import gymnasium
 import numpy as np
 
 from emu_embodied.envs.imagined.core import check_spaces
+from emu_embodied.envs.tabletop.tasks import TaskWorld
 from emu_embodied.errors import InputError
 from emu_embodied.labels import knows
-from emu_embodied.protocols import WorldModel
+from emu_embodied.protocols import Rewindable, Seedable, Trained, WorldModel
 from emu_embodied.rollouts.agents.trace import left_to_go, scene_of
 from emu_embodied.types import AGENT_POS, IS_SUCCESS, PIXELS, TASK, History, Observation, Rollout, short_repr
 from emu_embodied.units import ActionScale
@@ -43,7 +44,7 @@ class Frame:
 
     history: History
     step: int
-    world: tuple[np.ndarray, dict[str, Any]] | None
+    world: tuple[np.ndarray, Mapping[str, Any]] | None
 
     __repr__ = short_repr
 
@@ -72,7 +73,7 @@ class Play:
         self.model, self.world, self.checkpoint, self.real = model, env.unwrapped, checkpoint, real
         check_spaces(model, env.observation_space, env.action_space)
         self._units = ActionScale.of(model)
-        if real and not (hasattr(self.world, "get_state") and hasattr(self.world, "set_state")):
+        if real and not isinstance(self.world, Rewindable):
             raise InputError(
                 "real", type(self.world).__name__, "it cannot be put back to an earlier frame; leave real out"
             )
@@ -135,7 +136,7 @@ class Play:
         return {"scene": self._scene(), "frame": self._shown(None, imagined, observation[PIXELS], values, place)}
 
     def _begin(self, seed: int, instruction: str | None) -> tuple[dict[str, np.ndarray], dict[str, Any], History]:
-        options = {"instruction": instruction} if instruction and hasattr(self.world, "task_spec") else None
+        options = {"instruction": instruction} if instruction and isinstance(self.world, TaskWorld) else None
         observation, info = self.world.reset(seed=seed, options=options)
         text = instruction or info.get(TASK, "")
         return observation, info, self.model.encode([Observation(observation[PIXELS], observation[AGENT_POS], text)])
@@ -148,7 +149,7 @@ class Play:
         if len(self.frames) >= MAX_FRAMES:
             raise InputError("frame", f"{MAX_FRAMES} of them", "that is enough; dream anew")
         begun, start = time.perf_counter(), self.frames[frame]
-        if hasattr(self.model, "seed"):  # a step's noise is its own, so that branches do not disturb each other
+        if isinstance(self.model, Seedable):  # a step's noise is its own, so that branches do not disturb each other
             self.model.seed(int(np.random.SeedSequence([self._seed, start.step]).generate_state(1)[0]))
         action_A = np.asarray(action, np.float32)
         history, rollout = self.model.step(start.history, action_A[None])
@@ -168,15 +169,19 @@ class Play:
     def _act(self, frame: int, action_A: np.ndarray) -> tuple[np.ndarray, float | None, bool]:
         """Acts in the real world from a frame, where it is put back to first unless it stands there."""
         if self._ahead != frame:
-            state, rng = self.frames[frame].world
+            kept = self.frames[frame].world
+            assert kept is not None and isinstance(self.world, Rewindable)
+            state, rng = kept
             self.world.set_state(state)
             self.world.np_random.bit_generator.state = rng
         self._ahead = -1  # should the physics fail, the world stands nowhere
         observation, _, _, _, info = self.world.step(self._units.to_robot(action_A))
         return observation[PIXELS], info.get("distance"), bool(info[IS_SUCCESS])
 
-    def _remember(self) -> tuple[np.ndarray, dict[str, Any]] | None:
-        return (self.world.get_state(), self.world.np_random.bit_generator.state) if self.real else None
+    def _remember(self) -> tuple[np.ndarray, Mapping[str, Any]] | None:
+        if not self.real or not isinstance(self.world, Rewindable):
+            return None
+        return self.world.get_state(), self.world.np_random.bit_generator.state
 
     def _values(self, rollout: Rollout) -> dict[str, Any]:
         distance = self._left(rollout.positions_BSTOD[0, 0, 0].cpu()) if self._left else None
@@ -201,8 +206,8 @@ class Play:
         }
 
     def _scene(self) -> dict[str, Any]:
-        world, dim = getattr(self.model, "world", None), self.model.action_dim
-        axes = list(getattr(world, "action_names", ())) or [f"action {i + 1}" for i in range(dim)]
+        named = self.model.world.action_names if isinstance(self.model, Trained) else ()
+        axes = list(named) or [f"action {i + 1}" for i in range(self.model.action_dim)]
         return {
             "checkpoint": self.checkpoint,
             "number": self._scenes,

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from emu_embodied.protocols import StepEngine
+from emu_embodied.protocols import Cache, StepEngine
 
 from .config import DecodingConfig
 from .sampling import check_finite, drawing, restrict
 
 
-def decode_frame(
-    engine: StepEngine,
-    cache,
+def decode_frame[C: Cache](
+    engine: StepEngine[C],
+    cache: C,
     actions_BA: torch.Tensor,
     config: DecodingConfig | None = None,
     generator: torch.Generator | None = None,

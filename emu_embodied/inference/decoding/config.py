@@ -54,7 +54,7 @@ class DecodingConfig:
         for name, known in choices.items():
             choice(name, getattr(self, name), known, InputError)
         plain = {name: whole_number(name, getattr(self, name), least, error=InputError) for name, least in _WHOLE}
-        plain |= {name: number(name, getattr(self, name), *ends, InputError) for name, *ends in _REAL}
+        plain |= {name: number(name, getattr(self, name), least, most, InputError) for name, least, most in _REAL}
         for name, value in plain.items():
             object.__setattr__(self, name, value)
         if self.top_p == 0:

@@ -9,15 +9,15 @@ import torch
 
 from emu_embodied.errors import InputError
 from emu_embodied.model.noise import Noise, Replacing, uniform
-from emu_embodied.protocols import StepEngine
+from emu_embodied.protocols import Cache, StepEngine
 
 from .config import DecodingConfig
 from .sampling import check_finite, propose
 
 
-def decode_frame(
-    engine: StepEngine,
-    cache,
+def decode_frame[C: Cache](
+    engine: StepEngine[C],
+    cache: C,
     actions_BA: torch.Tensor,
     config: DecodingConfig | None = None,
     generator: torch.Generator | None = None,
@@ -60,28 +60,30 @@ def _unmask(engine, cache, actions_BA, config, generator) -> tuple[torch.Tensor,
     open_BN = torch.ones_like(codes_BN, dtype=torch.bool)
     entropy_BN = torch.zeros(codes_BN.shape, device=codes_BN.device)
     sureness_BN = torch.zeros_like(entropy_BN)
-    for k in range(1, config.passes + 1):
+    k = 0
+    while True:
+        k += 1
         proposal = propose(engine, cache, actions_BA, codes_BN, open_BN, config, generator)
         codes_BN = torch.where(open_BN, proposal.codes, codes_BN)
         entropy_BN = torch.where(open_BN, proposal.entropy, entropy_BN)
-        if k < config.passes:
-            sure_BN = _sureness(config.order, proposal.log_prob, generator)
-            sureness_BN = torch.where(open_BN, sure_BN, sureness_BN)
-            stays_BN = sureness_BN if config.remask else sureness_BN.masked_fill(~open_BN, math.inf)
-            open_BN = stays_BN.argsort(-1).argsort(-1) < open_after(k, slots, config)
-    return codes_BN, proposal.states, entropy_BN
+        if k == config.passes:
+            return codes_BN, proposal.states, entropy_BN
+        sure_BN = _sureness(config.order, proposal.log_prob, generator)
+        sureness_BN = torch.where(open_BN, sure_BN, sureness_BN)
+        stays_BN = sureness_BN if config.remask else sureness_BN.masked_fill(~open_BN, math.inf)
+        open_BN = stays_BN.argsort(-1).argsort(-1) < open_after(k, slots, config)
 
 
 def _refine(engine, cache, actions_BA, config, generator, noise) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """From any codes to the frame's, each pass at a lower level of noise; the last takes every prediction."""
     everything = torch.ones_like(cache.previous_BN, dtype=torch.bool)
     codes_BN, hidden_BN = noise.blank(cache.previous_BN, everything, generator)
-    for k in range(1, config.passes + 1):
+    for k in range(1, config.passes):
         proposal = propose(engine, cache, actions_BA, codes_BN, hidden_BN, config, generator)
         before, after = _share_open((k - 1) / config.passes, config), _share_open(k / config.passes, config)
-        last = k == config.passes
-        codes_BN = proposal.codes if last else noise.refine(codes_BN, proposal.codes, before, after, generator)
-    return codes_BN, proposal.states, proposal.entropy
+        codes_BN = noise.refine(codes_BN, proposal.codes, before, after, generator)
+    last = propose(engine, cache, actions_BA, codes_BN, hidden_BN, config, generator)
+    return last.codes, last.states, last.entropy
 
 
 def _share_open(x: float, config: DecodingConfig) -> float:

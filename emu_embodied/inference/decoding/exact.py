@@ -11,15 +11,15 @@ from __future__ import annotations
 import torch
 
 from emu_embodied.model.noise import Absorbing, Noise, uniform
-from emu_embodied.protocols import StepEngine
+from emu_embodied.protocols import Cache, StepEngine
 
 from .config import DecodingConfig
 from .sampling import check_finite, draw, entropy, log_probs, propose
 
 
-def decode_frame(
-    engine: StepEngine,
-    cache,
+def decode_frame[C: Cache](
+    engine: StepEngine[C],
+    cache: C,
     actions_BA: torch.Tensor,
     config: DecodingConfig | None = None,
     generator: torch.Generator | None = None,

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from emu_embodied.protocols import StepEngine
+from emu_embodied.protocols import Cache, StepEngine
 from emu_embodied.types import Proposal
 
 from .sampling import draw_inside
 
 
 @dataclass
-class GuidedCache:
+class GuidedCache[C: Cache]:
     """The same past twice: under the instruction, and under an empty one."""
 
-    conditional: Any
-    unconditional: Any
+    conditional: C
+    unconditional: C
 
     @property
-    def pair(self) -> tuple[Any, Any]:
+    def pair(self) -> tuple[C, C]:
         return self.conditional, self.unconditional
 
     @property
@@ -33,12 +32,12 @@ class GuidedCache:
     def text_BL(self) -> torch.Tensor:
         return self.conditional.text_BL
 
-    def expand(self, copies: int) -> GuidedCache:
+    def expand(self, copies: int) -> GuidedCache[C]:
         """The same past for `copies` candidates of each world."""
         return GuidedCache(self.conditional.expand(copies), self.unconditional.expand(copies))
 
 
-class GuidedEngine:
+class GuidedEngine[C: Cache]:
     """Draws from u + scale (c - u), c and u the log-probabilities with and without the instruction, as Emu3.5 does for images.
 
     Every step runs twice. A model gains by it that was trained with instructions left out now and then
@@ -50,18 +49,18 @@ class GuidedEngine:
         empty_L: (L,) ids of an empty instruction.
     """
 
-    def __init__(self, engine: StepEngine, scale: float, empty_L: torch.Tensor) -> None:
+    def __init__(self, engine: StepEngine[C], scale: float, empty_L: torch.Tensor) -> None:
         self.engine, self.scale, self.empty_L = engine, scale, empty_L
         self.name, self.codebook_size = engine.name, engine.codebook_size
-        self.largest_batch = getattr(engine, "largest_batch", None)
+        self.largest_batch = engine.largest_batch
 
-    def prefill(self, text_BL, codes_BCN, actions_BCA, ahead: int) -> GuidedCache:
+    def prefill(self, text_BL, codes_BCN, actions_BCA, ahead: int) -> GuidedCache[C]:
         """Reads the past under both instructions."""
         texts = (text_BL, self.empty_L.expand_as(text_BL))
         return GuidedCache(*(self.engine.prefill(text, codes_BCN, actions_BCA, ahead) for text in texts))
 
     def denoise(
-        self, cache: GuidedCache, actions_BA, codes_BN, hidden_BN, inverse_temperature: float = 1.0, gumbel_BNV=None
+        self, cache: GuidedCache[C], actions_BA, codes_BN, hidden_BN, inverse_temperature: float = 1.0, gumbel_BNV=None
     ) -> Proposal:
         """One parallel pass under both, and the guided drawing."""
         conditional, unconditional = (self.engine.denoise(c, actions_BA, codes_BN, hidden_BN) for c in cache.pair)
@@ -69,23 +68,23 @@ class GuidedEngine:
             self._guide(conditional.logits, unconditional.logits), conditional.states, inverse_temperature, gumbel_BNV
         )
 
-    def verify(self, cache: GuidedCache, actions_BA, codes_BN):
+    def verify(self, cache: GuidedCache[C], actions_BA, codes_BN):
         """One causal pass under both: guided logits, and the instruction's hidden states."""
         (conditional, states), (unconditional, _) = (self.engine.verify(c, actions_BA, codes_BN) for c in cache.pair)
         return self._guide(conditional, unconditional), states
 
-    def commit(self, cache: GuidedCache, actions_BA, codes_BN) -> None:
+    def commit(self, cache: GuidedCache[C], actions_BA, codes_BN) -> None:
         """Adds the finished frame to both."""
         self.engine.commit(cache.conditional, actions_BA, codes_BN)
         self.engine.commit(cache.unconditional, actions_BA, codes_BN)
 
-    def frame_source(self, cache: GuidedCache, actions_BA) -> torch.Tensor | None:
+    def frame_source(self, cache: GuidedCache[C], actions_BA) -> torch.Tensor | None:
         """What the next frame's slots start from, which no instruction changes."""
         return self.engine.frame_source(cache.conditional, actions_BA)
 
     def next_token(
         self,
-        cache: GuidedCache,
+        cache: GuidedCache[C],
         actions_BA,
         index: int,
         codes_B,
@@ -101,7 +100,7 @@ class GuidedEngine:
             self._guide(conditional.logits, unconditional.logits), conditional.states, inverse_temperature, gumbel_BV
         )
 
-    def finish(self, cache: GuidedCache, codes_BN) -> None:
+    def finish(self, cache: GuidedCache[C], codes_BN) -> None:
         """Closes a frame that was read token by token."""
         self.engine.finish(cache.conditional, codes_BN)
         self.engine.finish(cache.unconditional, codes_BN)

@@ -93,7 +93,7 @@ class PerBatch:
         options: of `torch.compile`.
     """
 
-    def __init__(self, step: Callable, **options) -> None:
+    def __init__(self, step: types.MethodType, **options) -> None:
         self.step, self.options = step, options
         self._compiled: dict[int, Callable] = {}
 
@@ -101,6 +101,7 @@ class PerBatch:
         batch = keys.shape[1]
         if batch not in self._compiled:
             step = self.step.__func__
+            assert isinstance(step, types.FunctionType)
             copy = types.FunctionType(step.__code__.replace(), step.__globals__, step.__name__)
             bound = types.MethodType(copy, self.step.__self__)
             self._compiled[batch] = torch.compile(bound, dynamic=False, fullgraph=True, **self.options)
@@ -131,7 +132,7 @@ class GraphedFrame:
                 decode(*job)
         torch.cuda.current_stream().wait_stream(side)
         self._load(cache)
-        if state is not None:
+        if generator is not None and state is not None:
             generator.set_state(state)
         self.graph = torch.cuda.CUDAGraph()
         if generator is not None:

@@ -24,7 +24,12 @@ class StepExecutor(ABC):
         exporter: of the model.
         step: of `static_step.STEPS`.
         cache: where its engine is kept.
+
+    Attributes:
+        largest_batch: that it takes; None for any.
     """
+
+    largest_batch: int | None = None
 
     def __init__(self, exporter: Exporter, step: str, cache: EngineCache) -> None:
         self.exporter, self.step, self.cache = exporter, step, cache
@@ -71,7 +76,7 @@ class StepExecutor(ABC):
             self.cache.fetch(self.key, self._build, self._take)
             self._opened_by = os.getpid()
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple:
         """For `copy.deepcopy` and `pickle`: the copy opens its engine anew."""
         return type(self), (self.exporter, self.step, self.cache)
 

@@ -137,6 +137,7 @@ class Exporter:
                 external_data=False,
                 verbose=False,
             )
+        assert program is not None  # as with dynamo=True always
         try:
             return _strip(program.model_proto, results).SerializeToString()
         except ValueError as error:  # protobuf's own limit
@@ -178,7 +179,7 @@ def _fingerprint(model: TokenModel) -> dict[str, str]:
     for name, tensor in sorted(model.state_dict().items()):
         weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    computing = [Path(module.__file__) for module in (attention, transformer, token_model, static_step, sampling)]
+    computing = [Path(inspect.getfile(module)) for module in (attention, transformer, token_model, static_step, sampling)]
     for file in (
         *computing,
         Path(__file__),

@@ -64,6 +64,7 @@ class OnnxStep(StepExecutor):
             flavour="onnx",
             version=version,
             precision=self.exporter.precision,
+            profiles=(),
         )
 
     def _build(self) -> bytes:

@@ -13,6 +13,8 @@ from emu_embodied.model.token_model import TokenModel
 from emu_embodied.protocols import StepEngine
 from emu_embodied.types import Proposal
 
+from .static import StaticEngine
+
 MARGIN = 0.05  # nats between the two best codes, below which half precision may choose the other
 
 
@@ -51,7 +53,7 @@ class Parity:
 
 
 @torch.inference_mode()
-def measure_parity(engine: StepEngine, model: TokenModel, batch: int = 2, seed: int = 0) -> Parity:
+def measure_parity(engine: FrameStep | StaticEngine, model: TokenModel, batch: int = 2, seed: int = 0) -> Parity:
     """Runs every step of both engines on random frames: two passes a frame, commits between, a draft, tokens one by one.
 
     Args:

@@ -46,7 +46,7 @@ class Trial:
 
 def make_engine(
     name: str, model: TokenModel, *, precision: str = "fp32", cache: EngineCache | str | os.PathLike | None = None
-) -> StepEngine:
+) -> FrameStep | StaticEngine:
     """An engine, not yet compared with anything; it builds what it needs when it is first used.
 
     Args:
@@ -110,7 +110,7 @@ def fastest_engine(model: TokenModel, batch: int, **options) -> tuple[StepEngine
     for name in ENGINES if cuda else ("eager", "onnx"):
         trial, engine = try_engine(name, model, batch, **options)
         trials.append(trial)
-        if engine is not None and (best is None or trial.ms < best[0]):
+        if engine is not None and trial.ms is not None and (best is None or trial.ms < best[0]):
             best = (trial.ms, engine)
     logger.info("engines tried: %s", trials)
     if best is None:
@@ -138,7 +138,7 @@ def try_engine(name: str, model: TokenModel, batch: int, **options) -> tuple[Tri
 
 
 @torch.inference_mode()
-def time_frame(engine: StepEngine, batch: int, repeats: int = 7) -> float:
+def time_frame(engine: FrameStep | StaticEngine, batch: int, repeats: int = 7) -> float:
     """Median milliseconds of a frame in one pass, commit and all, on random codes."""
     c, place = engine.model.config, engine.model.noised.device
     codes = torch.zeros(batch, max(1, c.context_frames), c.slots, dtype=torch.int64, device=place)

@@ -16,6 +16,8 @@ from emu_embodied.inference.static_step import STEPS, PassCache, StaticStep
 from emu_embodied.model.token_model import TokenModel
 from emu_embodied.types import Proposal, short_repr
 
+from .executor import StepExecutor
+
 
 @dataclass
 class StaticCache:
@@ -83,8 +85,8 @@ class StaticEngine:
         self.codebook_size = model.config.vocabulary.codebook_size
         self.step = StaticStep(model)
         self.run = {each: getattr(self.step, each) for each in STEPS} | dict(run or {})
-        limits = [step.largest_batch for step in self.run.values() if hasattr(step, "largest_batch")]
-        self.largest_batch = min(limits, default=None)
+        limits = [step.largest_batch for step in self.run.values() if isinstance(step, StepExecutor)]
+        self.largest_batch = min(filter(None, limits), default=None)
         c, device = model.config, model.noised.device
         slot = torch.arange(c.text_length + (c.context_frames + 1) * c.frame_tokens, device=device) - c.text_length
         self._ring_S = torch.where(slot < 0, -1, slot // c.frame_tokens)  # which frame of the ring a slot is for
@@ -174,7 +176,7 @@ class StaticEngine:
         if source is None:
             source = self._constant("nothing", (len(actions_BA), self.config.transformer.hidden_size))
         draw = self._drawing(inverse_temperature, gumbel_BV, (len(actions_BA),))
-        if index == 0:
+        if codes_B is None:
             return self._read(cache, "first_token", actions_BA, source, *draw)
         own, *structure = self.model.read_ids(codes_B, index).unbind(1)
         proposal = self._read(cache, "next_token", own, source, *draw)

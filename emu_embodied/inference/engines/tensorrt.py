@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -104,9 +105,9 @@ class TensorRTStep(StepExecutor):
     ) -> None:
         super().__init__(exporter, step, cache)
         self.flavour, self.profiles, self.largest_batch = flavour, profiles, profiles[-1]
-        self._contexts: dict[int, object] = {}
+        self._contexts: dict[int, Any] = {}
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple:
         return type(self), (self.exporter, self.step, self.cache, self.flavour, self.profiles)
 
     @property

@@ -89,16 +89,15 @@ def train_cloning(
         return F.l1_loss(module(frames, goals), actions), {}
 
     def evaluate(module: ClonedPolicy) -> dict[str, float]:
-        return errors(module, judged, ahead)
+        return errors(module, judged, ahead) if judged else {}
 
     settings = {"held_out": held_out, "ahead": ahead, "batch": batch, "loop": asdict(loop), "seed": seed}
 
     def work() -> None:
         torch.manual_seed(seed)
-        job = {"evaluate": evaluate if judged else None, "report": report}
-        policy = train_stage("cloning", ClonedPolicy(config), loss, loop, folder, **job)
-        found = errors(policy, judged, ahead) if judged else {}
-        save_policy(folder / "policy", policy, {"episodes": cache.episodes, **settings, "errors": found})
+        judge = evaluate if judged else None
+        policy = train_stage("cloning", ClonedPolicy(config), loss, loop, folder, evaluate=judge, report=report)
+        save_policy(folder / "policy", policy, {"episodes": cache.episodes, **settings, "errors": evaluate(policy)})
 
     facts = facts_of("cloning", cache, sizes=asdict(config), **settings)
     return train_once(folder, "policy", facts, work, notes=notes, report=report)

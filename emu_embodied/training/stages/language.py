@@ -305,14 +305,14 @@ def teach_subgoals(
     def work() -> None:
         codes_FN = encode_frames(tokenizer.to(device), cache, report)
         dynamics = trajectory_objective(model, tokenizer, text, world, cache, codes_FN, trajectory, loop.steps, seed)
-        sampler = SubgoalSampler(rows, cache, codes_FN, text, model, config, seed)
+        sampler, judge = SubgoalSampler(rows, cache, codes_FN, text, model, config, seed), evaluate_model
         trained = train_stage(
             "language",
             model,
             SubgoalObjective(sampler, dynamics, config, loop.steps),
             loop,
             folder,
-            evaluate=(lambda average: evaluate_model(tokenizer, text, average)) if evaluate_model else None,
+            evaluate=(lambda average: judge(tokenizer, text, average)) if judge else None,
             report=report,
         )
         told = {

@@ -86,11 +86,12 @@ def train_probes(
 
     def work() -> None:
         torch.manual_seed(seed)
-        job = {"config": loop, "folder": folder, "report": report}
         state = None
         if objects:
-            state = train_stage("state-probe", StateProbe(config), _state_loss(known, batch, seed), **job)
-        inverse = train_stage("inverse-dynamics", InverseDynamics(config), _action_loss(known, batch, seed), **job)
+            losses = _state_loss(known, batch, seed)
+            state = train_stage("state-probe", StateProbe(config), losses, loop, folder, report=report)
+        losses = _action_loss(known, batch, seed)
+        inverse = train_stage("inverse-dynamics", InverseDynamics(config), losses, loop, folder, report=report)
         probes = Probes(config, inverse, state, {})
         probes.floors = floors(probes, judged)
         facts = {"episodes": cache.episodes, "held_out": held_out, "batch": batch, "loop": asdict(loop), "seed": seed}
