@@ -218,7 +218,7 @@ class Play:
             "asked": self._asked,
             "real": self.real,
             "axes": axes,
-            "action_size": dim,
+            "action_size": self.model.action_dim,
             "scale": list(self._scale),
             "plots": [
                 {
