@@ -14,6 +14,7 @@ import numpy as np
 
 from emu_embodied.errors import ConfigError, InputError
 from emu_embodied.protocols import Trained, WorldModel
+from emu_embodied.types import short_repr
 
 FAR = 10.0  # times as far as the recordings: perhaps in other units
 FORGIVEN = 1e-3  # share of a bound's half-range by which a number may leave it, for rounding
@@ -29,6 +30,8 @@ class ActionScale:
 
     centre: np.ndarray
     half: np.ndarray
+
+    __repr__ = short_repr
 
     @classmethod
     def of(cls, model: WorldModel, recordings: Any = None) -> ActionScale:

@@ -18,6 +18,7 @@ import numpy as np
 
 from emu_embodied.errors import CheckpointError, DatasetError
 from emu_embodied.storage.files import regular_file
+from emu_embodied.types import short_repr
 from emu_embodied.validation import number, whole_number
 
 TASKS = Path("meta", "tasks.parquet")
@@ -84,6 +85,8 @@ class Piece:
 
     values: dict[str, np.ndarray]
     pictures: Iterator[tuple[int, dict[str, list[bytes | None]]]]
+
+    __repr__ = short_repr
 
 
 def count_rows(root: Path) -> int:

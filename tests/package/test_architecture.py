@@ -16,7 +16,7 @@ ALLOWED = {
     "types": (),
     "errors": (),
     "validation": ("errors",),
-    "units": ("errors", "protocols"),
+    "units": ("errors", "protocols", "types"),
     "labels": ("errors", "protocols"),
     "protocols": ("types",),
     "storage": ("errors", "validation"),

@@ -66,4 +66,4 @@ def test_shapes_and_types_are_shown_instead_of_numbers():
 @pytest.mark.parametrize("name", ["load", "load_language_model", "load_vision_tokenizer", "load_text_tokenizer"])
 def test_the_released_models_parts_are_exported(name: str):
     assert name in dir(emu35) and name in emu35.__all__ and callable(getattr(emu35, name))
-    assert f"`{name}`" in (Path(__file__).parents[2] / "docs" / "emu3.5.md").read_text()
+    assert f"`{name}`" in (Path(__file__).parents[2] / "docs" / "guides" / "emu3.5.md").read_text()
