@@ -70,8 +70,10 @@ def load(
     if dataset is not None:
         chosen = whole_number("dataset", dataset, 0, max(0, len(world.action_scale) - 1), InputError)
         world = replace(world, action_scale=world.action_scale[chosen : chosen + 1])
-    job = (tokenizer.to(place), text, model, world)
-    return TokenWorldModel(*job, decoding=how, engine=_engine(engine, model, precision), seed=seed, name=str(path))
+    steps = _engine(engine, model, precision)
+    return TokenWorldModel(
+        tokenizer.to(place), text, model, world, decoding=how, engine=steps, seed=seed, name=str(path)
+    )
 
 
 def load_proposer(

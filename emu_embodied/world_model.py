@@ -267,9 +267,8 @@ class TokenWorldModel:
         decode = self.engine.whole_frame(method.decode_frame)
         rows: list[tuple[torch.Tensor, ...]] = []
         for t in range(steps):
-            job = (self.engine, cache, actions_BTA[:, t], self.decoding, noise, self.noise)
             with self._named():
-                codes, hidden, entropy = decode(*job)
+                codes, hidden, entropy = decode(self.engine, cache, actions_BTA[:, t], self.decoding, noise, self.noise)
             state: StateEstimate = self.model.estimate(hidden, text_BL)
             rows.append((codes, state.reward, state.success, state.positions, state.presence, entropy))
         return tuple(torch.stack(column, 1) for column in zip(*rows, strict=True))

@@ -53,8 +53,8 @@ def run(config: DictConfig) -> None:
                 _film(folder, name, episode, films)
 
         try:
-            job = (settings[name], seeds, worlds[name], agent, folder / f"{name}.jsonl", show)
-            rows[name] = evaluation.evaluate_policy(*job)
+            journal = folder / f"{name}.jsonl"
+            rows[name] = evaluation.evaluate_policy(settings[name], seeds, worlds[name], agent, journal, show)
         except KeyboardInterrupt:
             console.print(
                 f"evaluate-policy: finished episodes are in {folder}; go on with resume={folder}", markup=False

@@ -113,8 +113,8 @@ def train_checkpoint(
         )
         model = TokenModel(model_config(recipe, world, text, train_cache)).to(device)
         model.place_codes(tokenizer.places())
-        job = (tokenizer, text, world, cache, recipe, folder)
-        _finish(train_trajectory(model, *job, evaluate_model=evaluate_model, report=report), *job)
+        job = TrajectoryJob(tokenizer, text, world, cache, recipe, folder)
+        _finish(train_trajectory(model, job, evaluate_model=evaluate_model, report=report), job)
 
     facts = facts_of("all", cache, recipe=asdict(recipe), world=asdict(world))
     return train_once(folder, "checkpoint", facts, work, notes=notes, report=report)
@@ -169,11 +169,16 @@ def adapt_checkpoint(
     model.load_state_dict(teacher.state_dict())
 
     def work() -> None:
-        options = {"evaluate_model": evaluate_model, "report": report, "temperature": temperature or 0.0}
-        if temperature is not None:
-            options["teacher"] = teacher.to(device).requires_grad_(False)
-        job = (tokenizer.to(device), text, world, cache, recipe, folder)
-        _finish(train_trajectory(model.to(device), *job, **options), *job, source=fingerprint(source))
+        job = TrajectoryJob(tokenizer.to(device), text, world, cache, recipe, folder)
+        trained = train_trajectory(
+            model.to(device),
+            job,
+            evaluate_model=evaluate_model,
+            report=report,
+            teacher=None if temperature is None else teacher.to(device).requires_grad_(False),
+            temperature=temperature or 0.0,
+        )
+        _finish(trained, job, source=fingerprint(source))
 
     how = {"source": fingerprint(source), "temperature": temperature}
     facts = facts_of("dida", cache, recipe=asdict(recipe), world=asdict(world), **how)
@@ -232,9 +237,9 @@ def continue_checkpoint(
     model.load_state_dict({name: state[name] for name in model.state_dict()})
 
     def work() -> None:
-        job = (tokenizer.to(device), text, world, cache, recipe, folder)
-        options = {"evaluate_model": evaluate_model, "report": report}
-        _finish(train_trajectory(model.to(device), *job, **options), *job, source=fingerprint(source))
+        job = TrajectoryJob(tokenizer.to(device), text, world, cache, recipe, folder)
+        trained = train_trajectory(model.to(device), job, evaluate_model=evaluate_model, report=report)
+        _finish(trained, job, source=fingerprint(source))
 
     facts = facts_of("trajectory", cache, recipe=asdict(recipe), world=asdict(world), source=fingerprint(source))
     return train_once(folder, "checkpoint", facts, work, notes=notes, report=report)
@@ -340,14 +345,28 @@ def check_scale(cache: FrameCache, world: World) -> None:
         raise DatasetError("action scale", cache.action_scale.tolist(), remedy)
 
 
+@dataclass(frozen=True)
+class TrajectoryJob:
+    """What the trajectory stage works on.
+
+    Attributes:
+        tokenizer, text, world: what turns the cache into tokens, ours or a released model's, and what its frames show.
+        cache: the dataset; its last `recipe.held_out` episodes are left for evaluation.
+        recipe: a `Recipe` or `stages.emu35.FineTuning`: `held_out`, `seed`, `trajectory` and `trajectory_loop` count here.
+        folder: of the run.
+    """
+
+    tokenizer: Any
+    text: Any
+    world: World
+    cache: FrameCache
+    recipe: Any
+    folder: Path
+
+
 def train_trajectory(
     model: TokenModel,
-    tokenizer,
-    text,
-    world: World,
-    cache: FrameCache,
-    recipe,
-    folder: Path,
+    job: TrajectoryJob,
     *,
     evaluate_model: Callable | None = None,
     report: Callable[[str], None] = print,
@@ -358,19 +377,28 @@ def train_trajectory(
 
     Args:
         model: is trained in place, where its parameters are to be.
-        tokenizer, text, world: what turns the cache into tokens, and what its frames show.
-        cache: the dataset; its last `recipe.held_out` episodes are left for evaluation.
-        recipe: has `held_out`, `seed`, `trajectory` and `trajectory_loop`, as `Recipe`.
-        folder: of the run.
+        job: what it is trained on.
         evaluate_model, report: as in `train_checkpoint`.
         teacher, temperature: of `TrajectoryObjective`.
     """
-    train_cache = cache.select(range(cache.episodes - recipe.held_out))
-    codes_FN, steps = encode_frames(tokenizer, train_cache, report), recipe.trajectory_loop.steps
-    parts = (model, tokenizer, text, world, train_cache, codes_FN)
-    objective = trajectory_objective(*parts, recipe.trajectory, steps, recipe.seed, teacher, temperature)
+    tokenizer, text, recipe, loop = job.tokenizer, job.text, job.recipe, job.recipe.trajectory_loop
+    cache = job.cache.select(range(job.cache.episodes - recipe.held_out))
+    codes_FN = encode_frames(tokenizer, cache, report)
+    objective = trajectory_objective(
+        model,
+        tokenizer,
+        text,
+        job.world,
+        cache,
+        codes_FN,
+        recipe.trajectory,
+        loop.steps,
+        recipe.seed,
+        teacher,
+        temperature,
+    )
     evaluate = (lambda average: evaluate_model(tokenizer, text, average)) if evaluate_model else None
-    return train_stage("trajectory", model, objective, recipe.trajectory_loop, folder, evaluate=evaluate, report=report)
+    return train_stage("trajectory", model, objective, loop, job.folder, evaluate=evaluate, report=report)
 
 
 def trajectory_objective(
@@ -404,13 +432,12 @@ def trajectory_objective(
     return TrajectoryObjective(windows, trajectory, steps, places, noise, teacher, temperature)
 
 
-def _finish(
-    model: TokenModel, tokenizer, text, world: World, cache: FrameCache, recipe: Recipe, folder: Path, **facts: Any
-) -> None:
+def _finish(model: TokenModel, job: TrajectoryJob, **facts: Any) -> None:
     """Writes the checkpoint."""
+    cache, recipe = job.cache, job.recipe
     facts = {"episodes": cache.episodes, "frames": len(cache), "recipe": asdict(recipe), **facts}
-    world = world.learnt_from(cache.select(range(cache.episodes - recipe.held_out)).known)
-    save_checkpoint(folder / "checkpoint", tokenizer, text, model, world, facts)
+    world = job.world.learnt_from(cache.select(range(cache.episodes - recipe.held_out)).known)
+    save_checkpoint(job.folder / "checkpoint", job.tokenizer, job.text, model, world, facts)
 
 
 def model_config(recipe: Recipe, world: World, text: TextTokenizer, cache: FrameCache) -> TokenModelConfig:

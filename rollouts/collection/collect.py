@@ -193,8 +193,8 @@ def _record(
         return DatasetError(f"episode of seed {at[part]}", reason, "finished parts are kept; mend it and call again")
 
     patience = STALL_SECONDS + 2.0 * settings.steps
-    job = (functools.partial(_recorder, settings, folder), missing, workers, patience, failed)
-    for part, (kind, value) in work_in_parallel(*job):
+    recorder = functools.partial(_recorder, settings, folder)
+    for part, (kind, value) in work_in_parallel(recorder, missing, workers, patience, failed):
         if kind == "recorded":
             advance(value)
         else:

@@ -154,8 +154,19 @@ class Player:
         cost = functools.partial(build_cost, s.goal, effort=s.effort, uncertainty=s.uncertainty)
         planner = make_planner(s.planner, seed)
         guide = functools.partial(self.follower.begin, seed=seed) if self.follower else None
-        job = (self.env, model, planner, cost, seed, s.planner.execute, s.max_steps, guide)
-        return run_episode(*job, on_step=on_step, progress=progress, pictures=seed in self.pictured)
+        return run_episode(
+            self.env,
+            model,
+            planner,
+            cost,
+            seed,
+            s.planner.execute,
+            s.max_steps,
+            guide,
+            on_step=on_step,
+            progress=progress,
+            pictures=seed in self.pictured,
+        )
 
 
 def evaluate_planning(

@@ -45,8 +45,10 @@ def decode_frame[C: Cache](
     slots = cache.previous_BN.shape[1]
     if config.passes > slots:
         raise InputError("passes", config.passes, f"choose K from 1 to {slots}, the tokens of a frame")
-    job = (engine, cache, actions_BA, config, generator)
-    codes_BN, hidden, entropy_BN = _refine(*job, noise) if isinstance(noise, Replacing) else _unmask(*job)
+    if isinstance(noise, Replacing):
+        codes_BN, hidden, entropy_BN = _refine(engine, cache, actions_BA, config, generator, noise)
+    else:
+        codes_BN, hidden, entropy_BN = _unmask(engine, cache, actions_BA, config, generator)
     entropy_B = entropy_BN.mean(-1)
     check_finite(entropy_B)
     engine.commit(cache, actions_BA, codes_BN)

@@ -123,13 +123,12 @@ class GraphedFrame:
         self.buffers, self.actions_BA = cache.expand(1), actions_BA.clone()
         self.owner: Callable[[], StaticCache | None] = lambda: None
         pending, side = cache.pending, torch.cuda.Stream()
-        job = (engine, self.buffers, self.actions_BA, config, generator, noise)
         state = generator.get_state() if generator is not None else None
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # compiles, and lets libraries allocate
             for _ in range(3):
                 self._load(cache)
-                decode(*job)
+                decode(engine, self.buffers, self.actions_BA, config, generator, noise)
         torch.cuda.current_stream().wait_stream(side)
         self._load(cache)
         if generator is not None and state is not None:
@@ -138,7 +137,7 @@ class GraphedFrame:
         if generator is not None:
             self.graph.register_generator_state(generator)
         with torch.cuda.graph(self.graph):
-            self.results = decode(*job)
+            self.results = decode(engine, self.buffers, self.actions_BA, config, generator, noise)
         self.leaves_pending, self.buffers.pending = self.buffers.pending, pending
 
     def __call__(self, cache: StaticCache, actions_BA: torch.Tensor) -> tuple[torch.Tensor, ...]:

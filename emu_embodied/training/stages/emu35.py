@@ -18,7 +18,7 @@ from emu_embodied.errors import ConfigError
 from emu_embodied.training.folder import facts_of, train_once
 from emu_embodied.training.loop import LoopConfig, trained_state
 from emu_embodied.training.objectives import TrajectoryConfig
-from emu_embodied.training.pipeline import check_cache, check_trajectories, train_trajectory
+from emu_embodied.training.pipeline import TrajectoryJob, check_cache, check_trajectories, train_trajectory
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,8 @@ def fine_tune(
             model.transformer.requires_grad_(True)
         else:
             add_adapters(model.transformer, recipe.lora)
-        job = (tokenizer, text, world, cache, recipe, folder)
-        model = train_trajectory(model, *job, evaluate_model=evaluate_model, report=report)
+        job = TrajectoryJob(tokenizer, text, world, cache, recipe, folder)
+        model = train_trajectory(model, job, evaluate_model=evaluate_model, report=report)
         told = {"episodes": cache.episodes, "frames": len(cache), "recipe": asdict(recipe)}
         trained, learnt = trained_state(model), world.learnt_from(cache.known)
         save_adapted(folder / "checkpoint", base, recipe.adoption, recipe.lora, model, trained, learnt, told)
