@@ -26,13 +26,13 @@ from emu_embodied.loading import checkpoint_path
 from emu_embodied.model.noise import make_noise
 from emu_embodied.rollouts.evaluation.prediction import Truth, quick_quality
 from emu_embodied.rollouts.goals.hindsight_tabletop import relabel
-from emu_embodied.storage.files import write_json
+from emu_embodied.storage.atomic import write_json
 from emu_embodied.tokenizers.text import TextTokenizer
 from emu_embodied.training.datasets import WindowSampler
 from emu_embodied.training.loop import LoopConfig, train_stage
 from emu_embodied.training.objectives import TrajectoryConfig, TrajectoryObjective
-from emu_embodied.training.pipeline import encode_frames
 from emu_embodied.training.stages.language import LanguageConfig, SubgoalObjective, SubgoalSampler, with_prompts
+from emu_embodied.training.stages.trajectory import encode_frames
 from emu_embodied.world_model import TokenWorldModel
 
 GROUPS = {"behind": 1.0, "push": 0.4, "goal": 1.5, "done": 0.4, "edit": 0.6, "next": 0.3}  # as in configs/train.yaml

@@ -69,7 +69,7 @@ def training() -> Callable[[], int]:
     from emu_embodied.loading import load
     from emu_embodied.rollouts.collection.episodes import record_frames
     from emu_embodied.training.objectives import TrajectoryConfig
-    from emu_embodied.training.pipeline import encode_frames, trajectory_objective
+    from emu_embodied.training.stages.trajectory import encode_frames, trajectory_objective
 
     world_model, steps = load("nano-tabletop"), 1_000_000
     parts = (world_model.model.train(), world_model.tokenizer, world_model.text, world_model.world)

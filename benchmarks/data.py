@@ -22,7 +22,7 @@ from benchmarks.priority import ordinary_priority
 from benchmarks.timing import machine, summary, versions
 from emu_embodied.data.frame_cache import FrameCache, build_frame_cache, load_frame_cache, save_frame_cache
 from emu_embodied.data.reader import ReadOptions
-from emu_embodied.storage.files import write_json
+from emu_embodied.storage.atomic import write_json
 from emu_embodied.training.datasets import WindowSampler
 
 SHAPES = {"nano, 16 windows of 3": (16, 3, 64), "nano, 16 of 5": (16, 5, 64), "base, 64 of 9": (64, 9, 256)}

@@ -24,7 +24,7 @@ from emu_embodied.emu35 import memory_estimate as estimate
 from emu_embodied.emu35.language_model import meta_model
 from emu_embodied.emu35.quantisation import BITS
 from emu_embodied.model.transformer import Transformer, TransformerConfig
-from emu_embodied.storage.files import write_json
+from emu_embodied.storage.atomic import write_json
 
 SEED = 0
 PASSES = (None, 1, 4, 8, 16)  # None: token by token

@@ -24,10 +24,11 @@ from emu_embodied.errors import EmuEmbodiedError
 from emu_embodied.inference.decoding.config import DecodingConfig
 from emu_embodied.inference.engines.parity import measure_parity
 from emu_embodied.inference.engines.registry import ENGINES, make_engine
-from emu_embodied.model.token_model import TokenModel, TokenModelConfig
+from emu_embodied.model.config import TokenModelConfig
+from emu_embodied.model.token_model import TokenModel
 from emu_embodied.model.transformer import TransformerConfig
 from emu_embodied.model.vocabulary import Vocabulary
-from emu_embodied.storage.files import write_json
+from emu_embodied.storage.atomic import write_json
 
 DECODINGS = {
     "autoregressive": DecodingConfig("autoregressive"),

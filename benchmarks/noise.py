@@ -21,7 +21,7 @@ import torch
 from emu_embodied.checkpoint import fingerprint
 from emu_embodied.loading import checkpoint_path, load
 from emu_embodied.model.noise import NOISES, Metric, make_noise
-from emu_embodied.storage.files import write_json
+from emu_embodied.storage.atomic import write_json
 
 LEVELS = np.linspace(0, 1, 41).round(3)
 TIMES = np.linspace(0, 0.975, 40).round(3)

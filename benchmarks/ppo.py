@@ -35,7 +35,7 @@ from emu_embodied.loading import checkpoint_path, load
 from emu_embodied.metrics import bootstrap_interval, wilson_interval
 from emu_embodied.policies.costs import walk_around
 from emu_embodied.rollouts.goals.task_costs import TaskGoal
-from emu_embodied.storage.files import write_json
+from emu_embodied.storage.atomic import write_json
 from emu_embodied.types import AGENT_POS, BELIEFS, INSTRUCTION, IS_SUCCESS, PIXELS, TASK, Observation
 
 ENV, OPTIONS = "emu_embodied/TabletopPush-v0", {"cubes": 1}

@@ -26,7 +26,7 @@ from emu_embodied.metrics import correlation, rank_correlation, rank_violation
 from emu_embodied.rollouts.agents.scripted import ExpertAgent
 from emu_embodied.rollouts.evaluation.policy_ranking import PolicySettings, evaluate_policy
 from emu_embodied.rollouts.vector_envs import DreamtWorlds, RealWorlds
-from emu_embodied.storage.files import write_json
+from emu_embodied.storage.atomic import write_json
 
 STRAYS = (0.0, 0.3, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 1.0)
 SEED, ROUNDS = 14_000_000, 1000

@@ -29,10 +29,12 @@ from emu_embodied.inference.decoding.config import DecodingConfig
 from emu_embodied.loading import checkpoint_path
 from emu_embodied.model.token_model import TokenModel
 from emu_embodied.rollouts.evaluation.prediction import OpenLoop, Truth
-from emu_embodied.storage.files import read_json, write_json
+from emu_embodied.storage.atomic import write_json
+from emu_embodied.storage.regular import read_json
 from emu_embodied.training.loop import train_stage
 from emu_embodied.training.objectives import TrajectoryObjective
-from emu_embodied.training.pipeline import encode_frames, model_config, trajectory_objective
+from emu_embodied.training.pipeline import model_config
+from emu_embodied.training.stages.trajectory import encode_frames, trajectory_objective
 from emu_embodied.world_model import TokenWorldModel
 
 TOKENIZERS = "nano-tabletop"

@@ -3,7 +3,7 @@
     python -m benchmarks.stochastic --checkpoint PATH [--quick] [--out FILE] [--picture FILE]
 
 Each start is a scene of one cube (poses, a frame, four actions). The simulator plays it many times, from rest, with other
-gusts, masses and frictions: these are the true outcomes. The model dreams it as often, and both are read by eye from frames, an
+gusts, masses and frictions: these are the true outcomes. The model dreams it as often, a detector reads both from frames, an
 object out of sight counting as outside the frame. The "simulator" row is a second set of true outcomes after the tokenizer's
 round trip: what a perfect model would get. "whole_and_far" is the share of frames in which the cube is whole and at least 8 px
 from where it was, after one step because of a gust. The checkpoint is the shipped one, adapted to this world:
@@ -40,7 +40,7 @@ from emu_embodied.loading import checkpoint_path, load
 from emu_embodied.metrics import bootstrap_interval, colour_centroids, energy_score, spread
 from emu_embodied.rollouts.collection.episodes import record_frames
 from emu_embodied.rollouts.evaluation.prediction import tokenizer_codes
-from emu_embodied.storage.files import write_json
+from emu_embodied.storage.atomic import write_json
 from emu_embodied.types import PIXELS, Observation
 
 ENV, OPTIONS = "emu_embodied/TabletopPush-v0", {"stochastic": True, "cubes": 1}

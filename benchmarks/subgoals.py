@@ -29,7 +29,7 @@ from emu_embodied.loading import load, weights_label
 from emu_embodied.policies.planners.cem import CEMConfig
 from emu_embodied.rollouts.evaluation import subgoals as evaluation
 from emu_embodied.rollouts.evaluation.harness import difference, rate, ratio
-from emu_embodied.rollouts.evaluation.instruction_sampling import spoken_starts
+from emu_embodied.rollouts.evaluation.instruction_sampling import sampled_starts
 from emu_embodied.rollouts.evaluation.journal import open_journal
 from emu_embodied.rollouts.evaluation.subgoals import Bench, ImageSettings, LoopSettings
 from emu_embodied.rollouts.goals.subgoal_setup import Following
@@ -80,7 +80,7 @@ def run(options: argparse.Namespace, part: str, name: str, split: str) -> list[d
     bench = make_bench(options)
     seeds, said = range(options.seed, options.seed + count), evaluation.own_draw
     if split != "own":
-        starts = spoken_starts(bench.env, count, split == "held_out", options.seed)
+        starts = sampled_starts(bench.env, count, split == "held_out", options.seed)
         seeds, said = list(starts), starts.__getitem__
     if part == "loop":
         return evaluation.play_loop(bench, settings, seeds, said, journal)

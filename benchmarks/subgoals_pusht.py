@@ -31,8 +31,9 @@ from emu_embodied.errors import EmuEmbodiedError
 from emu_embodied.loading import load, load_proposer, weights_label
 from emu_embodied.metrics import bootstrap_interval
 from emu_embodied.policies.planners.cem import CEMConfig
+from emu_embodied.rollouts.evaluation.harness import difference, rate
 from emu_embodied.rollouts.evaluation.planning import PlanningSettings, evaluate_planning
-from emu_embodied.rollouts.evaluation.subgoals import FIRST, difference, rate
+from emu_embodied.rollouts.evaluation.subgoals import FIRST
 from emu_embodied.rollouts.goals.subgoal_setup import Following
 from emu_embodied.types import AGENT_POS, PIXELS, Observation
 

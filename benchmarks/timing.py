@@ -14,7 +14,7 @@ import torch
 
 from emu_embodied.inference.decoding import autoregressive, dida, exact
 from emu_embodied.inference.decoding.config import DecodingConfig
-from emu_embodied.storage.files import write_json
+from emu_embodied.storage.atomic import write_json
 
 METHODS = {"autoregressive": autoregressive, "exact": exact, "dida": dida}
 FRAMES = 2  # timed in a row

@@ -25,7 +25,7 @@ from emu_embodied.checkpoint import fingerprint
 from emu_embodied.loading import checkpoint_path, load
 from emu_embodied.metrics import bootstrap_interval
 from emu_embodied.rollouts.collection.collect import collect
-from emu_embodied.storage.files import write_json
+from emu_embodied.storage.atomic import write_json
 from emu_embodied.types import AGENT_POS, BELIEFS, INSTRUCTION
 
 SEED = 13_000_000

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,8 @@ from torch import nn
 import emu_embodied
 from emu_embodied.errors import CheckpointError, ConfigError, InputError
 from emu_embodied.labels import LABELS
-from emu_embodied.model.token_model import TokenModel, TokenModelConfig, check_objects, check_scale
+from emu_embodied.model.config import TokenModelConfig, check_objects, check_scale
+from emu_embodied.model.token_model import TokenModel
 from emu_embodied.storage.files import Folder, load_folder, save_folder, sums
 from emu_embodied.storage.schema import build
 from emu_embodied.tokenizers.frames import FrameTokenizer, FrameTokenizerConfig
@@ -35,7 +36,7 @@ class World:
         env_id: the Gymnasium id of the real environment, for the imagined one's spaces and reset; without a module to import.
             Empty where there is none.
         action_names: names of the action's values.
-        eye: what reads objects from frames, one of `object_detection.DETECTORS`.
+        eye: the detector that finds objects in frames, one of `object_detection.DETECTORS`.
         landmarks: object -> the object whose second point it is, so that the two give its angle.
         action_scale: centres and half-ranges by which recorded actions became values in [-1, 1], for each dataset trained on;
             empty where they were so from the beginning. See `units.ActionScale`.
@@ -103,6 +104,18 @@ def versions() -> dict[str, str]:
     }
 
 
+def envelope(kind: str, facts: dict, **parts: object) -> dict:
+    """The `config.json` of a checkpoint, which `open_checkpoint` reads.
+
+    Args:
+        kind: the format.
+        facts: how it was trained.
+        parts: configurations, as dataclasses, and other values by name.
+    """
+    described = {name: asdict(part) if is_dataclass(part) else part for name, part in parts.items()}
+    return {"format": kind, "version": 1, **described, "training": facts, "versions": versions()}
+
+
 def save_checkpoint(
     path: Path, tokenizer: FrameTokenizer, text: TextTokenizer, model: TokenModel, world: World, facts: dict
 ) -> None:
@@ -111,15 +124,7 @@ def save_checkpoint(
     Raises:
         CheckpointError: weights that are not finite, or a full disk.
     """
-    config = {
-        "format": FORMAT,
-        "version": 1,
-        "tokenizer": asdict(tokenizer.config),
-        "model": asdict(model.config),
-        "world": asdict(world),
-        "training": facts,
-        "versions": versions(),
-    }
+    config = envelope(FORMAT, facts, tokenizer=tokenizer.config, model=model.config, world=world)
     tensors = {"frame_tokenizer": tokenizer.state_dict(), "token_model": model.state_dict()}
     save_folder(path, tensors, {"config": config, "text": {"tokenizer": text.to_json()}})
 
@@ -143,8 +148,6 @@ def load_checkpoint(path: Path) -> tuple[FrameTokenizer, TextTokenizer, TokenMod
     frames = build(FrameTokenizerConfig, config.get("tokenizer"), f"{place}: tokenizer")
     sizes = build(TokenModelConfig, config.get("model"), f"{place}: model")
     world = build(World, config.get("world"), f"{place}: world").settled()
-    if not isinstance(config.get("training"), dict):
-        raise CheckpointError(f"{place}: training", config.get("training"), "must be a JSON object")
     try:
         text = TextTokenizer.from_json(folder.documents.get("text", {}).get("tokenizer"))
     except InputError as error:
@@ -185,7 +188,7 @@ def check_actions(place: str, world: World, action_dim: int) -> None:
 
 
 def open_checkpoint(path: Path, kind: str, remedy: str) -> tuple[Folder, dict, str]:
-    """Opens a folder that has a `config.json` with a format and a version.
+    """Opens a folder whose `config.json` is an `envelope`.
 
     Args:
         path: the folder.
@@ -202,6 +205,8 @@ def open_checkpoint(path: Path, kind: str, remedy: str) -> tuple[Folder, dict, s
     config, place = folder.documents.get("config", {}), str(folder.path / "config.json")
     if config.get("format") != kind or config.get("version") != 1:
         raise CheckpointError(place, config.get("format"), remedy)
+    if not isinstance(config.get("training"), dict):
+        raise CheckpointError(f"{place}: training", config.get("training"), "must be a JSON object")
     return folder, config, place
 
 

@@ -1,4 +1,4 @@
-"""Which labels a world model's heads learnt: what nobody trained is not believed. Knows no concrete model."""
+"""Which labels a world model's heads learnt; heads without labels are not used. Knows no concrete model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def knows(model: object, label: str) -> bool:
 
 
 def need(model: object, label: str, who: str) -> None:
-    """Refuses what builds on a head that nobody trained.
+    """Refuses what builds on a head that was not trained.
 
     Raises:
         InputError: the model does not know the label.

@@ -19,7 +19,7 @@ from emu_embodied.model.token_model import TokenModel
 from emu_embodied.process import warn_of_spinning
 from emu_embodied.protocols import StepEngine
 from emu_embodied.shipped import checkpoint_path
-from emu_embodied.storage.files import read_json
+from emu_embodied.storage.regular import read_json
 from emu_embodied.validation import whole_number
 from emu_embodied.world_model import TokenWorldModel
 

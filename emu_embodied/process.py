@@ -37,7 +37,7 @@ def warn_of_spinning(threads: int) -> None:
     """Says, once, that torch's threads spin because it was loaded before they could be told not to.
 
     Args:
-        threads: that torch computes with; one alone waits for nobody.
+        threads: that torch computes with; a single one waits for no other.
     """
     if _state["spins"] and threads > 1:
         _state["spins"] = False

@@ -72,8 +72,8 @@ class Episode:
         agent_pos: (T + 1, D) float32.
         states: (T + 1, E) float32, the simulator's true state vector (`observation.environment_state`).
         actions: (T, A) float32, in the robot's units.
-        rewards: (T,) float32, received on arrival at frame t + 1; None where nobody knows them.
-        successes: (T,) bool, judged at frame t + 1; None where nobody knows them.
+        rewards: (T,) float32, received on arrival at frame t + 1; None where they were not recorded.
+        successes: (T,) bool, judged at frame t + 1; None where they were not recorded.
         instruction: the task as text.
     """
 

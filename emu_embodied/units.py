@@ -42,14 +42,14 @@ class ActionScale:
             recordings: a `FrameCache` of the robot that is meant, where the model was trained on several.
 
         Raises:
-            ConfigError: the model was trained on datasets of different scales, and nobody said which robot is meant.
+            ConfigError: the model was trained on datasets of different scales, and none was chosen.
         """
         scales = np.array(model.world.action_scale if isinstance(model, Trained) else (), np.float32)
         if not len(scales):
             return cls(np.zeros(model.action_dim, np.float32), np.ones(model.action_dim, np.float32))
-        told = np.array(getattr(recordings, "action_scale", ()), np.float32)
-        if len(told) == 1 and any(np.array_equal(scale, told[0]) for scale in scales):
-            scales = told
+        recorded = np.array(getattr(recordings, "action_scale", ()), np.float32)
+        if len(recorded) == 1 and any(np.array_equal(scale, recorded[0]) for scale in scales):
+            scales = recorded
         if (scales != scales[0]).any():
             remedy = "say whose robot it drives: load(..., dataset=I), the first is 0; or train on datasets that share one"
             raise ConfigError("checkpoint", f"{len(scales)} datasets of different action scales", remedy)

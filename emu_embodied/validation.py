@@ -56,13 +56,19 @@ def number(
 
 
 def whole_fields(config: object, ranges: Mapping[str, tuple[int, int | None]], error: Kind = ConfigError) -> None:
-    """Checks whole numbers among an object's attributes: name -> the smallest and the largest value allowed.
+    """Checks whole numbers among an object's attributes, and makes them Python's: name -> smallest and largest value allowed.
 
     Raises:
         EmuEmbodiedError: of the class `error`, for the first that is none, or outside its range.
     """
     for name, (least, most) in ranges.items():
-        whole_number(name, getattr(config, name), least, most, error)
+        object.__setattr__(config, name, whole_number(name, getattr(config, name), least, most, error))
+
+
+def number_fields(config: object, ranges: Mapping[str, tuple[float, float | None]], error: Kind = ConfigError) -> None:
+    """As `whole_fields`, of finite numbers; they become floats."""
+    for name, (least, most) in ranges.items():
+        object.__setattr__(config, name, number(name, getattr(config, name), least, most, error))
 
 
 def choice(field: str, value: object, options: Collection[str], error: Kind = ConfigError) -> str:
@@ -118,7 +124,7 @@ def numbers_of(field: str, value: object, rule: str = "give an array of float32"
     """
     try:
         if isinstance(value, np.ma.MaskedArray):
-            raise TypeError("a masked array, whose gaps nobody would fill")
+            raise TypeError("a masked array, whose gaps would not be filled")
         array = np.asarray(value)
     except Exception as reason:  # ragged lists, tensors that NumPy cannot see, objects with an `__array__` of their own
         raise error(field, str(reason), rule) from None

@@ -17,7 +17,8 @@ from emu_embodied.inference.decoding.sampling import entropy
 from emu_embodied.inference.frame_step import FrameStep, soft_step
 from emu_embodied.labels import knows
 from emu_embodied.model.noise import WorldNoise, make_noise
-from emu_embodied.model.token_model import StateEstimate, TokenModel
+from emu_embodied.model.state_heads import StateEstimate
+from emu_embodied.model.token_model import TokenModel
 from emu_embodied.protocols import StepEngine, TextEncoder, World
 from emu_embodied.tokenizers.frames import FrameTokenizer
 from emu_embodied.tokenizers.ibq_frames import IBQFrames

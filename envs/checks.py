@@ -12,7 +12,7 @@ import numpy as np
 from emu_embodied.errors import InputError, KeywordError
 from emu_embodied.types import AGENT_POS, PIXELS, Observation
 from emu_embodied.units import forgiven
-from emu_embodied.validation import frame_of, numbers_of
+from emu_embodied.validation import frame_of, numbers_of, whole_number
 
 
 def as_box(space: gymnasium.Space) -> gymnasium.spaces.Box:
@@ -137,6 +137,4 @@ def check_index(field: str, value: Any, length: int) -> int:
     Raises:
         InputError: it is no whole number, or outside.
     """
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < length:
-        raise InputError(field, value, f"give a whole number from 0 to {length - 1}")
-    return int(value)
+    return whole_number(field, value, 0, length - 1, InputError)

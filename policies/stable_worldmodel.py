@@ -84,9 +84,10 @@ class CostableWorldModel:
             rule = "give (B, S, H, W, 3) uint8, or (B, S, history, H, W, 3)"
             raise InputError(PIXELS, f"shape {pixels.shape}", rule)
         frames = pixels[:, 0] if pixels.ndim == 5 else pixels[:, 0, -1]
-        told = info_dict.get(INSTRUCTION, info_dict.get(TASK, [""] * len(frames)))
-        told = [str(np.ravel(text)[0]) for text in told]
-        if len(told) != len(frames):
-            raise InputError(INSTRUCTION, f"{len(told)} of them", f"give one for each of {len(frames)} worlds")
+        instructions = info_dict.get(INSTRUCTION, info_dict.get(TASK, [""] * len(frames)))
+        instructions = [str(np.ravel(text)[0]) for text in instructions]
+        if len(instructions) != len(frames):
+            raise InputError(INSTRUCTION, f"{len(instructions)} of them", f"give one for each of {len(frames)} worlds")
         nowhere = np.zeros(self.model.agent_dim, np.float32)
-        return self.model.encode([Observation(frame, nowhere, text) for frame, text in zip(frames, told, strict=True)])
+        pairs = zip(frames, instructions, strict=True)
+        return self.model.encode([Observation(frame, nowhere, text) for frame, text in pairs])

@@ -18,6 +18,7 @@ from emu_embodied.errors import InputError
 from emu_embodied.policies.costs import BehindObject, ObjectLost, ObjectPositions, WeightedSum
 from emu_embodied.protocols import Cost, SubgoalProposer, WorldModel
 from emu_embodied.types import History, Observation, Subgoal, short_repr
+from emu_embodied.validation import number_fields, whole_fields
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class SubgoalConfig:
         behind: weight of the robot's walk behind what it is to push.
         around: weight of the robot's walk around the thing that it is to stand at, where it alone is to move; beside 1 for
             its way as the crow flies.
-        beside: weight of the robot's way to where a subgoal that moves objects shows it, where nobody walks behind them.
+        beside: weight of the robot's way to where a subgoal that moves objects shows it, where it does not walk behind them.
         radius: between the centres of robot and object when they touch; None where objects are no discs to walk around.
         robot: the robot's name among the objects.
 
@@ -60,12 +61,9 @@ class SubgoalConfig:
     robot: str = "pusher"
 
     def __post_init__(self) -> None:
-        for name in ("count", "patience"):
-            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
-                raise InputError(name, getattr(self, name), "give a whole number of at least 1")
-        for name in ("near", "home", "robot_near", "moved", "keep", "still", "behind", "around", "beside"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise InputError(name, getattr(self, name), "give a number of at least 0")
+        whole_fields(self, dict.fromkeys(("count", "patience"), (1, None)), InputError)
+        distances = ("near", "home", "robot_near", "moved", "keep", "still", "behind", "around", "beside")
+        number_fields(self, dict.fromkeys(distances, (0, None)), InputError)
 
 
 class Pursued(NamedTuple):
@@ -101,7 +99,7 @@ class SubgoalManager:
     Args:
         proposer: who is asked for subgoals.
         objects: names of the model's objects, in whose order places are given; what the proposer does not know never counts.
-        config: habits.
+        config: settings.
         seed: of the proposals.
 
     Attributes:

@@ -12,7 +12,8 @@ import cv2
 import numpy as np
 
 from emu_embodied.errors import InputError
-from emu_embodied.storage.files import write_bytes, writing
+from emu_embodied.storage.atomic import write_bytes, writing
+from emu_embodied.validation import whole_number
 
 INK, PAPER, GAP = (40, 40, 40), 255, 2  # text colour, background, px between frames
 FONT, LINE = cv2.FONT_HERSHEY_SIMPLEX, 22  # px per line of text
@@ -48,8 +49,7 @@ def strip(
     """
     real, imagined = _check(real, imagined)
     for name, value in (("columns", columns), ("scale", scale)):
-        if type(value) is not int or value < 1:
-            raise InputError(name, value, "give a whole number of at least 1")
+        whole_number(name, value, 1, error=InputError)
     steps = np.unique(np.linspace(0, len(real) - 1, min(columns, len(real))).round().astype(int))
     rows = [("real", real)]
     if len(imagined):

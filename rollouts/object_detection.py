@@ -1,6 +1,6 @@
 """Eyes: where objects are in frames, read from pixels by fixed rules. They know colours and shapes, no learned model.
 
-An environment's configuration names the eye that reads its frames; all report px of a 64 px frame, x right, y down.
+An environment's configuration names the detector for its frames; all report px of a 64 px frame, x right, y down.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ DETECTORS: dict[str, Detector] = {"colours": see_colours, "pusht": see_pusht}
 
 
 def detector_named(name: str) -> Detector:
-    """The eye of a world.
+    """The object detector of a world.
 
     Raises:
         InputError: none of that name.

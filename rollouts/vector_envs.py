@@ -10,7 +10,8 @@ import gymnasium
 import numpy as np
 
 from emu_embodied.envs.checks import as_box
-from emu_embodied.envs.imagined.core import SEEDS, Dreams, Starts
+from emu_embodied.envs.imagined.core import Dreams
+from emu_embodied.envs.imagined.starts import SEEDS, Starts
 from emu_embodied.envs.opening import open_env
 from emu_embodied.errors import ConfigError
 from emu_embodied.labels import need

@@ -107,7 +107,7 @@ def _failed(job: Any, fate: str) -> EmuEmbodiedError:
 
 
 class _Worker:
-    """One process, seen from its parent; a thread listens to it, so that half a message from a stopped one blocks nobody."""
+    """One process, seen from its parent; a thread listens to it, so half a message from a stopped one does not block it."""
 
     def __init__(self, make: Callable[[], Any], inbox: queue.SimpleQueue) -> None:
         context = multiprocessing.get_context("spawn")

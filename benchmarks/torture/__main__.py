@@ -19,7 +19,7 @@ os.environ.setdefault("MUJOCO_GL", "egl")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from benchmarks.timing import publish  # noqa: E402  after the settings
-from emu_embodied.storage.files import read_json  # noqa: E402
+from emu_embodied.storage.regular import read_json  # noqa: E402
 
 from . import BATTERIES  # noqa: E402
 from .battery import run_battery  # noqa: E402

@@ -115,21 +115,21 @@ class DatasetSaver(Saver):
     def _record(self) -> None:
         from recorded_episodes import NAMES, episode
 
-        from emu_embodied.rollouts.collection.shards import STATISTICS, split, write_part
+        from emu_embodied.rollouts.collection.shards import STATISTICS, split, write_shard
 
         (self.folder / "d.parts").mkdir()
         for part in split(4, 2):
             seeds = range(part.first, part.first + part.count)
-            write_part(part, self.folder / "d.parts", (episode(seed) for seed in seeds), NAMES, 4, {"seen": str(STATISTICS)})
+            write_shard(part, self.folder / "d.parts", (episode(seed) for seed in seeds), NAMES, 4, {"seen": str(STATISTICS)})
         self._join(0)
 
     def _join(self, version: int) -> None:
-        from emu_embodied.rollouts.collection.shards import check_settings, join_parts, locked, split
+        from emu_embodied.rollouts.collection.shards import check_settings, join_shards, locked, split
 
         root, folder = self.folder / "d", self.folder / "d.parts"
         with locked(folder):
             check_settings({}, root, folder, ())
-            join_parts(split(4, 2), folder, root, {"version": version, "settings": {}}, ())
+            join_shards(split(4, 2), folder, root, {"version": version, "settings": {}}, ())
 
     save = _join
 
@@ -375,7 +375,7 @@ def _collect(root: Path) -> str:
     from emu_embodied.data.frame_cache import build_frame_cache
     from emu_embodied.rollouts.collection import collect as module
 
-    module.EPISODES_PER_PART = 2
+    module.EPISODES_PER_SHARD = 2
     options = {"image_size": 16}
     module.collect("emu_embodied/TabletopPush-v0", options, 6, 6, root, seed=40, workers=1, progress=False)
     cache = build_frame_cache(root)

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from emu_embodied.storage.files import write_bytes
+from emu_embodied.storage.atomic import write_bytes
 
 from .processes import ROOT
 

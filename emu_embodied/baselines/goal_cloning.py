@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
-from emu_embodied.checkpoint import open_checkpoint, restore, versions
+from emu_embodied.checkpoint import envelope, open_checkpoint, restore
 from emu_embodied.errors import InputError
 from emu_embodied.storage.files import save_folder
 from emu_embodied.storage.schema import build
@@ -91,13 +91,7 @@ def save_policy(path: Path, policy: ClonedPolicy, facts: dict) -> None:
     Raises:
         CheckpointError: weights that are not finite, or a full disk.
     """
-    config = {
-        "format": FORMAT,
-        "version": 1,
-        "policy": asdict(policy.config),
-        "training": facts,
-        "versions": versions(),
-    }
+    config = envelope(FORMAT, facts, policy=policy.config)
     save_folder(path, {"policy": policy.state_dict()}, {"config": config})
 
 

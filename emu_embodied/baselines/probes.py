@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from emu_embodied.checkpoint import open_checkpoint, restore, versions
+from emu_embodied.checkpoint import envelope, open_checkpoint, restore
 from emu_embodied.errors import InputError
-from emu_embodied.model.token_model import check_objects
+from emu_embodied.model.config import check_objects
 from emu_embodied.storage.files import save_folder
 from emu_embodied.storage.schema import build, convert
 from emu_embodied.validation import whole_fields
@@ -172,14 +172,7 @@ def save_probes(path: Path, probes: Probes, facts: dict) -> None:
         CheckpointError: weights that are not finite, or a full disk.
     """
     parts = {"inverse_dynamics": probes.inverse} | ({"state_probe": probes.state} if probes.state else {})
-    config = {
-        "format": FORMAT,
-        "version": 1,
-        "probes": asdict(probes.config),
-        "floors": probes.floors,
-        "training": facts,
-        "versions": versions(),
-    }
+    config = envelope(FORMAT, facts, probes=probes.config, floors=probes.floors)
     save_folder(path, {name: part.state_dict() for name, part in parts.items()}, {"config": config})
 
 

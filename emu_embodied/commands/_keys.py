@@ -90,6 +90,14 @@ def new_folder(key: str, value: Any) -> Path:
     return found
 
 
+def lengths(key: str, value: Any) -> None:
+    """A list of whole numbers of at least 1."""
+    if not isinstance(value, list):
+        raise ConfigError(key, value, "give a list of whole numbers, or []")
+    for one in value:
+        whole_number(key, one, 1, MANY)
+
+
 def anything(key: str, value: Any) -> None:
     """What its verb checks."""
 
@@ -111,7 +119,10 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("videos", "worst", "planning"), whole()),
     **dict.fromkeys(("candidates", "iterations", "execute", "block"), whole(1)),
     **dict.fromkeys(("temperature", "caption_temperature", "distil_temperature"), real()),
-    **dict.fromkeys(("effort", "uncertainty", "guidance"), real()),
+    **dict.fromkeys(("effort", "uncertainty", "guidance", "text_temperature", "image_temperature"), real()),
+    **dict.fromkeys(("text_top_p", "image_top_p"), real(0, 1)),
+    **dict.fromkeys(("max_images", "text_top_k", "image_top_k"), whole()),
+    **dict.fromkeys(("height", "width"), whole(16)),
     **dict.fromkeys(("instruction", "camera", "fvd", "agent", "goal", "policy", "mode", "env.id", "prompt"), text),
     **dict.fromkeys(("vision", "text", "from", "data", "probes", "recordings", "starts", "resume", "run"), path),
     **dict.fromkeys(("checkpoint", "image", "frames", "cache"), path),
@@ -136,7 +147,9 @@ RULES: dict[str, Rule] = {
     "recipe.held_out": whole(),
     # Where a verb means something else by a name
     "collect.out": new_folder,
-    "compile.batch": anything,
+    "compile.batch": lengths,
+    "evaluate.horizons": lengths,
+    "evaluate.steps": whole(10),
     "generate.images": paths,
     "generate.prompt": anything,
     "imagine.out": new_folder,

@@ -12,7 +12,7 @@ from gymnasium.envs.registration import load_env_creator
 from omegaconf import DictConfig
 
 from emu_embodied.errors import ConfigError
-from emu_embodied.storage.files import check_tree
+from emu_embodied.storage.regular import check_tree
 
 
 def run_folder(out: str, resume: str | None, journal: str) -> Path:

@@ -28,10 +28,8 @@ def run(config: DictConfig) -> None:
     from emu_embodied.inference.engines.registry import make_engine, time_frame
     from emu_embodied.loading import load
 
-    if config.device not in ("auto", "cpu", "cuda"):
-        raise ConfigError("device", config.device, "choose auto, cpu or cuda")
-    if not config.batch or any(type(b) is not int or b < 1 for b in config.batch):
-        raise ConfigError("batch", list(config.batch), "give whole numbers of at least 1")
+    if not config.batch:
+        raise ConfigError("batch", [], "give at least one size")
     if config.engine in ("eager", "auto"):
         raise ConfigError("engine", config.engine, "there is nothing to build: choose compiled, onnx or tensorrt")
     model = load(config.checkpoint, device=None if config.device == "auto" else config.device).model

@@ -95,8 +95,6 @@ def _plan(checkpoint: str, tokens: int, rank: int) -> None:
     from emu_embodied.emu35 import memory_estimate
     from emu_embodied.emu35.quantisation import BITS
 
-    if min(tokens, rank) < 1:
-        raise ConfigError("tokens" if tokens < 1 else "rank", min(tokens, rank), "give at least 1")
     sizes = _sizes(checkpoint)
     names = {kind: kind or "bf16" for kind in BITS}
     table = Table("what", *names.values(), title=f"{checkpoint}: {memory_estimate.parameters(sizes) / 1e6:,.1f}M parameters")
@@ -146,7 +144,7 @@ def _sizes(checkpoint: str):
     from emu_embodied.errors import CheckpointError
     from emu_embodied.loading import checkpoint_path
     from emu_embodied.model.transformer import TransformerConfig
-    from emu_embodied.storage.files import read_json
+    from emu_embodied.storage.regular import read_json
     from emu_embodied.storage.schema import build
 
     if (Path(checkpoint) / "config.json").is_file() and not (Path(checkpoint) / "manifest.json").is_file():

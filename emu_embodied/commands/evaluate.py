@@ -38,11 +38,9 @@ def run(config: DictConfig) -> None:
     from emu_embodied.loading import checkpoint_path, load
     from emu_embodied.rollouts.collection.episodes import record_frames
     from emu_embodied.rollouts.evaluation import frame_metrics, prediction, prediction_metrics
-    from emu_embodied.storage.files import check_tree, write_bytes, write_json
+    from emu_embodied.storage.atomic import write_bytes, write_json
+    from emu_embodied.storage.regular import check_tree
 
-    for name, least in (("episodes", 1), ("steps", 10), ("planning", 0), ("workers", 1), ("horizon", 1), ("worst", 0)):
-        if config[name] is not None and config[name] < least:
-            raise ConfigError(name, config[name], f"give a whole number of at least {least}")
     model = load(config.checkpoint, passes=config.passes, engine=config.engine)
     env = _environment(config, model.world.env_id) if model.objects else _unlabelled(config, model)
     options, began = env_options(env), time.monotonic()
@@ -150,7 +148,7 @@ def _long_dreams(config: DictConfig, model, truth) -> list:
     """The metrics of long dreams, printed as they are found.
 
     Raises:
-        ConfigError: horizons that are no list of whole numbers, or no VideoMAE where one is asked for.
+        ConfigError: no VideoMAE where one is asked for.
         CheckpointError: probes that are missing, damaged, or of another world.
     """
     from rich.console import Console
@@ -161,8 +159,6 @@ def _long_dreams(config: DictConfig, model, truth) -> list:
     from emu_embodied.rollouts.evaluation.fvd import VideoReader, video_distance_row
 
     horizons = as_dict(config)["horizons"]
-    if not isinstance(horizons, list) or any(type(k) is not int or k < 1 for k in horizons):
-        raise ConfigError("horizons", horizons, "give a list of steps, each at least 1, or []")
     probes = None if config.probes is None else load_probes(Path(config.probes))
     if probes and (probes.config.image_size, probes.config.action_dim) != (model.image_size, model.action_dim):
         raise ConfigError("probes", str(config.probes), "they were trained for another world: train stage=probes")
@@ -184,7 +180,7 @@ def _environment(config: DictConfig, env_id: str) -> DictConfig:
     """The configuration of the env that the checkpoint imitates: the one asked for, or else its own.
 
     Raises:
-        ConfigError: an env was asked for that is not the checkpoint's, or nobody knows the checkpoint's.
+        ConfigError: an env was asked for that is not the checkpoint's, or the checkpoint names none.
     """
     if registered_id(config.env.id) == env_id:
         return config.env
@@ -253,7 +249,7 @@ def _card(config: DictConfig, figures: list, rows: list, model, fps: float) -> s
     name = Path(str(config.checkpoint)).name
     draws = (
         f"\nIt also draws key frames from words (`emu-embodied subgoal checkpoint={name}`); how well, docs/results/ says.\n"
-        if model.model.config.draws_subgoals
+        if model.model.config.generates_subgoals
         else ""
     )
     dreams = f"\nLong dreams, k steps each:\n\n{prediction_metrics.as_markdown(rows)}" if rows else ""

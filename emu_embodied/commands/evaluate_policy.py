@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from emu_embodied.errors import ConfigError
+from emu_embodied.validation import choice
 
 from ._runs import env_options, run_folder
 
@@ -33,7 +34,7 @@ def run(config: DictConfig) -> None:
         InputError: a policy that asks for what the world does not show, or acts otherwise.
     """
     from emu_embodied.rollouts.evaluation import policy_ranking as evaluation
-    from emu_embodied.storage.files import write_json
+    from emu_embodied.storage.atomic import write_json
 
     _check(config, evaluation.WORLDS)
     names = ("real", "imagined") if config.world == "both" else (config.world,)
@@ -79,13 +80,7 @@ def run(config: DictConfig) -> None:
 
 
 def _check(config: DictConfig, worlds: tuple[str, ...]) -> None:
-    for name, known in (("world", worlds), ("device", ("auto", "cpu", "cuda"))):
-        if config[name] not in known:
-            raise ConfigError(name, config[name], f"choose one of {known}")
-    least = {"episodes": 1, "batch": 1, "steps": 1, "passes": 1, "seed": 0, "videos": 0}
-    for name, number in least.items():
-        if config[name] < number:
-            raise ConfigError(name, config[name], f"give a whole number of at least {number}")
+    choice("world", config.world, worlds)
     if config.stray and config.policy != "expert":
         raise ConfigError("stray", config.stray, "only policy=expert strays")
 

@@ -40,7 +40,6 @@ def run(config: DictConfig) -> None:
 
     # Whatever is wrong with the arguments shows here, before minutes of loading.
     task = find_task(config.task)
-    _check_numbers(config)
     if not isinstance(config.prompt, str) or not all(isinstance(file, str) for file in config.images):
         raise ConfigError("prompt, images", f"{config.prompt!r}, {config.images}", "give a text, and files")
     check_parts(task, config.prompt, len(config.images))
@@ -86,19 +85,6 @@ def run(config: DictConfig) -> None:
     }
     write_result(folder, answer, about)
     print(f"\ngenerate: {answer.tokens} tokens, {len(answer.images)} images in {about['seconds']:.1f} s: {folder}")
-
-
-def _check_numbers(config: DictConfig) -> None:
-    """Types and least values of the keys that may be null, which the configuration accepts with any value."""
-    whole = {"height": PIXELS, "width": PIXELS, "max_images": 0, "tokens": 1, "passes": 1, "seed": 0}
-    whole |= {"text_top_k": 0, "image_top_k": 0}
-    for name, least in whole.items():
-        value = config[name]
-        if value is not None and (type(value) is not int or not least <= value < 2**63):
-            raise ConfigError(name, value, f"give a whole number of at least {least}")
-    for name in ("guidance", *(f"{kind}_{what}" for kind in ("text", "image") for what in ("temperature", "top_p"))):
-        if config[name] is not None and type(config[name]) not in (int, float):
-            raise ConfigError(name, config[name], "give a number")
 
 
 def _sampling(config: DictConfig, task):

@@ -34,7 +34,7 @@ def run(config: DictConfig) -> None:
         CheckpointError: the checkpoint is missing or damaged.
     """
     from emu_embodied.rollouts.evaluation import planning
-    from emu_embodied.storage.files import write_json
+    from emu_embodied.storage.atomic import write_json
 
     settings, make_model, make_proposer = _settings(config), _model_maker(config), _proposer_maker(config)
     seeds = list(range(config.seed, config.seed + config.episodes))
@@ -69,10 +69,6 @@ def _settings(config: DictConfig):
     from emu_embodied.policies.planners.registry import CONFIGS, planner_config
     from emu_embodied.rollouts.evaluation.planning import PlanningSettings
 
-    positive = ("episodes", "steps", "workers", "passes", "subgoal_passes")
-    for name, least in (*((name, 1) for name in positive), ("seed", 0), ("videos", 0)):
-        if config[name] < least:
-            raise ConfigError(name, config[name], f"give a whole number of at least {least}")
     options = [option.name for option in fields(CONFIGS[config.planner]) if option.init]
     planner = planner_config(config.planner, **{name: config[name] for name in options})
     return PlanningSettings(

@@ -25,11 +25,6 @@ def run(config: DictConfig) -> None:
     from emu_embodied.rollouts.viewer.server import PlayServer
     from emu_embodied.rollouts.viewer.session import Play
 
-    for name, least in (("seed", 0), ("passes", 1)):
-        if config[name] < least:
-            raise ConfigError(name, config[name], f"give a whole number of at least {least}")
-    if not isinstance(config.instruction, str | None):
-        raise ConfigError("instruction", config.instruction, "give a text")
     model = load(config.checkpoint, passes=config.passes, engine=config.engine)
     if not model.world.env_id:
         rule = "it names no env in which a scene could begin: use  emu-embodied imagine starts=DATASET"

@@ -13,6 +13,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from emu_embodied.errors import ConfigError, InputError
+from emu_embodied.validation import choice
 
 from ._config import as_dict
 from ._runs import env_options, run_folder, shipped_proposer
@@ -32,14 +33,9 @@ def run(config: DictConfig) -> None:
     from emu_embodied.generation.key_frames import likelihood
     from emu_embodied.loading import load_proposer
     from emu_embodied.rollouts.figures import storyboard
-    from emu_embodied.storage.files import write_json
+    from emu_embodied.storage.atomic import write_json
 
-    if config.mode not in MODES:
-        raise ConfigError("mode", config.mode, f"choose one of {MODES}")
-    if config.instruction is not None and not isinstance(config.instruction, str):
-        raise ConfigError("instruction", config.instruction, "give a text")
-    if type(config.seed) is not int or config.seed < 0:
-        raise ConfigError("seed", config.seed, "give a whole number of at least 0")
+    choice("mode", config.mode, MODES)
     names = ("engine", "samples", "passes", "decoding", "temperature", "caption_temperature", "guidance")
     checkpoint = config.checkpoint or shipped_proposer(config.env, "checkpoint")
     proposer = load_proposer(checkpoint, **{name: config[name] for name in names})
@@ -50,8 +46,8 @@ def run(config: DictConfig) -> None:
     chains = sorted(chains, key=likelihood, reverse=True)
     folder = run_folder(config.out, None, "")
     rows = [[("now", start.pixels), *((subgoal.caption, subgoal.frame) for subgoal in chain)] for chain in chains]
-    told = {"continue": "what may come next"}.get(config.mode, start.instruction)
-    picture = storyboard(rows, folder / "strip.png", told)
+    instruction = {"continue": "what may come next"}.get(config.mode, start.instruction)
+    picture = storyboard(rows, folder / "strip.png", instruction)
     facts = {
         "instruction": start.instruction,
         "objects": list(proposer.objects),
@@ -84,8 +80,8 @@ def _start(config: DictConfig, proposer):
         observation, info = env.reset(seed=config.seed)
     finally:
         env.close()
-    told = info.get(TASK, "") if config.instruction is None else config.instruction
-    return Observation(observation[PIXELS], observation[AGENT_POS], told)
+    instruction = info.get(TASK, "") if config.instruction is None else config.instruction
+    return Observation(observation[PIXELS], observation[AGENT_POS], instruction)
 
 
 def _draw(config: DictConfig, proposer, start) -> list:

@@ -56,7 +56,8 @@ def _train_model(config: DictConfig) -> None:
     from emu_embodied.device import find_device
     from emu_embodied.emu35.checkpoint import Base
     from emu_embodied.loading import checkpoint_path
-    from emu_embodied.training.pipeline import adapt_checkpoint, check_cache, continue_checkpoint, train_checkpoint
+    from emu_embodied.training.checks import check_cache
+    from emu_embodied.training.pipeline import adapt_checkpoint, continue_checkpoint, train_checkpoint
     from emu_embodied.training.stages.emu35 import FineTuning, fine_tune
 
     began, released, device = time.monotonic(), "adoption" in config.recipe, find_device(config.device, ConfigError)
@@ -75,7 +76,7 @@ def _train_model(config: DictConfig) -> None:
     )
     check_cache(cache, recipe.held_out, size)
     evaluators = _evaluators(cache, recipe.held_out, world, config.env.quality.horizon)
-    job = {"evaluate_model": evaluators[1], **_told(config)}
+    job = {"evaluate_model": evaluators[1], **_progress(config)}
     folder = Path(config.out)
     if isinstance(recipe, FineTuning):
         assert base is not None
@@ -96,7 +97,7 @@ def _train_model(config: DictConfig) -> None:
     print(f"train: finished after {minutes:.1f} min; try it with  emu-embodied {trial}")
 
 
-def _told(config: DictConfig) -> dict[str, Any]:
+def _progress(config: DictConfig) -> dict[str, Any]:
     """What every training is told: who listens, and what is noted of it in its folder."""
     notes = {"command": shlex.join(sys.argv), "config": as_dict(config)}
     return {"report": lambda line: print(line, flush=True), "notes": notes}
@@ -130,7 +131,7 @@ def _train_beside(config: DictConfig) -> None:
     began, c = time.monotonic(), config[config.stage]
     loop = LoopConfig(c.steps, c.learning_rate, warmup=min(100, c.steps), log_every=max(1, min(100, c.steps)))
     cache = _frames(config, config.env.options.get("image_size", 64))
-    job = {"batch": c.batch, "held_out": c.held_out, **_told(config)}
+    job = {"batch": c.batch, "held_out": c.held_out, **_progress(config)}
     if config.stage == "cloning":
         path = train_cloning(cache, loop, Path(config.out), ahead=c.ahead, **job)
         trial = (
@@ -149,8 +150,8 @@ def _teach_subgoals(config: DictConfig) -> None:
     from emu_embodied.device import find_device
     from emu_embodied.loading import checkpoint_path
     from emu_embodied.rollouts.goals.hindsight_tabletop import relabel
+    from emu_embodied.training.checks import check_cache
     from emu_embodied.training.loop import LoopConfig
-    from emu_embodied.training.pipeline import check_cache
     from emu_embodied.training.stages.language import LanguageConfig, teach_subgoals
 
     began, device, source = time.monotonic(), find_device(config.device, ConfigError), checkpoint_path(config["from"])
@@ -160,11 +161,11 @@ def _teach_subgoals(config: DictConfig) -> None:
     tokenizer, _, _, world, _ = load_checkpoint(source)
     cache = _frames(config, tokenizer.config.image_size)
     check_cache(cache, recipe.held_out, tokenizer.config.image_size)
-    kept = cache.episodes - recipe.held_out
-    rows = relabel(cache.select(range(kept)))
-    print(f"train: {len(rows)} key frames in {kept} episodes", flush=True)
+    known, _ = cache.split(recipe.held_out)
+    rows = relabel(known)
+    print(f"train: {len(rows)} key frames in {known.episodes} episodes", flush=True)
     evaluators = _evaluators(cache, recipe.held_out, world, config.env.quality.horizon)
-    job = {"evaluate_model": evaluators[1], **_told(config)}
+    job = {"evaluate_model": evaluators[1], **_progress(config)}
     sizes = {"held_out": recipe.held_out, "seed": recipe.seed}
     folder = Path(config.out)
     path = teach_subgoals(cache, rows, language, recipe.trajectory, loop, source, folder, device, **sizes, **job)
@@ -197,9 +198,9 @@ def _evaluators(cache, count: int, world, horizon: int):
     from emu_embodied.rollouts.evaluation import frame_metrics, prediction
     from emu_embodied.world_model import TokenWorldModel
 
-    if not count:
+    _, held_out = cache.split(count)
+    if held_out is None:
         return None, None
-    held_out = cache.select(range(cache.episodes - count, cache.episodes))
     if not world.objects or not held_out.known[:, 2].all():
         return (
             lambda tokenizer: frame_metrics.tokenizer_frames(tokenizer, held_out),

@@ -13,13 +13,15 @@ import numpy as np
 import torch
 
 from emu_embodied.errors import CheckpointError, DatasetError
-from emu_embodied.storage.files import load_folder, read_json, save_folder
+from emu_embodied.storage.files import load_folder, save_folder
+from emu_embodied.storage.regular import read_json
 from emu_embodied.types import ACTION, OBS_ENVIRONMENT_STATE, OBS_STATE, REWARD, SUCCESS, short_repr
 
 from .lerobot_files import SIDECAR, data_files, dataset_folder, own_file
 from .lerobot_info import read_info, read_statistics
 from .quality import Dropped
-from .reader import ReadOptions, is_ours, read_recording, settle
+from .reader import ReadOptions, is_ours, settle
+from .recording import read_recording
 
 FORMAT = "emu-embodied-frames"
 READING = 2  # counts up when datasets of others come to be read differently
@@ -112,6 +114,15 @@ class FrameCache:
             **{name: getattr(self, name)[chosen] for name in ("instructions", "known", "sources")},
             episode_starts=self.episode_starts[episodes.start : episodes.stop + 1] - frames.start,
         )
+
+    def split(self, held_out: int) -> tuple[FrameCache, FrameCache | None]:
+        """What is trained on, and the last `held_out` episodes, which are not; None where these are none.
+
+        Raises:
+            DatasetError: as `select`.
+        """
+        known = self.episodes - held_out
+        return self.select(range(known)), self.select(range(known, self.episodes)) if held_out else None
 
     def frame_shares(self) -> np.ndarray | None:
         """Weight of each frame (F,) float64 by its dataset's share; None where there is one dataset."""
@@ -316,22 +327,15 @@ def build_frame_cache(dataset_root: str | Path, options: ReadOptions | None = No
         DatasetError: a missing dataset, camera, action, column or file, or no good episode; it names where.
     """
     recording = read_recording(Path(dataset_root), options or ReadOptions())
-    columns, episodes = recording.columns, len(recording.starts) - 1
-    empty = np.empty((len(recording.pixels), 0), np.float32)
-    recorded = [key in recording.recorded for key in LABELS]
+    frames, recorded = recording.frames, [key in recording.recorded for key in LABELS]
     keys = {"agent_pos": OBS_STATE, "state": OBS_ENVIRONMENT_STATE, "action": ACTION}
     return FrameCache(
-        pixels=recording.pixels,
-        agent_pos=columns.get(OBS_STATE, empty),
-        states=columns.get(OBS_ENVIRONMENT_STATE, empty),
-        actions=columns[ACTION],
-        rewards=columns[REWARD],
-        successes=columns[SUCCESS],
-        episode_starts=recording.starts,
-        instructions=tuple(recording.texts[int(task)] for task in columns["task_index"][recording.starts[:-1]]),
+        **{name: getattr(frames, name) for name in _PER_FRAME},
+        episode_starts=frames.starts,
+        instructions=tuple(recording.texts[int(task)] for task in frames.tasks[frames.starts[:-1]]),
         names={name: recording.names.get(key, []) for name, key in keys.items()},
         fps=recording.fps,
-        known=np.tile(recorded, (episodes, 1)),
+        known=np.tile(recorded, (len(frames.last), 1)),
         action_scale=recording.scale[None],
         dropped=recording.dropped,
     )

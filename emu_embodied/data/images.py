@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from emu_embodied.errors import CheckpointError, DatasetError, InputError
-from emu_embodied.storage.files import regular_file
+from emu_embodied.storage.regular import regular_file
 
 THREADS = 2
 MOST_PIXELS = 2**25  # of a picture
 MOST_SECONDS = 1e7  # of a video
-VIDEO_MARGIN, VIDEO_LEAST = 4, 2**22  # a video's frames may have so many times the pixels told, and always so many
+VIDEO_MARGIN, VIDEO_LEAST = 4, 2**22  # a video's frames may have so many times the announced pixels, and always so many
 
 
 def tiles(cameras: int, height: int, width: int) -> list[tuple[slice, slice]]:
@@ -92,8 +92,8 @@ def load_picture(path: str | Path, field: str = "image") -> np.ndarray:
     try:
         real = regular_file(path)
         data = real.read_bytes() if real.stat().st_size <= 4 * MOST_PIXELS else b""
-        told = picture_size(data)
-        fits = told is not None and math.prod(told) <= MOST_PIXELS
+        size = picture_size(data)
+        fits = size is not None and math.prod(size) <= MOST_PIXELS
         found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if fits else None
     except CheckpointError as error:
         raise InputError(field, str(path), f"{error.value}: give a PNG, JPEG or WebP file") from None
@@ -115,9 +115,9 @@ def decode_pictures(pictures: Sequence[bytes | None], into: np.ndarray, shape: t
     import cv2
 
     def one(i: int) -> str:
-        told = picture_size(picture := pictures[i] or b"")
-        if told is None or sorted(told) != sorted(shape[:2]):  # a photo's orientation may turn it
-            return "cannot be decoded" if told is None else f"has the shape {(*told, 3)}, not {shape}"
+        size = picture_size(picture := pictures[i] or b"")
+        if size is None or sorted(size) != sorted(shape[:2]):  # a photo's orientation may turn it
+            return "cannot be decoded" if size is None else f"has the shape {(*size, 3)}, not {shape}"
         try:
             found = cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_COLOR)
         except cv2.error:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from emu_embodied.errors import CheckpointError, DatasetError
-from emu_embodied.storage.files import regular_file
+from emu_embodied.storage.regular import regular_file
 from emu_embodied.types import short_repr
 from emu_embodied.validation import number, whole_number
 

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from emu_embodied.errors import CheckpointError, DatasetError
-from emu_embodied.storage.files import read_json, write_json
+from emu_embodied.storage.atomic import write_json
+from emu_embodied.storage.regular import read_json
 from emu_embodied.types import ACTION, OBS_ENVIRONMENT_STATE, OBS_IMAGE, OBS_STATE, REWARD, SUCCESS, TASK, Episode
 
 Names = Mapping[str, Sequence[str]]  # OBS_STATE, OBS_ENVIRONMENT_STATE and ACTION -> a name per element
@@ -252,9 +253,9 @@ def _without_fingerprint(schema: Any) -> Any:
     """The schema without the number that the datasets library draws anew whenever it writes a file; columns stay described."""
     described = dict(schema.metadata or {})
     if b"huggingface" in described:
-        told = json.loads(described[b"huggingface"])
-        told.pop("fingerprint", None)
-        described[b"huggingface"] = json.dumps(told).encode()
+        description = json.loads(described[b"huggingface"])
+        description.pop("fingerprint", None)
+        described[b"huggingface"] = json.dumps(description).encode()
     return schema.with_metadata(described)
 
 

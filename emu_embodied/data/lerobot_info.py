@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from emu_embodied.errors import CheckpointError, DatasetError
-from emu_embodied.storage.files import read_json
+from emu_embodied.storage.regular import read_json
 from emu_embodied.types import ACTION, OBS_ENVIRONMENT_STATE, OBS_STATE, REWARD, SUCCESS
 from emu_embodied.validation import number, whole_number
 

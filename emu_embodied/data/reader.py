@@ -1,4 +1,4 @@
-"""A LeRobotDataset's episodes as flat arrays: cameras chosen, actions scaled, bad episodes left out. Knows no training."""
+"""A LeRobotDataset's rows and pictures: cameras chosen, frames decoded, what is damaged noted. Knows no training."""
 
 from __future__ import annotations
 
@@ -12,19 +12,17 @@ from typing import Any
 import numpy as np
 
 from emu_embodied.errors import DatasetError
-from emu_embodied.types import ACTION, OBS_ENVIRONMENT_STATE, OBS_IMAGE, OBS_STATE, REWARD, SUCCESS, short_repr
+from emu_embodied.types import ACTION, OBS_IMAGE, REWARD, SUCCESS
 
 from .images import decode_pictures, decode_video, tiles
 from .lerobot_files import (
     SIDECAR,
-    TASKS,
     Piece,
     count_rows,
     data_files,
     own_file,
     read_episodes,
     read_pieces,
-    read_tasks,
 )
 from .lerobot_format import read_notes
 from .lerobot_info import (
@@ -35,11 +33,9 @@ from .lerobot_info import (
     choose_elements,
     element_names,
     picture_shape,
-    read_info,
-    read_statistics,
 )
-from .quality import Dropped, Judge, QualityConfig, continuous_values
-from .resampling import RANGES, SKIPPED, action_scale, is_sampled, join_blocks, normalise
+from .quality import Dropped, QualityConfig
+from .resampling import RANGES, SKIPPED, is_sampled
 
 PICTURES, PREFIX = ("image", "video"), "observation.images"
 COUNTS = ("episode_index", "frame_index", "task_index")
@@ -85,35 +81,6 @@ class ReadOptions:
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int | float) and 0 < value < math.inf):
                 raise DatasetError(name, value, "give a positive number, or none")
-
-
-@dataclass(frozen=True)
-class Recording:
-    """F frames of n episodes, as `frame_cache.FrameCache` has them.
-
-    Attributes:
-        pixels: (F, H, W, 3) uint8.
-        columns: (F, ...) by the dataset's names of columns, and "task_index"; actions are in [-1, 1].
-        starts: (n + 1,) int64.
-        scale: (2, A) float32, centre and half-range of the actions.
-        texts: instructions by task number.
-        names: of the elements of vectors, by column.
-        fps: frames per second.
-        dropped: the episodes left out.
-        recorded: names of the columns that the dataset has; the others are zeros.
-    """
-
-    pixels: np.ndarray
-    columns: dict[str, np.ndarray]
-    starts: np.ndarray
-    scale: np.ndarray
-    texts: dict[int, str]
-    names: dict[str, list[str]]
-    fps: float
-    dropped: tuple[Dropped, ...]
-    recorded: frozenset[str]
-
-    __repr__ = short_repr
 
 
 def is_ours(root: Path) -> bool:
@@ -186,7 +153,7 @@ def _choose_cameras(root: Path, features: Mapping[str, Any], wanted: Sequence[st
     return tuple(chosen)
 
 
-class _Reading:
+class Reading:
     """One dataset on its way in; `faults` fills up with the episodes that are lost."""
 
     def __init__(self, root: Path, info: dict[str, Any], options: ReadOptions) -> None:
@@ -208,6 +175,7 @@ class _Reading:
         self.damages: list[DatasetError] = []
 
     def lose(self, episode: int, key: str, reason: str, detail: str) -> None:
+        """Notes what is wrong with an episode; the first fault stays."""
         self.faults.setdefault(int(episode), Dropped(int(episode), key, reason, detail))
 
     def picture_shape(self, camera: str) -> tuple[int, int, int]:
@@ -338,129 +306,3 @@ class _Reading:
                     fault = str(error.value)
                 if fault:
                     self.lose(episode, camera, "unreadable", f"{path}: {fault}")
-
-
-def read_recording(root: Path, options: ReadOptions) -> Recording:
-    """Reads a dataset's good episodes.
-
-    Args:
-        root: the dataset's folder.
-        options: as they are given, or settled.
-
-    Raises:
-        DatasetError: no dataset, or one that has not what was asked of it, or no good episode; it names where.
-    """
-    info = read_info(root)
-    options = settle(root, info, options)
-    reading = _Reading(root, info, options)
-    texts = read_tasks(root, info["total_frames"] + MOST_UNUSED)
-    frames, rows = reading.read()
-    starts = reading.check_rows(rows)
-    kept = np.flatnonzero(is_sampled(rows["frame_index"], reading.ratio))
-    reading.read_videos(frames, rows, starts, kept)
-    columns = _columns(reading, rows, starts, kept)
-    starts = np.searchsorted(kept, starts).astype(np.int64)
-    scale = _scale_actions(reading, columns, starts)
-    _judge(reading, frames, columns, starts)
-    if unknown := set(np.unique(columns["task_index"]).tolist()) - texts.keys():
-        raise DatasetError(str(root / TASKS), f"no text for task {min(unknown)}", "the file is damaged; restore it")
-    frames, columns, starts = _keep_good(reading, frames, columns, starts)
-    frames, columns, starts = _split_by_task(frames, columns, starts)
-    names = {key: element_names(reading.features[key]) for key in VECTORS if key in columns}
-    if options.action_keys:
-        names[ACTION] = list(options.action_keys)
-    dropped = tuple(sorted(reading.faults.values(), key=lambda fault: fault.episode))
-    fps, recorded = options.fps or info["fps"], frozenset(reading.features)
-    return Recording(frames, columns, starts, scale, texts, names, fps, dropped, recorded)
-
-
-def _columns(
-    reading: _Reading, rows: dict[str, np.ndarray], starts: np.ndarray, kept: np.ndarray
-) -> dict[str, np.ndarray]:
-    """The kept frames' values; actions, rewards and successes stand for all that happened until the next kept frame."""
-    count = len(rows["frame_index"])
-    actions = rows[ACTION].reshape(count, -1)[:, reading.elements]
-    columns = {
-        ACTION: actions.astype(np.float32),
-        REWARD: rows.get(REWARD, np.zeros(count)).reshape(-1).astype(np.float32),
-        SUCCESS: rows.get(SUCCESS, np.zeros(count)).reshape(-1).astype(bool),
-    }
-    if reading.ratio != 1:
-        joined = join_blocks(*columns.values(), starts=kept, skipped=reading.options.skipped_actions)
-        columns = dict(zip(columns, joined, strict=True))
-    columns[REWARD][np.searchsorted(kept, starts[1:]) - 1] = 0.0  # where last frames' actions led is not in the dataset
-    for key in (OBS_STATE, OBS_ENVIRONMENT_STATE):
-        if key in rows:
-            columns[key] = rows[key][kept].reshape(len(kept), -1).astype(np.float32)
-    return columns | {name: rows[name][kept] for name in ("episode_index", "task_index")}
-
-
-def _scale_actions(reading: _Reading, columns: dict[str, np.ndarray], starts: np.ndarray) -> np.ndarray:
-    """Brings the actions into [-1, 1] in place, those of last frames to 0; returns centre and half-range."""
-    actions, last = columns[ACTION], starts[1:] - 1
-    scale = np.stack([np.zeros(actions.shape[1]), np.ones(actions.shape[1])]).astype(np.float32)
-    if reading.scale is not None:
-        scale = reading.scale[:, reading.elements]
-        columns[ACTION] = actions = normalise(actions, scale)
-    elif not reading.ours:
-        finite = actions[np.isfinite(actions).all(1)]
-        if len(finite):
-            statistics = read_statistics(reading.root, ACTION)
-            scale = action_scale(finite, statistics, reading.elements, reading.options.action_range)
-            columns[ACTION] = actions = normalise(actions, scale)
-    actions[last] = 0.0
-    return scale
-
-
-def _judge(reading: _Reading, frames: np.ndarray, columns: dict[str, np.ndarray], starts: np.ndarray) -> None:
-    """Notes the episodes that can be read and are not worth it."""
-    config, episodes = reading.options.quality, columns["episode_index"][starts[:-1]].tolist()
-    judge = Judge(config, reading.cameras[0], ACTION, continuous_values(columns[ACTION]))
-    for episode, a, b in zip(episodes, starts[:-1], starts[1:], strict=True):
-        if b - a < max(2, config.min_frames):
-            reading.lose(episode, "frame_index", "too short", f"{b - a} frames")
-        elif episode not in reading.faults and not reading.ours:
-            fault = judge(episode, frames[a:b], columns[ACTION][a : b - 1])
-            if fault:
-                reading.faults[episode] = fault
-
-
-def _keep_good(
-    reading: _Reading, frames: np.ndarray, columns: dict[str, np.ndarray], starts: np.ndarray
-) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
-    """Without the episodes at fault; copies only where there are any."""
-    episodes, lengths = columns.pop("episode_index")[starts[:-1]], np.diff(starts)
-    good = ~np.isin(episodes, list(reading.faults))
-    if not good.any():
-        first = min(reading.faults.values(), key=lambda fault: fault.episode)
-        where, found = f"{reading.root}: episode {first.episode}, {first.key}", f"{first.reason}: {first.detail}"
-        raise DatasetError(
-            where, found, f"none of the {reading.info['total_episodes']} episodes is good; mend the dataset"
-        )
-    if not good.all():
-        rows = np.repeat(good, lengths)
-        frames, columns = frames[rows], {name: values[rows] for name, values in columns.items()}
-    return frames, columns, np.concatenate([[0], np.cumsum(lengths[good])]).astype(np.int64)
-
-
-def _split_by_task(
-    frames: np.ndarray, columns: dict[str, np.ndarray], starts: np.ndarray
-) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
-    """Cuts episodes where their task changes, for whoever reads them takes one text an episode.
-
-    The frame at a cut is there twice: where the last action of one task led, and where the first of the next begins.
-    """
-    tasks, last = columns["task_index"], starts[1:] - 1
-    changes = np.flatnonzero(np.diff(tasks)) + 1
-    changes = changes[~np.isin(changes, starts) & ~np.isin(changes, last)]  # at the last frame, nothing more is done
-    if not len(changes):
-        return frames, columns, starts
-    ends = np.sort(np.concatenate([starts[1:], changes + 1]))
-    begins = np.sort(np.concatenate([starts[:-1], changes]))
-    rows = np.concatenate([np.arange(a, b) for a, b in zip(begins, ends, strict=True)])
-    frames, columns = frames[rows], {name: values[rows] for name, values in columns.items()}
-    starts = np.concatenate([[0], np.cumsum(ends - begins)]).astype(np.int64)
-    last = starts[1:] - 1
-    columns[ACTION][last], columns[REWARD][last] = 0.0, 0.0
-    columns[SUCCESS][last] = columns[SUCCESS][last - 1]
-    return frames, columns, starts

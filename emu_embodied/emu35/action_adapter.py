@@ -15,7 +15,8 @@ from torch import nn
 
 from emu_embodied.checkpoint import World
 from emu_embodied.errors import ConfigError
-from emu_embodied.model.token_model import LONGEST_TEXT, TokenModel, TokenModelConfig
+from emu_embodied.model.config import LONGEST_TEXT, TokenModelConfig
+from emu_embodied.model.token_model import TokenModel
 from emu_embodied.tokenizers.ibq_frames import IBQFrames, IBQFramesConfig
 from emu_embodied.tokenizers.text import pad_batch
 from emu_embodied.validation import whole_fields

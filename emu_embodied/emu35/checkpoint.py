@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from emu_embodied.checkpoint import FORMAT, World, check_actions, open_checkpoint, versions
+from emu_embodied.checkpoint import FORMAT, World, check_actions, envelope, open_checkpoint
 from emu_embodied.errors import CheckpointError, ConfigError, InputError
 from emu_embodied.model.token_model import TokenModel
-from emu_embodied.storage.files import read_json, save_folder
+from emu_embodied.storage.files import save_folder
+from emu_embodied.storage.regular import read_json
 from emu_embodied.storage.schema import build
 from emu_embodied.tokenizers.ibq_frames import IBQFrames
 from emu_embodied.validation import choice, whole_number
@@ -116,17 +117,8 @@ def save_adapted(
     Raises:
         CheckpointError: weights that are not finite, or a full disk.
     """
-    config = {
-        "format": FORMAT,
-        "version": 1,
-        "base": asdict(base),
-        "adoption": asdict(adoption),
-        "lora": asdict(lora),
-        "action_dim": model.config.action_dim,
-        "world": asdict(world),
-        "training": facts,
-        "versions": versions(),
-    }
+    parts = {"base": base, "adoption": adoption, "lora": lora, "action_dim": model.config.action_dim, "world": world}
+    config = envelope(FORMAT, facts, **parts)
     save_folder(path, {"trained": state}, {"config": config}, max_shard_bytes=SHARD)
 
 
@@ -162,8 +154,6 @@ def load_adapted(
     world = world.settled()
     actions = whole_number(f"{place}: action_dim", config.get("action_dim"), 1, 4096, CheckpointError)
     check_actions(place, world, actions)
-    if not isinstance(config.get("training"), dict):
-        raise CheckpointError(f"{place}: training", config.get("training"), "must be a JSON object")
     device = torch.device(device)
     released = base.load(dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16), device)
     try:

@@ -10,7 +10,8 @@ from typing import NoReturn
 
 from emu_embodied.errors import CheckpointError, ConfigError
 from emu_embodied.model.transformer import TransformerConfig
-from emu_embodied.storage.files import read_json
+from emu_embodied.storage.regular import read_json
+from emu_embodied.validation import whole_number
 
 SIZES = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
@@ -51,8 +52,7 @@ def read_config(path: str | os.PathLike) -> TransformerConfig:
         if values.get(key, value) != value:
             refuse(key, f"{value!r}: nothing else is computed here")
     for key in SIZES:
-        if type(values.get(key)) is not int or not 1 <= values[key] <= LARGEST:
-            refuse(key, f"a whole number from 1 to {LARGEST}")
+        whole_number(f"{file}: {key}", values.get(key, "missing"), 1, LARGEST, CheckpointError)
     for key in ("rms_norm_eps", "rope_theta"):
         if (
             isinstance(values.get(key), bool)

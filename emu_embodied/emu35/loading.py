@@ -109,7 +109,7 @@ def _load_dida(folder: Path, model: Transformer) -> DidaVectors | None:
     """The vectors of `dida.safetensors`, where the folder has one."""
     from safetensors.torch import load as load_safetensors
 
-    from emu_embodied.storage.files import read_file
+    from emu_embodied.storage.regular import read_file
     from emu_embodied.storage.tensor_header import MAX_HEADER_BYTES, read_header
 
     path, like = folder / DIDA, model.lm_head.weight

@@ -12,7 +12,7 @@ import torch
 from emu_embodied.errors import InputError
 from emu_embodied.generation.grammar import image_length
 from emu_embodied.generation.interleaved import Ended, Event, ImageBegun, ImageFinished, TextPiece
-from emu_embodied.storage.files import write_bytes, write_json
+from emu_embodied.storage.atomic import write_bytes, write_json
 from emu_embodied.tokenizers.ibq import IBQ
 from emu_embodied.types import short_repr
 

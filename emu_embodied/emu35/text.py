@@ -16,7 +16,7 @@ import torch
 
 from emu_embodied.errors import CheckpointError, InputError
 from emu_embodied.model.vocabulary import Emu35Vocabulary
-from emu_embodied.storage.files import read_file
+from emu_embodied.storage.regular import read_file
 from emu_embodied.tokenizers.text import pad_batch
 
 RANKS, VISUAL = "emu3.tiktoken", "emu3_vision_tokens.txt"

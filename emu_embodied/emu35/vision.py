@@ -14,7 +14,7 @@ import yaml
 from safetensors import safe_open
 
 from emu_embodied.errors import CheckpointError, ConfigError
-from emu_embodied.storage.files import read_file
+from emu_embodied.storage.regular import read_file
 from emu_embodied.storage.strict_json import MAX_VALUES, count_values
 from emu_embodied.storage.tensor_header import MAX_HEADER_BYTES, MAX_TENSORS
 from emu_embodied.tokenizers.ibq import IBQ, IBQConfig

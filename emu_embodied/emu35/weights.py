@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from emu_embodied.errors import CheckpointError
-from emu_embodied.storage.files import read_json
+from emu_embodied.storage.regular import read_json
 from emu_embodied.storage.strict_json import MAX_VALUES, count_values
 from emu_embodied.storage.tensor_header import MAX_TENSORS
 

@@ -16,6 +16,7 @@ import torch
 
 from emu_embodied.errors import InputError
 from emu_embodied.model.vocabulary import Emu35Vocabulary
+from emu_embodied.validation import whole_fields, whole_number
 
 Ranges = tuple[tuple[int, int], ...]  # half-open, ascending, apart
 
@@ -51,16 +52,12 @@ class GrammarConfig:
     begins_with_image: bool = False
 
     def __post_init__(self) -> None:
-        sides = self.grid or ()
-        if self.grid is not None and len(sides) != 2:
+        if self.grid is not None and len(self.grid) != 2:
             raise InputError("grid", self.grid, "give height and width in visual tokens")
-        least = {"budget": 1, "max_side": 1, "max_image_tokens": 1, "images": 0}
-        numbers = [(name, getattr(self, name), value) for name, value in least.items()] + [
-            ("grid", s, 1) for s in sides
-        ]
-        for name, value, at_least in numbers:
-            if not (name == "images" and value is None) and (type(value) is not int or value < at_least):
-                raise InputError(name, value, f"give a whole number of at least {at_least}")
+        ranges = dict.fromkeys(("budget", "max_side", "max_image_tokens"), (1, None))
+        whole_fields(self, ranges if self.images is None else {**ranges, "images": (0, None)}, InputError)
+        for side in self.grid or ():
+            whole_number("grid", side, 1, error=InputError)
         if self.begins_with_image:
             needed = image_length(*(self.grid or (1, 1))) + 1
             if self.images == 0 or self.budget < needed:

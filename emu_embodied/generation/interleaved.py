@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from emu_embodied.errors import InputError
 from emu_embodied.inference.decoding.config import DecodingConfig
 from emu_embodied.inference.decoding.dida import open_after
-from emu_embodied.inference.decoding.sampling import draw, log_probs
+from emu_embodied.inference.decoding.sampling import log_probs, sample
 from emu_embodied.inference.ragged_kv_cache import Streams
 from emu_embodied.model.transformer import Transformer
 from emu_embodied.model.vocabulary import Emu35Vocabulary
@@ -179,7 +179,7 @@ class _Writer:
             drawn = [row for row in live if self.dida and self.grammars[row].before_block]
             sizes = {row: (self.grammars[row].height, self.grammars[row].width) for row in drawn}
             for size in sorted(set(sizes.values())):
-                yield from self._draw_block([row for row in drawn if sizes[row] == size], *size)
+                yield from self._sample_block([row for row in drawn if sizes[row] == size], *size)
             if written := [row for row in live if row not in drawn]:
                 chosen = self._choose(written)
                 yield from self._write({row: [t, *_forced(self.grammars[row].advance(t))] for row, t in chosen.items()})
@@ -226,16 +226,16 @@ class _Writer:
         chosen = {}
         visual = [row for row in rows if self.grammars[row].expects_visual]
         if visual:
-            codes_R, _ = self._draw_codes(self._states(visual), self._states(self._twins(visual)))
+            codes_R, _ = self._sample_codes(self._states(visual), self._states(self._twins(visual)))
             chosen |= zip(visual, (codes_R + self.vocabulary.visual_offset).tolist(), strict=True)
         if text := [row for row in rows if row not in chosen]:
             logits_RV = _finite(self.model.lm_head(self._states(text)))
             masked_RV = mask_logits(logits_RV, [self.grammars[row] for row in text])
-            tokens_R, _ = draw(log_probs(masked_RV, self.config.text), self.config.text, self.generator)
+            tokens_R, _ = sample(log_probs(masked_RV, self.config.text), self.config.text, self.generator)
             chosen |= zip(text, tokens_R.tolist(), strict=True)
         return chosen
 
-    def _draw_block(self, rows: list[int], height: int, width: int) -> Iterator[Event]:
+    def _sample_block(self, rows: list[int], height: int, width: int) -> Iterator[Event]:
         """Draws the blocks of rows that stand behind IMG, all of one size, in parallel passes."""
         v, slots, streams = self.vocabulary, height * width, [*rows, *self._twins(rows)]
         config = replace(self.config.image, passes=min(self.config.image.passes, slots))
@@ -252,9 +252,10 @@ class _Writer:
             )
             seen_SLD = self.streams.peek(streams, x_RLD.repeat(len(streams) // len(rows), 1, 1))
             before_SND = torch.cat([first_S1D, seen_SLD[:, :-1]], 1)[:, place_N]  # the state before a slot predicts it
-            told_RND, untold_RND = before_SND[: len(rows)], before_SND[len(rows) :]
-            drawn_M, sure_M = self._draw_codes(told_RND[open_RN], untold_RND[open_RN] if self.guided else untold_RND)
-            ids_RL[:, place_N] = ids_RL[:, place_N].masked_scatter(open_RN, drawn_M + v.visual_offset)
+            conditional_RND, unconditional_RND = before_SND[: len(rows)], before_SND[len(rows) :]
+            without = unconditional_RND[open_RN] if self.guided else unconditional_RND
+            sampled_M, sure_M = self._sample_codes(conditional_RND[open_RN], without)
+            ids_RL[:, place_N] = ids_RL[:, place_N].masked_scatter(open_RN, sampled_M + v.visual_offset)
             sureness_RN = sureness_RN.masked_scatter(open_RN, sure_M)
             stays_RN = sureness_RN if config.remask else sureness_RN.masked_fill(~open_RN, torch.inf)
             left = open_after(k, slots, config)
@@ -266,16 +267,16 @@ class _Writer:
         x_RLD = self.model.model.embed_tokens(ids_RL)
         return torch.where(hidden_RL[..., None], self.noisy.hidden_token.to(x_RLD), x_RLD) + self.noisy.noised.to(x_RLD)
 
-    def _draw_codes(self, told_MD: torch.Tensor, untold_MD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Codes (M,) and their log-probabilities, from the states before them; `untold_MD` is empty without guidance."""
+    def _sample_codes(self, conditional_MD: torch.Tensor, unconditional_MD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Codes (M,) and their log-probabilities, from the states before them; `unconditional_MD` is empty without guidance."""
         head, how, drawn = self.model.lm_head.weight[self.vocabulary.visual], self.config.image, []
-        for start in range(0, len(told_MD), SLOTS):
+        for start in range(0, len(conditional_MD), SLOTS):
             part = slice(start, start + SLOTS)
-            scores_MV = _finite(F.linear(told_MD[part], head))
+            scores_MV = _finite(F.linear(conditional_MD[part], head))
             if self.guided:
-                u_MV = _finite(F.linear(untold_MD[part], head)).log_softmax(-1)
+                u_MV = _finite(F.linear(unconditional_MD[part], head)).log_softmax(-1)
                 scores_MV = u_MV + how.guidance * (scores_MV.log_softmax(-1) - u_MV)
-            drawn.append(draw(log_probs(scores_MV, how), how, self.generator))
+            drawn.append(sample(log_probs(scores_MV, how), how, self.generator))
         codes, sureness = zip(*drawn, strict=True)
         return torch.cat(codes), torch.cat(sureness)
 

@@ -17,12 +17,12 @@ import torch
 from emu_embodied.errors import InputError
 from emu_embodied.inference.decoding.config import DecodingConfig
 from emu_embodied.inference.decoding.guidance import GuidedCache, GuidedEngine
-from emu_embodied.inference.decoding.sampling import draw, log_probs
+from emu_embodied.inference.decoding.sampling import log_probs, sample
 from emu_embodied.inference.ragged_kv_cache import Streams
 from emu_embodied.protocols import StepEngine
 from emu_embodied.tokenizers.text import TextTokenizer
 from emu_embodied.types import DONE, History, Observation, Subgoal
-from emu_embodied.validation import check_seed, whole_number
+from emu_embodied.validation import check_seed, whole_fields, whole_number
 from emu_embodied.world_model import TokenWorldModel
 
 LONGEST = 400  # characters of an instruction
@@ -49,12 +49,11 @@ class SubgoalDecoding:
     again: float = 0.5
 
     def __post_init__(self) -> None:
-        if type(self.samples) is not int or not 1 <= self.samples <= 256:
-            raise InputError("samples", self.samples, "give a whole number from 1 to 256")
+        whole_fields(self, {"samples": (1, 256)}, InputError)
 
 
-class _UntoldEngine(GuidedEngine):
-    """Guidance away from the frame without words: the untold past is the same prompt, its instruction and caption left out."""
+class _UnconditionalEngine(GuidedEngine):
+    """Guidance away from the frame without words: the unconditional past is the prompt without instruction and caption."""
 
     def __init__(self, engine: StepEngine, scale: float, words_L: torch.Tensor, pad: int) -> None:
         super().__init__(engine, scale, torch.full_like(words_L, pad, dtype=torch.long))
@@ -84,13 +83,13 @@ class TokenSubgoals:
         self._plain = world_model
         self.model, text, self.objects = world_model.model, world_model.text, world_model.objects
         self.image_size, c = world_model.image_size, world_model.model.config
-        if not c.draws_subgoals or not isinstance(text, TextTokenizer):
+        if not c.generates_subgoals or not isinstance(text, TextTokenizer):
             raise InputError("checkpoint", "a world model without captions", "train it with stage=language first")
         self.text, frames, engine = text, self.config.frames, world_model.engine
         if frames.guidance != 1:
             place = torch.arange(c.text_length, device=world_model.device)
             words_L = (place < c.instruction_length) | (place >= c.text_length - c.caption_length)
-            engine = _UntoldEngine(engine, frames.guidance, words_L, c.vocabulary.pad)
+            engine = _UnconditionalEngine(engine, frames.guidance, words_L, c.vocabulary.pad)
         parts = (world_model.tokenizer, world_model.text, world_model.model, world_model.world)
         self.world_model = TokenWorldModel(
             *parts, decoding=replace(frames, guidance=1.0), engine=engine, name=world_model.name
@@ -124,8 +123,8 @@ class TokenSubgoals:
         self, observation: Observation, count: int = 4, seed: int = 0, on_caption: Callable[[str], None] | None = None
     ) -> list[list[Subgoal]]:
         """All `config.samples` chains that `propose` chooses among; `on_caption` hears the first one's growing captions."""
-        told = self.check(observation)
-        return self._chains(observation.pixels, told, count, seed, True, on_caption)
+        instruction = self.check(observation)
+        return self._chains(observation.pixels, instruction, count, seed, True, on_caption)
 
     def edit(self, observation: Observation, seed: int = 0) -> Subgoal:
         """The picture in which the instruction ("make the red cube be at the left edge") is done, in one step.
@@ -156,36 +155,38 @@ class TokenSubgoals:
         return float(np.abs(drawn.astype(np.int16) - pixels).mean())
 
     def check(self, observation: Observation) -> str:
-        """The instruction as the model is told it, in small letters and without a full stop.
+        """The instruction as the model is given it, in small letters and without a full stop.
 
         Raises:
             InputError: see `propose`.
         """
         if not isinstance(observation, Observation):
             raise InputError("observation", type(observation).__name__, "give an Observation")
-        told = observation.instruction
-        if not isinstance(told, str) or not told.strip():
-            raise InputError("instruction", told, 'say what is to be done, like "push the red cube to the left"')
-        if len(told) > LONGEST:
-            raise InputError("instruction", f"{told[:40]}... of {len(told)} characters", f"give at most {LONGEST}")
-        spoken = told.lower().replace(",", " ").rstrip(". !").split()
-        if unknown := [word for word in spoken if self.words and word not in self.words]:
-            raise InputError("instruction", told, f"the model never heard {unknown}; it knows {sorted(self.words)}")
-        plain = " ".join(spoken)
+        instruction = observation.instruction
+        if not isinstance(instruction, str) or not instruction.strip():
+            raise InputError("instruction", instruction, 'say what is to be done, like "push the red cube to the left"')
+        if len(instruction) > LONGEST:
+            found = f"{instruction[:40]}... of {len(instruction)} characters"
+            raise InputError("instruction", found, f"give at most {LONGEST}")
+        words = instruction.lower().replace(",", " ").rstrip(". !").split()
+        if unknown := [word for word in words if self.words and word not in self.words]:
+            rule = f"the model was trained without the words {unknown}; it knows {sorted(self.words)}"
+            raise InputError("instruction", instruction, rule)
+        plain = " ".join(words)
         self._ids([plain])
         seen = dict(zip(self.objects, self.look(observation.pixels)[:, 2], strict=True))
-        if missing := [word for word in spoken if seen.get(word, 1.0) < 0.5]:
+        if missing := [word for word in words if seen.get(word, 1.0) < 0.5]:
             there = [name for name, presence in seen.items() if presence >= 0.5]
-            raise InputError("instruction", told, f"the model sees no {missing[0]} thing in this frame, only {there}")
+            raise InputError("instruction", instruction, f"the model sees no {missing[0]} thing in this frame, only {there}")
         return plain
 
     @torch.inference_mode()
-    def _chains(self, pixels, told: str, count: int, seed: int, heed: bool, on_caption=None) -> list[list[Subgoal]]:
+    def _chains(self, pixels, instruction: str, count: int, seed: int, heed: bool, on_caption=None) -> list[list[Subgoal]]:
         """`samples` chains from one frame; a caption that says "done" ends one where that is heeded."""
         count, seed = whole_number("count", count, 1, MOST, InputError), check_seed(seed)
         samples = self.config.samples
         chains: list[list[Subgoal]] = [[] for _ in range(samples)]
-        live, codes_BN, ids_BI = list(range(samples)), self._codes(pixels, samples), self._ids([told])
+        live, codes_BN, ids_BI = list(range(samples)), self._codes(pixels, samples), self._ids([instruction])
         self.world_model.seed(seed)
         for _ in range(count + heed):
             hear = on_caption if 0 in live else None
@@ -232,7 +233,7 @@ class TokenSubgoals:
             if barred and not captions[rows[0]]:
                 logits_RV[rows, barred] = -torch.inf
             scores_RV = log_probs(logits_RV, how)
-            tokens_R, sure_R = draw(scores_RV, how, generator)
+            tokens_R, sure_R = sample(scores_RV, how, generator)
             self.world_model.require_finite(caption=sure_R)
             written = dict(zip(rows, tokens_R.tolist(), strict=True))
             for row, sure in zip(rows, sure_R.tolist(), strict=True):
@@ -253,14 +254,14 @@ class TokenSubgoals:
         text_BL = self.model.prompt(ids_BI, codes_BN, caption_BS)
         history = History(codes_BN[:, None], still[:, 0, :0], text_BL)
         rollout = self.world_model.rollout(history, still)
-        drawn_BN = rollout.codes_BSTN[:, 0, 0]
+        sampled_BN = rollout.codes_BSTN[:, 0, 0]
         places = torch.cat([rollout.positions_BSTOD[:, 0, 0], rollout.presence_BSTO[:, 0, 0, :, None]], -1)
         engine = self.world_model.engine
         cache = engine.prefill(text_BL, history.codes_BCN, history.actions_BCA, ahead=1)
-        logits_BNV, _ = engine.verify(cache, still[:, 0, 0], drawn_BN)
-        sure_BN = logits_BNV.float().log_softmax(-1).gather(-1, drawn_BN[..., None])[..., 0]
+        logits_BNV, _ = engine.verify(cache, still[:, 0, 0], sampled_BN)
+        sure_BN = logits_BNV.float().log_softmax(-1).gather(-1, sampled_BN[..., None])[..., 0]
         self.world_model.require_finite(likelihood=sure_BN)
-        return drawn_BN, places.float().cpu().numpy(), sure_BN.mean(-1).cpu()
+        return sampled_BN, places.float().cpu().numpy(), sure_BN.mean(-1).cpu()
 
     def _codes(self, pixels: np.ndarray, copies: int) -> torch.Tensor:
         """A frame's codes, so many times: (copies, N)."""

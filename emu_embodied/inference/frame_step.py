@@ -1,5 +1,9 @@
 """The model's pure inference steps over a key-value cache: prefill, next_token, denoise, verify, commit. Knows no loop.
 
+It is the eager reference. `static_step` computes the same in buffers of fixed shapes, for graphs. With two frames of context
+a frame takes 1.35 times the CPU time there at batch 16 and 1.28 times at batch 64 (without context 1.01 and 1.09 times), and
+about the same at batch 1: `python -m benchmarks.decoding --steps`, benchmarks/results/steps-cpu.json. Hence there are two.
+
 `soft_step` is one without a cache, for gradients: what a parallel pass says of the next frame, from frames that may be soft.
 """
 
@@ -10,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from emu_embodied.inference.decoding.sampling import draw_inside
+from emu_embodied.inference.decoding.sampling import sample_proposal
 from emu_embodied.model.attention import KVCache
 from emu_embodied.model.token_model import TokenModel
 from emu_embodied.types import Proposal, short_repr
@@ -25,7 +29,7 @@ class StepCache:
         text_BL: (B, L) instruction ids.
         previous_BN: (B, N) codes of the last clean frame.
         frames: clean frames read.
-        pending: a finished frame, its action and its source, whose causal pass waits until somebody looks at it.
+        pending: a finished frame, its action and its source, whose causal pass waits for the next step that needs it.
         source: the last action asked about and what the next frame's slots start from under it, computed once a frame.
     """
 
@@ -93,8 +97,8 @@ class FrameStep:
             actions_BA: (B, A) the action that leads to the next frame.
             codes_BN: (B, N) codes of the slots that are already decided.
             hidden_BN: (B, N) bool, True where a slot is still open.
-            inverse_temperature: 1 / temperature of the drawing.
-            gumbel_BNV: (B, N, V) noise of the drawing; None draws the likeliest codes.
+            inverse_temperature: 1 / temperature of the sampling.
+            gumbel_BNV: (B, N, V) noise of the sampling; None takes the likeliest codes.
         """
         m, c = self.model, self.config
         self._flush(cache)
@@ -103,7 +107,7 @@ class FrameStep:
             x, self._positions(cache, c.frame_tokens), self._mask(cache, noisy=True), cache.kv
         )
         slots = m.at_slots(hidden, before=c.next_token_shift)
-        return draw_inside(m.visual_logits(slots), slots, inverse_temperature, gumbel_BNV)
+        return sample_proposal(m.visual_logits(slots), slots, inverse_temperature, gumbel_BNV)
 
     def commit(self, cache: StepCache, actions_BA: torch.Tensor, codes_BN: torch.Tensor) -> None:
         """Adds the finished frame (B, N); the causal pass that writes its keys and values waits until they are needed."""
@@ -170,7 +174,7 @@ class FrameStep:
         tokens, seen = x.shape[1], cache.kv.visible
         mask = torch.ones(tokens, seen + tokens, dtype=torch.bool, device=x.device).tril(seen) if tokens > 1 else None
         hidden = m.transformer.hidden(x, self._positions(cache, tokens), mask, cache.kv, keep=True)
-        proposal = draw_inside(m.visual_logits(hidden[:, -1]), hidden[:, -1], inverse_temperature, gumbel_BV)
+        proposal = sample_proposal(m.visual_logits(hidden[:, -1]), hidden[:, -1], inverse_temperature, gumbel_BV)
         return proposal if tokens == 1 or index == 0 else proposal._replace(states=hidden[:, 0].float())
 
     def frame_source(self, cache: StepCache, actions_BA: torch.Tensor) -> torch.Tensor | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from emu_embodied.inference.decoding.sampling import draw_inside
+from emu_embodied.inference.decoding.sampling import sample_proposal
 from emu_embodied.model.token_model import TokenModel
 
 STEPS = ("denoise", "commit_denoise", "verify", "commit", "first_token", "next_token")
@@ -42,7 +42,7 @@ class StaticStep(nn.Module):
     """The steps of `frame_step.FrameStep` without state. Shapes are fixed but for the batch B.
 
     All take keys and values (layers, B, heads, S, head_dim), `seen_S` bool, which slots are in sight, and `start`, an int64
-    scalar tensor: the rotary position of the first token. Those that draw take `inverse_temperature`, a float32 scalar
+    scalar tensor: the rotary position of the first token. Those that sample take `inverse_temperature`, a float32 scalar
     tensor, and noise, zeros for greedy, and begin their results with the fields of `types.Proposal`.
 
     Args:
@@ -66,11 +66,11 @@ class StaticStep(nn.Module):
     def denoise(
         self, keys, values, seen_S, start, previous_BN, actions_BA, codes_BN, hidden_BN, inverse_temperature, gumbel_BNV
     ):
-        """One parallel pass, and the drawing."""
+        """One parallel pass, sampled."""
         m = self.model
         x = m.embed_draft(actions_BA, codes_BN, hidden_BN, m.frame_source(previous_BN, actions_BA))
         hidden = self._hidden(x, seen_S, start, self.noisy_mask, PassCache(keys, values))
-        return self._draw(hidden, inverse_temperature, gumbel_BNV)
+        return self._sample(hidden, inverse_temperature, gumbel_BNV)
 
     def commit_denoise(
         self,
@@ -103,7 +103,7 @@ class StaticStep(nn.Module):
         hidden = m.transformer.hidden(
             torch.cat([clean, draft], 1), positions, torch.cat([upper, lower]), cache, keep=True
         )
-        return *self._draw(hidden[:, tokens:], inverse_temperature, gumbel_BNV), *cache.new(tokens)
+        return *self._sample(hidden[:, tokens:], inverse_temperature, gumbel_BNV), *cache.new(tokens)
 
     def verify(self, keys, values, seen_S, start, previous_BN, actions_BA, codes_BN):
         """One causal pass: logits (B, N, V) and hidden states (B, N, D)."""
@@ -121,24 +121,24 @@ class StaticStep(nn.Module):
         return cache.new()
 
     def first_token(self, keys, values, seen_S, start, actions_BA, source_BD, inverse_temperature, gumbel_BV):
-        """Reads a frame's prefix and draws slot 0; then the new keys and values."""
+        """Reads a frame's prefix and samples slot 0; then the new keys and values."""
         x = self.model.embed_prefix(actions_BA, actions_BA.shape[0])
         x = torch.cat([x[:, :-1], x[:, -1:] + source_BD[:, None]], 1)
         return self._read(x, keys, values, seen_S, start, inverse_temperature, gumbel_BV)
 
     def next_token(self, keys, values, seen_S, start, ids_B, source_BD, inverse_temperature, gumbel_BV):
-        """Reads one token of an image's block and draws the slot behind it; then the new keys and values."""
+        """Reads one token of an image's block and samples the slot behind it; then the new keys and values."""
         x = self.model.transformer.model.embed_tokens(ids_B[:, None]) + source_BD[:, None]
         return self._read(x, keys, values, seen_S, start, inverse_temperature, gumbel_BV)
 
     def _read(self, x, keys, values, seen_S, start, inverse_temperature, gumbel_BV):
         cache, tokens = PassCache(keys, values), x.shape[1]
         hidden = self._hidden(x, seen_S, start, self.causal_mask[:tokens, :tokens], cache, keep=True)[:, -1]
-        return *draw_inside(self.model.visual_logits(hidden), hidden, inverse_temperature, gumbel_BV), *cache.new()
+        return *sample_proposal(self.model.visual_logits(hidden), hidden, inverse_temperature, gumbel_BV), *cache.new()
 
-    def _draw(self, hidden, inverse_temperature, gumbel_BNV):
+    def _sample(self, hidden, inverse_temperature, gumbel_BNV):
         slots = self.model.at_slots(hidden, before=self.model.config.next_token_shift)
-        return tuple(draw_inside(self.model.visual_logits(slots), slots, inverse_temperature, gumbel_BNV))
+        return tuple(sample_proposal(self.model.visual_logits(slots), slots, inverse_temperature, gumbel_BNV))
 
     def _hidden(self, x, seen_S, start, own_mask, cache, keep=False):
         mask = torch.cat([seen_S.expand(x.shape[1], -1), own_mask], 1)

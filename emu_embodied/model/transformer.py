@@ -236,6 +236,6 @@ class Transformer(nn.Module):
 
 
 def _stretch(length: torch.Tensor, config: TransformerConfig) -> torch.Tensor:
-    """By how much theta grows for a sequence of `length` () tokens, on the length's device, so that nobody waits for it."""
+    """By how much theta grows for a sequence of `length` () tokens, on the length's device, so that the host need not wait."""
     longest, factor, size = config.max_position_embeddings, config.rope_factor, config.head_dim
     return (factor * length / longest - (factor - 1)).clamp(min=1.0) ** (size / (size - 2))

@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import re
-import shutil
-import stat
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
-from emu_embodied.errors import CheckpointError, EmuEmbodiedError
+from emu_embodied.errors import CheckpointError
 
-from .strict_json import parse_json, parse_object
+from .atomic import encode_json, remove, staged, sync, write
+from .regular import MAX_JSON_BYTES, opened, read
+from .strict_json import parse_object
 from .tensor_header import RESTORE, fit, header_bytes, read_header
 
 FORMAT, VERSION = "emu-embodied-folder", 1
 MANIFEST = "manifest.json"
-MAX_JSON_BYTES = 16 << 20  # of a JSON file, and of a text beside it
 _NAME = re.compile(r"(?!.*\.\.)[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 _NAMES = "plain names of [A-Za-z0-9_.-]"
 _SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}")
@@ -55,9 +52,9 @@ def save_folder(
     """
     target = Path(os.path.realpath(path))
     previous = _previous(target)
-    with _staged(target) as partial:
+    with staged(target) as partial:
         if previous.exists():  # a crash left it: it comes back if its successor did not arrive, and goes if it did
-            _remove(previous) if target.exists() else os.rename(previous, target)
+            remove(previous) if target.exists() else os.rename(previous, target)
         if target.is_file() or target.is_dir() and any(target.iterdir()) and not (target / MANIFEST).is_file():
             raise CheckpointError(str(target), f"has no {MANIFEST}", "not ours to replace; choose another path")
         partial.mkdir()
@@ -65,11 +62,11 @@ def save_folder(
         for name, data in _encode(tensors, documents, max_shard_bytes):
             if name in files or name == MANIFEST or not _NAME.fullmatch(name):
                 raise CheckpointError(str(target / name), "name taken or unfit", f"use {_NAMES}, each once")
-            _write(partial / name, data)
+            write(partial / name, data)
             files[name] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
         manifest = {"format": FORMAT, "version": VERSION, "files": files}
-        _write(partial / MANIFEST, _encode_json(MANIFEST, manifest))
-        _sync(partial)
+        write(partial / MANIFEST, encode_json(MANIFEST, manifest))
+        sync(partial)
         _swap(partial, target, previous)
 
 
@@ -189,151 +186,8 @@ def load_file(path: str | os.PathLike, name: str) -> bytes:
     return _read_verified(folder, name, files[name], MAX_JSON_BYTES if name.endswith(".json") else math.inf)
 
 
-def write_json(path: str | os.PathLike, value: object) -> None:
-    """Writes one JSON file: all of it, or the old one stays.
-
-    Raises:
-        CheckpointError: a value that JSON does not know (NaN included), or a disk that does not take it.
-    """
-    write_bytes(path, _encode_json(str(path), value))
-
-
-def write_bytes(path: str | os.PathLike, data: bytes) -> None:
-    """Writes one file: all of it, or the old one stays.
-
-    Raises:
-        CheckpointError: a disk that does not take it.
-    """
-    target = Path(os.path.realpath(path))
-    with _staged(target) as partial:
-        _write(partial, data)
-        os.replace(partial, target)
-        _sync(target.parent)
-
-
-@contextmanager
-def writing(path: str | os.PathLike) -> Iterator[None]:
-    """Types what the disk refuses while a file is written by other means than these functions.
-
-    Raises:
-        CheckpointError: a disk that does not take it.
-    """
-    try:
-        yield
-    except OSError as error:
-        fault = (error.strerror or str(error)).partition("\n")[0]
-        raise CheckpointError(str(path), f"not written: {fault}", "free space or choose another path") from error
-
-
-def read_file(path: str | os.PathLike, limit: int) -> bytes:
-    """Reads one regular file of at most `limit` bytes; links are followed.
-
-    Raises:
-        CheckpointError: missing, too large, or something else, which is not opened.
-    """
-    return _read(Path(path), limit)
-
-
-def read_json(path: str | os.PathLike, folder: Path | None = None) -> Any:
-    """Reads one JSON file, whatever it holds.
-
-    Args:
-        path: the file.
-        folder: see `regular_file`.
-
-    Raises:
-        CheckpointError: missing, elsewhere, too large, not JSON, duplicate keys or non-finite numbers.
-    """
-    return parse_json(str(path), _read(Path(path), MAX_JSON_BYTES, folder))
-
-
-def regular_file(path: str | os.PathLike, folder: Path | None = None) -> Path:
-    """Where a path leads, links followed: a regular file, never a pipe, a device or a folder. Opens nothing.
-
-    Args:
-        path: the file.
-        folder: where it has to lie. What links of a snapshot in the Hub's cache (REPOSITORY/snapshots/REVISION) lead to in
-            REPOSITORY/blobs counts as inside.
-
-    Raises:
-        CheckpointError: missing, not a regular file, or outside the folder.
-    """
-    try:
-        real = Path(os.path.realpath(path, strict=True))
-        regular = real.is_file()
-    except (OSError, ValueError) as error:
-        found = getattr(error, "strerror", None) or str(error)
-        raise CheckpointError(str(path), found, f"check the path, or {RESTORE}") from error
-    if not regular or not (folder is None or any(real.is_relative_to(home) for home in _homes(folder))):
-        raise CheckpointError(str(path), f"leads to {real}", "only regular files inside the folder are read")
-    return real
-
-
-def check_tree(folder: str | os.PathLike, error: type[EmuEmbodiedError] = CheckpointError) -> None:
-    """Refuses a folder in which something leads elsewhere or waits: links out of it, pipes, devices. A missing one is empty.
-
-    For folders that are written to and may be anybody's: what is written through such a link changes what lies elsewhere.
-
-    Args:
-        folder: the folder, which may be a link itself.
-        error: the class of the error.
-
-    Raises:
-        EmuEmbodiedError: of the class `error`, for the first that is found.
-    """
-    home = os.path.realpath(folder)
-    for place, folders, files in os.walk(home):
-        for path in (os.path.join(place, name) for name in (*folders, *files)):
-            with suppress(FileNotFoundError):  # whoever is at work there has removed it
-                mode, real = os.lstat(path).st_mode, os.path.realpath(path)
-                if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode)):
-                    raise error(path, "a pipe, a socket or a device", "remove it, or use another folder")
-                if not Path(real).is_relative_to(home):
-                    raise error(path, f"leads to {real}", f"nothing outside {folder} is written: remove the link")
-
-
-def _homes(folder: Path) -> list[Path]:
-    """The folder, and the blobs of the Hub's cache where it lies in a snapshot of that."""
-    folder = Path(os.path.realpath(folder))
-    caches = [place.parent.parent for place in (folder, *folder.parents) if place.parent.name == "snapshots"]
-    return [folder, *(cache / "blobs" for cache in caches[:1])]
-
-
-@contextmanager
-def _staged(target: Path) -> Iterator[Path]:
-    """Yields a sibling path to build in; removes it and those of dead processes, and types what the disk refuses."""
-    prefix = f".{target.name}.partial-"
-    partial = target.parent / f"{prefix}{os.getpid()}"
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        for entry in target.parent.iterdir():
-            owner = entry.name.removeprefix(prefix)
-            if owner != entry.name and owner.isdecimal() and (entry == partial or not _alive(int(owner))):
-                _remove(entry)
-        yield partial
-    except OSError as error:
-        remedy = "free space or choose another path; what was there before is still complete"
-        raise CheckpointError(str(target), f"not written: {error.strerror or error}", remedy) from error
-    finally:
-        _remove(partial)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, PermissionError, OverflowError) as error:
-        return isinstance(error, PermissionError)
-    return True
-
-
 def _previous(target: Path) -> Path:
     return target.parent / f".{target.name}.previous"
-
-
-def _remove(path: Path) -> None:
-    """Clears away what is there, as far as that can be: why not is no reason to hide why it was to go."""
-    with suppress(OSError):
-        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _swap(partial: Path, target: Path, previous: Path) -> None:
@@ -341,27 +195,14 @@ def _swap(partial: Path, target: Path, previous: Path) -> None:
         if target.exists():
             os.rename(target, previous)
         os.rename(partial, target)
-        _sync(target.parent)
+        sync(target.parent)
     except BaseException:  # back to how it was
         if not partial.exists():
             os.rename(target, partial)
         if previous.exists() and not target.exists():
             os.rename(previous, target)
         raise
-    _remove(previous)
-
-
-def _write(path: Path, data: bytes) -> None:
-    path.write_bytes(data)
-    _sync(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    remove(previous)
 
 
 def _encode(tensors: Mapping, documents: Mapping, max_shard_bytes: int | None) -> Iterator[tuple[str, bytes]]:
@@ -380,7 +221,7 @@ def _encode(tensors: Mapping, documents: Mapping, max_shard_bytes: int | None) -
         if isinstance(document, str | bytes):
             data = document if isinstance(document, bytes) else document.encode(errors="surrogatepass")
         else:
-            name, data = f"{name}.json", _encode_json(f"{name}.json", document)
+            name, data = f"{name}.json", encode_json(f"{name}.json", document)
         if name.endswith(".safetensors"):
             raise CheckpointError(name, "a text under a tensor file's name", "choose another name")
         if name.endswith(".json"):
@@ -424,18 +265,9 @@ def _require_finite(key: str, tensor: torch.Tensor) -> None:
             raise ValueError(f"tensor {key!r} has NaN or infinite values")
 
 
-def _encode_json(field: str, value: object) -> bytes:
-    try:
-        data = (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
-    except (RecursionError, TypeError, ValueError) as error:
-        raise CheckpointError(field, str(error), "use finite numbers, texts, lists and dicts with text keys") from error
-    parse_json(field, data)  # keys such as 1 and "1" fall together only here
-    return data
-
-
 def _read_manifest(folder: Path) -> dict[str, dict]:
     path = folder / MANIFEST
-    manifest = parse_object(str(path), _read(path, MAX_JSON_BYTES, folder))
+    manifest = parse_object(str(path), read(path, MAX_JSON_BYTES, folder))
     kind = manifest.get("format"), manifest.get("version")
     files: Any = manifest.get("files")
     if kind != (FORMAT, VERSION):
@@ -450,34 +282,10 @@ def _read_manifest(folder: Path) -> dict[str, dict]:
 
 
 def _read_verified(folder: Path, name: str, entry: dict, limit: float = math.inf) -> bytes:
-    data = _read(folder / name, min(entry["bytes"], limit), folder)
+    data = read(folder / name, min(entry["bytes"], limit), folder)
     if len(data) != entry["bytes"] or hashlib.sha256(data).hexdigest() != entry["sha256"]:
         raise CheckpointError(str(folder / name), f"{len(data)} bytes that do not match {MANIFEST}", RESTORE)
     return data
-
-
-def _read(path: Path, limit: float, folder: Path | None = None) -> bytes:
-    """Reads a file of at most `limit` bytes; see `regular_file`."""
-    with _opened(path, limit, folder) as (file, size):
-        return file.read(size)
-
-
-@contextmanager
-def _opened(path: Path, limit: float, folder: Path | None = None) -> Iterator[tuple[BinaryIO, int]]:
-    """Such a file and its size. Nothing else is opened, for a device can act and a pipe can wait."""
-    real = regular_file(path, folder)
-    try:
-        with open(real, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-            found = os.fstat(file.fileno())
-            if not stat.S_ISREG(found.st_mode):  # it was exchanged meanwhile
-                raise CheckpointError(str(path), "no regular file", "only regular files inside the folder are read")
-            if found.st_size > limit:
-                raise CheckpointError(
-                    str(path), f"{found.st_size} bytes", f"at most {limit:.0f} are expected; {RESTORE}"
-                )
-            yield file, found.st_size
-    except OSError as error:
-        raise CheckpointError(str(path), error.strerror or str(error), f"check the path, or {RESTORE}") from error
 
 
 def _find(path: str | os.PathLike) -> Path:
@@ -489,7 +297,7 @@ def _find(path: str | os.PathLike) -> Path:
 def _peek(folder: Path, name: str, entry: dict):
     """What a tensor file of the folder says it holds; no more than that is read."""
     path = str(folder / name)
-    with _opened(folder / name, entry["bytes"], folder) as (file, size):
+    with opened(folder / name, entry["bytes"], folder) as (file, size):
         start = file.read(8)
         return read_header(path, start + file.read(header_bytes(path, start, size) - 8), size)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from emu_embodied.errors import ConfigError, EmuEmbodiedError
 
-from .files import check_tree
+from .regular import check_tree
 
 LOCK = ".lock"
 NAMED = 8  # fields that an error names with their values

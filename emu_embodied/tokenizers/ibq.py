@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from emu_embodied.errors import ConfigError, InputError
+from emu_embodied.validation import whole_number
 
 from .frames import to_float
 
@@ -58,8 +59,10 @@ class IBQConfig:
         for name, most in _LARGEST.items():
             value = getattr(self, name)
             values = value if isinstance(value, tuple) else (value,)
-            if not all(type(v) is int and 1 <= v <= most for v in values) or len(values) > 8:
-                raise ConfigError(name, value, f"choose whole numbers from 1 to {most}, at most 8 in a list")
+            if len(values) > 8:
+                raise ConfigError(name, value, "give at most 8")
+            for one in values:
+                whole_number(name, one, 1, most)
         if not self.ch_mult:
             raise ConfigError("ch_mult", self.ch_mult, "give at least one level")
         if self.ch % 32:
@@ -150,8 +153,7 @@ def preprocess(image: np.ndarray | torch.Tensor, image_area: int, factor: int = 
     height, width = image.shape[:2]
     if min(height, width) < factor:
         raise InputError("image", f"{height} x {width} px", f"both sides must have at least {factor} px")
-    if not isinstance(image_area, int) or image_area < factor**2:
-        raise InputError("image_area", image_area, f"choose a whole number of at least {factor**2} px")
+    whole_number("image_area", image_area, factor**2, error=InputError)
     return to_float(resize(image[None], fitting_size(height, width, image_area, factor)))
 
 

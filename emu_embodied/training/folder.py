@@ -16,7 +16,9 @@ import emu_embodied
 from emu_embodied.checkpoint import versions
 from emu_embodied.data.frame_cache import FrameCache, content_digest
 from emu_embodied.errors import CheckpointError
-from emu_embodied.storage.files import MANIFEST, read_json, sums, write_json
+from emu_embodied.storage.atomic import write_json
+from emu_embodied.storage.files import MANIFEST, sums
+from emu_embodied.storage.regular import read_json
 from emu_embodied.storage.runs import locked, refuse_other
 
 RUN = "run.json"

@@ -19,7 +19,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from emu_embodied.errors import CheckpointError
 from emu_embodied.storage.files import Folder, save_folder
 from emu_embodied.storage.schema import build
-from emu_embodied.validation import number, whole_number
+from emu_embodied.validation import number_fields, whole_fields, whole_number
 
 from .muon import Layered, Muon
 from .signals import PatientSignals
@@ -63,14 +63,10 @@ class LoopConfig:
     log_every: int = 50
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("steps", 0),
-            ("warmup", 0),
-            *((f"{what}_every", 1) for what in ("evaluate", "save", "log")),
-        ):
-            whole_number(name, getattr(self, name), least)
-        for name, most in (("learning_rate", None), ("weight_decay", None), ("clip", None), ("average", 1)):
-            number(name, getattr(self, name), 0, most)
+        every = dict.fromkeys((f"{what}_every" for what in ("evaluate", "save", "log")), (1, None))
+        whole_fields(self, {"steps": (0, None), "warmup": (0, None), **every})
+        rates = dict.fromkeys(("learning_rate", "weight_decay", "clip"), (0, None))
+        number_fields(self, {**rates, "average": (0, 1)})
 
 
 def train_stage[M: nn.Module](

@@ -7,24 +7,23 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from emu_embodied.checkpoint import World, fingerprint, load_checkpoint, save_checkpoint
 from emu_embodied.data.frame_cache import FrameCache
-from emu_embodied.errors import ConfigError, DatasetError, InputError
-from emu_embodied.model.noise import make_noise
-from emu_embodied.model.token_model import TokenModel, TokenModelConfig
+from emu_embodied.errors import ConfigError
+from emu_embodied.model.config import TokenModelConfig
+from emu_embodied.model.token_model import TokenModel
 from emu_embodied.model.transformer import TransformerConfig
 from emu_embodied.model.vocabulary import Vocabulary
 from emu_embodied.tokenizers.frames import FrameTokenizer, FrameTokenizerConfig
 from emu_embodied.tokenizers.text import TextTokenizer
-from emu_embodied.validation import whole_number
+from emu_embodied.training.checks import check_cache, check_scale, check_trajectories
+from emu_embodied.training.stages.trajectory import TrajectoryJob, train_trajectory
 
-from .datasets import WindowSampler
 from .folder import facts_of, train_once
 from .loop import LoopConfig, train_stage
-from .objectives import TokenizerObjective, TrajectoryConfig, TrajectoryObjective
+from .objectives import TokenizerObjective, TrajectoryConfig
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ def train_checkpoint(
         ConfigError: another training is at work in the folder.
     """
     check_cache(cache, recipe.held_out, recipe.tokenizer.image_size)
-    train_cache = cache.select(range(cache.episodes - recipe.held_out))
+    train_cache, _ = cache.split(recipe.held_out)
     text = TextTokenizer.train(train_cache.instructions, recipe.text_size)
     check_trajectories(cache, recipe.held_out, text, model_config(recipe, world, text, cache), world)
 
@@ -220,7 +219,7 @@ def continue_checkpoint(
         ConfigError: a source that draws key frames, which it would forget.
     """
     tokenizer, text, known, before, _ = load_checkpoint(source)
-    if known.config.draws_subgoals:
+    if known.config.generates_subgoals:
         rule = "it draws key frames from words, which it would forget: train it on with stage=language"
         raise ConfigError("from", str(source), rule)
     check_cache(cache, recipe.held_out, tokenizer.config.image_size)
@@ -273,170 +272,11 @@ def keep_shift(config: Mapping) -> bool:
     return config["model"].get("next_token_shift", False) if trained else True
 
 
-def check_cache(cache: FrameCache, held_out: int, image_size: int, key: str = "recipe.held_out") -> None:
-    """Refuses a dataset that a training cannot take.
-
-    Args:
-        cache: the whole dataset.
-        held_out: episodes at its end that training never sees.
-        image_size: px of a frame's side that is expected.
-        key: by which `held_out` is given.
-
-    Raises:
-        DatasetError: too few episodes, or frames of another size.
-    """
-    whole_number(key, held_out, 0)
-    if cache.episodes <= held_out:
-        fewer = f"{key}={cache.episodes // 10}"
-        raise DatasetError(
-            "episodes", cache.episodes, f"{held_out} are held out: record more, or hold out fewer ({fewer})"
-        )
-    if cache.pixels.shape[1:3] != (image_size, image_size):
-        raise DatasetError("frame size", cache.pixels.shape[1:3], f"the tokenizer takes {image_size} px")
-
-
-def check_trajectories(cache: FrameCache, held_out: int, text, model: TokenModelConfig, world: World) -> None:
-    """Refuses, before anything is trained, what a trajectory stage or its evaluation could not take.
-
-    Args:
-        cache: the whole dataset.
-        held_out: episodes at its end that training never sees.
-        text: the text tokenizer.
-        model: the trajectory model's sizes.
-        world: what the frames show.
-
-    Raises:
-        DatasetError: actions of another number of values, a text of any episode that is too long, labels that are not there, or
-            a dataset without an episode to train on.
-        ConfigError: sizes that do not fit together.
-    """
-    if cache.actions.shape[1] != model.action_dim:
-        raise DatasetError(
-            "action",
-            cache.names.get("action", cache.actions.shape[1]),
-            f"the checkpoint's have {model.action_dim} values: choose as many, action_keys=[...]",
-        )
-    for said in sorted(set(cache.instructions)):
-        try:
-            text.batch([said], model.text_length, model.vocabulary.pad)
-        except InputError as error:
-            where = f"instruction of episode {cache.instructions.index(said)}"
-            remedy = f"{error.remedy}, or give recipe.text_length=... of a new model"
-            raise DatasetError(where, said, remedy) from None
-    known = cache.select(range(cache.episodes - held_out))
-    no_codes, no_text = torch.zeros(len(known), 0, dtype=torch.int16), torch.zeros(known.episodes, 0, dtype=torch.int64)
-    WindowSampler(known, no_codes, no_text, tuple(world.objects), seed=0)
-
-
-def check_scale(cache: FrameCache, world: World) -> None:
-    """Refuses actions in other units than a checkpoint's, which would keep its own.
-
-    Raises:
-        DatasetError: the scales differ.
-    """
-    identity = [[[0.0] * cache.actions.shape[1], [1.0] * cache.actions.shape[1]]]
-    theirs = np.asarray(world.action_scale or identity, np.float64)
-    if theirs.shape[-1] != cache.actions.shape[1] or not all(
-        np.isclose(theirs, own).all(-1).all(-1).any() for own in cache.action_scale
-    ):
-        remedy = (
-            f"the checkpoint's are {theirs.tolist()}: give its own data, or train it on with stage=trajectory first"
-        )
-        raise DatasetError("action scale", cache.action_scale.tolist(), remedy)
-
-
-@dataclass(frozen=True)
-class TrajectoryJob:
-    """What the trajectory stage works on.
-
-    Attributes:
-        tokenizer, text, world: what turns the cache into tokens, ours or a released model's, and what its frames show.
-        cache: the dataset; its last `recipe.held_out` episodes are left for evaluation.
-        recipe: a `Recipe` or `stages.emu35.FineTuning`: `held_out`, `seed`, `trajectory` and `trajectory_loop` count here.
-        folder: of the run.
-    """
-
-    tokenizer: Any
-    text: Any
-    world: World
-    cache: FrameCache
-    recipe: Any
-    folder: Path
-
-
-def train_trajectory(
-    model: TokenModel,
-    job: TrajectoryJob,
-    *,
-    evaluate_model: Callable | None = None,
-    report: Callable[[str], None] = print,
-    teacher: TokenModel | None = None,
-    temperature: float = 0.0,
-) -> TokenModel:
-    """The trajectory stage: the averaged model, in eval mode.
-
-    Args:
-        model: is trained in place, where its parameters are to be.
-        job: what it is trained on.
-        evaluate_model, report: as in `train_checkpoint`.
-        teacher, temperature: of `TrajectoryObjective`.
-    """
-    tokenizer, text, recipe, loop = job.tokenizer, job.text, job.recipe, job.recipe.trajectory_loop
-    cache = job.cache.select(range(job.cache.episodes - recipe.held_out))
-    codes_FN = encode_frames(tokenizer, cache, report)
-    objective = trajectory_objective(
-        model,
-        tokenizer,
-        text,
-        job.world,
-        cache,
-        codes_FN,
-        recipe.trajectory,
-        loop.steps,
-        recipe.seed,
-        teacher,
-        temperature,
-    )
-    evaluate = (lambda average: evaluate_model(tokenizer, text, average)) if evaluate_model else None
-    return train_stage("trajectory", model, objective, loop, job.folder, evaluate=evaluate, report=report)
-
-
-def trajectory_objective(
-    model: TokenModel,
-    tokenizer,
-    text,
-    world: World,
-    cache: FrameCache,
-    codes_FN: torch.Tensor,
-    trajectory: TrajectoryConfig,
-    steps: int,
-    seed: int,
-    teacher: TokenModel | None = None,
-    temperature: float = 0.0,
-) -> TrajectoryObjective:
-    """What windows of a cache teach about the dynamics.
-
-    Args:
-        model, tokenizer, text, world: what is trained, what turns the cache into tokens, and what its frames show.
-        cache: the training episodes.
-        codes_FN: visual codes of every frame.
-        trajectory: what the windows hold and what counts in them.
-        steps: length of the stage.
-        seed: of the windows.
-        teacher, temperature: of `TrajectoryObjective`.
-    """
-    instructions = text.batch(cache.instructions, model.config.text_length, model.config.vocabulary.pad)
-    objects, places = tuple(world.objects), tokenizer.places()
-    windows = WindowSampler(cache, codes_FN, instructions, objects, seed, trajectory.contact_share)
-    noise = make_noise(model.config.noise, places)
-    return TrajectoryObjective(windows, trajectory, steps, places, noise, teacher, temperature)
-
-
 def _finish(model: TokenModel, job: TrajectoryJob, **facts: Any) -> None:
     """Writes the checkpoint."""
     cache, recipe = job.cache, job.recipe
     facts = {"episodes": cache.episodes, "frames": len(cache), "recipe": asdict(recipe), **facts}
-    world = job.world.learnt_from(cache.select(range(cache.episodes - recipe.held_out)).known)
+    world = job.world.learnt_from(cache.split(recipe.held_out)[0].known)
     save_checkpoint(job.folder / "checkpoint", job.tokenizer, job.text, model, world, facts)
 
 
@@ -457,14 +297,3 @@ def model_config(recipe: Recipe, world: World, text: TextTokenizer, cache: Frame
         objects=tuple(world.objects),
         position_scale=world.position_scale,
     )
-
-
-def encode_frames(
-    tokenizer: FrameTokenizer, cache: FrameCache, report: Callable[[str], None], batch: int = 512
-) -> torch.Tensor:
-    """Codes (F, N) of every frame, in int16 where they fit, else in int32."""
-    report(f"encoding {len(cache)} frames")
-    pixels, device = torch.from_numpy(cache.pixels), next(tokenizer.parameters()).device
-    kind = torch.int16 if tokenizer.config.codebook_size < 1 << 15 else torch.int32
-    parts = [tokenizer.encode(pixels[i : i + batch].to(device)).cpu().to(kind) for i in range(0, len(pixels), batch)]
-    return torch.cat(parts)

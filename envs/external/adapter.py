@@ -23,7 +23,7 @@ from emu_embodied.envs.checks import (
 from emu_embodied.envs.rendering import Renderers, mujoco
 from emu_embodied.errors import EmuEmbodiedError, InputError, SimulationError
 from emu_embodied.types import AGENT_POS, IS_SUCCESS, PIXELS
-from emu_embodied.validation import check_seed
+from emu_embodied.validation import check_seed, whole_fields
 
 from .specs import ROBOTS, SPECS, Reading, simulator
 
@@ -50,10 +50,7 @@ class AdapterConfig:
     terminate_on_success: bool = True
 
     def __post_init__(self) -> None:
-        if type(self.image_size) is not int or not 16 <= self.image_size <= 512:
-            raise InputError("image_size", self.image_size, "choose a side between 16 and 512 px")
-        if type(self.control_steps) is not int or self.control_steps < 1:
-            raise InputError("control_steps", self.control_steps, "give a whole number of at least 1")
+        whole_fields(self, {"image_size": (16, 512), "control_steps": (1, None)}, InputError)
         if not isinstance(self.task, str):
             raise InputError("task", self.task, "give a task's name")
 

@@ -14,7 +14,8 @@ from emu_embodied.errors import InputError
 from emu_embodied.protocols import WorldModel
 from emu_embodied.validation import check_seed
 
-from .core import DEFAULT, SEEDS, Dreams, Starts, observed_space
+from .core import DEFAULT, Dreams, observed_space
+from .starts import SEEDS, Starts
 
 
 def make_window(render_mode: str | None, fps: float) -> Window | None:

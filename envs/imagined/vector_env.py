@@ -17,8 +17,9 @@ from emu_embodied.protocols import WorldModel
 from emu_embodied.types import PIXELS
 from emu_embodied.validation import check_seed, whole_number
 
-from .core import DEFAULT, SEEDS, Dreams, Starts, observed_space
+from .core import DEFAULT, Dreams, observed_space
 from .env import ImaginedEnv, make_window
+from .starts import SEEDS, Starts
 
 PER_DREAM = ("observation", "instruction", "episode", "frame")  # options that may be given as one per dream
 TOLD = ("task", "task_description")  # attributes that are one per dream; the dreams share all others

@@ -14,9 +14,9 @@ from emu_embodied.envs.checks import check_action, check_keywords, check_options
 from emu_embodied.envs.rendering import Renderers, mujoco
 from emu_embodied.errors import InputError, SimulationError
 from emu_embodied.types import AGENT_POS, IS_SUCCESS, PIXELS
-from emu_embodied.validation import check_seed
+from emu_embodied.validation import check_seed, whole_fields
 
-from .tasks import COLOURS, OBJECTS, UNSEEN_COLOUR, Task, all_tasks, parse_task, spoken_tasks
+from .tasks import COLOURS, OBJECTS, UNSEEN_COLOUR, Task, all_tasks, goal_tasks, parse_task
 
 RGB = {
     "red": (0.86, 0.16, 0.13),
@@ -46,7 +46,7 @@ class TabletopConfig:
         stochastic: hidden friction and mass per episode, and gusts that push cubes at random.
         shift: None, or one of "background", "colour", "camera", for tests outside the training distribution.
         terminate_on_success: end the episode at success (collectors go on).
-        spoken: draw instructions from all that can be said (`tasks.PHRASES`) instead of the few of `tasks.TEMPLATES`.
+        spoken: sample instructions from all sentence templates (`tasks.PHRASES`) instead of the few of `tasks.TEMPLATES`.
     """
 
     image_size: int = 64
@@ -58,13 +58,10 @@ class TabletopConfig:
     spoken: bool = False
 
     def __post_init__(self) -> None:
-        if type(self.image_size) is not int or not 16 <= self.image_size <= 512:
-            raise InputError("image_size", self.image_size, "choose a side between 16 and 512 px")
+        whole_fields(self, {"image_size": (16, 512), "control_steps": (1, None)}, InputError)
         counts = self.cubes if all(type(count) is int for count in self.cubes) else ()
         if not (len(counts) == 2 and 1 <= counts[0] <= counts[1] <= MAX_CUBES):
             raise InputError("cubes", self.cubes, f"give (fewest, most) between 1 and {MAX_CUBES}")
-        if type(self.control_steps) is not int or self.control_steps < 1:
-            raise InputError("control_steps", self.control_steps, "give a whole number of at least 1")
         if self.shift is not None and self.shift not in SHIFTS:
             raise InputError("shift", self.shift, f"choose None or one of {SHIFTS}")
 
@@ -285,7 +282,7 @@ class TabletopPushEnv(gymnasium.Env):
 
     def _draw_task(self) -> Task:
         """A random task that is not done yet, each kind equally likely; at least 2 cm are left to go."""
-        known = spoken_tasks if self.config.spoken else all_tasks
+        known = goal_tasks if self.config.spoken else all_tasks
         open_tasks = [task for task in known(self._colours) if task.distance(self.positions()) > 2.0]
         kinds = sorted({task.kind for task in open_tasks})
         kind = kinds[self.np_random.integers(len(kinds))]

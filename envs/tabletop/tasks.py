@@ -191,7 +191,7 @@ def all_tasks(colours: tuple[str, ...]) -> list[Task]:
     return tasks
 
 
-def spoken_tasks(colours: tuple[str, ...]) -> list[Task]:
+def goal_tasks(colours: tuple[str, ...]) -> list[Task]:
     """Every distinct goal for the cubes on the table, without a text; `Task.say` gives it one."""
     tasks = []
     for cube in colours:
@@ -214,7 +214,7 @@ def corner_signs(where: str) -> tuple[int, int]:
 @functools.cache
 def _sentences() -> dict[str, Task]:
     """All that can be said of the known colours, and what it means; where two say the same, the env's own task."""
-    goals = spoken_tasks((*COLOURS, UNSEEN_COLOUR))
+    goals = goal_tasks((*COLOURS, UNSEEN_COLOUR))
     said = {text: replace(task, text=text) for task in goals for text in (*task.phrases(), *task.edits())}
     return said | {task.text: task for task in all_tasks((*COLOURS, UNSEEN_COLOUR))}
 

@@ -6,7 +6,6 @@ nobody trained (`labels`) is an InputError.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ from emu_embodied.errors import InputError
 from emu_embodied.labels import need
 from emu_embodied.protocols import Cost, WorldModel
 from emu_embodied.types import Rollout
+from emu_embodied.validation import number
 
 
 class WeightedSum:
@@ -33,8 +33,7 @@ class WeightedSum:
         if not self.terms:
             raise InputError("terms", "none", "give at least one (weight, cost)")
         for weight, _ in self.terms:
-            if not isinstance(weight, int | float) or not math.isfinite(weight):
-                raise InputError("weight", weight, "give a finite number")
+            number("weight", weight, error=InputError)
 
     def __call__(self, model: WorldModel, rollout: Rollout, actions: torch.Tensor) -> torch.Tensor:
         first, *others = (weight * cost(model, rollout, actions) for weight, cost in self.terms)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from emu_embodied.errors import InputError
 from emu_embodied.protocols import WorldModel
 from emu_embodied.types import Rollout
+from emu_embodied.validation import whole_number
 
 
 class GoalImage:
@@ -59,8 +60,7 @@ class GoalImage:
 
 def _check_coarseness(coarseness: Sequence[int], sides: tuple[int, int]) -> None:
     for k in coarseness:
-        if type(k) is not int or not 1 <= k <= min(sides):
-            raise InputError("coarseness", k, f"give whole numbers from 1 to the goal's sides, {tuple(sides)}")
+        whole_number("coarseness", k, 1, min(sides), InputError)
     if not coarseness:
         raise InputError("coarseness", "none", "give at least one")
 

@@ -9,7 +9,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class TeeConfig:
-    """Geometry and habits of the T's pusher; lengths in cm, the T in its own frame, about its centroid.
+    """Geometry and settings of the T's pusher; lengths in cm, the T in its own frame, about its centroid.
 
     Attributes:
         boxes: (x0, y0, x1, y1) of the T's bar and stem.

@@ -9,7 +9,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class PusherConfig:
-    """Geometry and habits of the scripted pushers.
+    """Geometry and settings of the scripted pushers.
 
     Attributes:
         step_cm: displacement per axis of an action of 1.

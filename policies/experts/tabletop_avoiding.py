@@ -33,7 +33,7 @@ class Distances:
     squeezes: tuple[float, ...] = (4.5, 4.0)
 
 
-class CarefulExpert:
+class AvoidingExpert:
     """As `experts.tabletop.Expert`, among cubes that are not to be moved; one instance per episode.
 
     Of the places that will do it takes one that the cube can be pushed to past the others, over another place where that helps.

@@ -141,7 +141,7 @@ def choose(world: str, env_id: str, image_size: int, shown: int | None) -> str:
             own, for ours come in its size and LeRobot's do not.
         env_id: of the world that the model was trained in.
         image_size: side of the model's frames in px.
-        shown: height of the env's pictures in px; None where nobody says.
+        shown: height of the env's pictures in px; None where it is not given.
 
     Raises:
         ConfigError: no such world, or PushT for a model of something else.

@@ -32,7 +32,7 @@ Search = Generator[torch.Tensor, torch.Tensor, None]
 
 @dataclass(frozen=True, kw_only=True)
 class PlannerConfig:
-    """Budget and habits that all planners have.
+    """Budget and settings that all planners have.
 
     A plan ends after `iterations` rounds, or before the round that would exceed `frames`, or with the round after which another
     would outlast `seconds`: whichever comes first. One round is always finished.
@@ -194,15 +194,15 @@ def shifted(plan: torch.Tensor, steps: int) -> torch.Tensor:
 class SearchPlanner[P: PlannerConfig]:
     """Plans by searching; implements `protocols.Planner`. A method has its own `Config` and `search`.
 
-    Whatever the method, the plan is the best sequence that was imagined: an average whose future nobody looked at is never
+    Whatever the method, the plan is the best sequence that was imagined: an average whose future was not imagined is never
     carried out.
 
     Args:
-        config: budget and habits.
+        config: budget and settings.
         seed: of the noise; same seed, same model, same plans. World b of a batch has the noise of `seed + b`.
 
     Attributes:
-        on_round: called with the plan's `Budget` after each of its rounds, to say how far it is; None calls nobody.
+        on_round: called with the plan's `Budget` after each of its rounds, to report progress; None for no reports.
     """
 
     Config: type[P]

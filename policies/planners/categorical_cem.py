@@ -20,7 +20,7 @@ from .noise import keep_best
 
 @dataclass(frozen=True, kw_only=True)
 class CategoricalCEMConfig(PlannerConfig):
-    """Budget and habits of the planner.
+    """Budget and settings of the planner.
 
     Attributes:
         elites: best candidates that the next round is fitted to.

@@ -19,7 +19,7 @@ from .noise import ar1_noise, keep_best
 
 @dataclass(frozen=True, kw_only=True)
 class CEMConfig(PlannerConfig):
-    """Budget and habits of the planner.
+    """Budget and settings of the planner.
 
     Attributes:
         elites: best candidates that the next round is fitted to.

@@ -20,7 +20,7 @@ FIRST, SECOND = 0.9, 0.999  # Adam's rates of forgetting (Kingma and Ba, arXiv 1
 
 @dataclass(frozen=True, kw_only=True)
 class GradientConfig(PlannerConfig):
-    """Budget and habits of the planner.
+    """Budget and settings of the planner.
 
     `candidates` are starts and `iterations` are Adam's steps, each of which imagines all of them softly; at the end all are
     imagined as the model decodes, which decides between them.

@@ -13,7 +13,7 @@ from .noise import coloured_noise, keep_best
 
 @dataclass(frozen=True, kw_only=True)
 class ICEMConfig(PlannerConfig):
-    """Budget and habits of the planner; the paper's symbols in brackets.
+    """Budget and settings of the planner; the paper's symbols in brackets.
 
     Attributes:
         elites: best candidates that the next round is fitted to (K).

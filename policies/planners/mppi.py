@@ -13,7 +13,7 @@ from .noise import ar1_noise
 
 @dataclass(frozen=True, kw_only=True)
 class MPPIConfig(PlannerConfig):
-    """Budget and habits of the planner; the paper's symbols in brackets.
+    """Budget and settings of the planner; the paper's symbols in brackets.
 
     Attributes:
         std: spread of the noise, in action units (sigma).

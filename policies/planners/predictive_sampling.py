@@ -11,7 +11,7 @@ from .base import Budget, Memory, PlannerConfig, Search, SearchPlanner
 
 @dataclass(frozen=True, kw_only=True)
 class PredictiveSamplingConfig(PlannerConfig):
-    """Budget and habits of the planner.
+    """Budget and settings of the planner.
 
     The paper's plans are splines; here `block` makes them of zero order. It has one round a plan; `iterations` repeats it.
 

@@ -39,7 +39,7 @@ class EpisodeRun:
         plan_seconds, plan_costs: one entry per plan.
         predicted_frames: of all plans together.
         thoughts: what the plans were chosen among; None where `imagined` is empty.
-        subgoals: what was pursued in turn, and from which step on; empty where nobody proposes subgoals.
+        subgoals: what was pursued in turn, and from which step on; empty without subgoals.
         stopped_at: the step at which the proposer of subgoals believed that all is done; None where it never did.
     """
 

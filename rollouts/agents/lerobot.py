@@ -15,7 +15,7 @@ import torch
 
 from emu_embodied.errors import CheckpointError, EmuEmbodiedError, InputError
 from emu_embodied.rollouts.vector_envs import DreamtWorlds, Moment, RealWorlds
-from emu_embodied.storage.files import MAX_JSON_BYTES, read_file
+from emu_embodied.storage.regular import MAX_JSON_BYTES, read_file
 from emu_embodied.types import AGENT_POS, OBS_ENVIRONMENT_STATE, PIXELS, TASK
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"

@@ -78,7 +78,7 @@ class MPCAgent:
     Args:
         model: where plans are imagined.
         planner: chooses among futures.
-        config: habits.
+        config: settings.
         on_plan: called with each plan, the number of its env, and the step at which it begins.
 
     Attributes:
@@ -86,7 +86,7 @@ class MPCAgent:
         pursuits: an env's number -> its episode.
 
     Raises:
-        ConfigError: a checkpoint of several robots, and nobody said which is meant; see `ActionScale.of`.
+        ConfigError: a checkpoint of several robots, and none was chosen; see `ActionScale.of`.
     """
 
     def __init__(

@@ -37,7 +37,7 @@ class ExpertAgent:
         """See `Agent`.
 
         Raises:
-            ConfigError: worlds whose objects nobody scripts, or that do not tell where they are.
+            ConfigError: worlds without a scripted expert, or that do not report where their objects are.
         """
         names, told = set(worlds.objects), worlds.shapes[OBS_ENVIRONMENT_STATE]
         scripted = {"pusher", "T", "tip"} <= names or "pusher" in names <= set(OBJECTS)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import functools
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import RLock
 from typing import Any
@@ -25,10 +24,11 @@ from emu_embodied.protocols import NamedWorld
 from emu_embodied.rollouts.workers import Tell, work_in_parallel
 from emu_embodied.storage.schema import build
 from emu_embodied.types import OBS_ENVIRONMENT_STATE, Episode
+from emu_embodied.validation import whole_fields, whole_number
 
-from .shards import Part, check_settings, join_parts, locked, read_statistics, split, write_part
+from .shards import Shard, complete_dataset, join_shards, read_statistics, write_shard
 
-EPISODES_PER_PART = 25
+EPISODES_PER_SHARD = 25
 STALL_SECONDS = 120.0  # a worker that begins or finishes no episode for so long, and 2 s per step, is stuck
 MOVED_CM = 0.1  # an object that goes further than this in one model step was pushed
 PACKAGES = (
@@ -56,10 +56,7 @@ class CollectSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("episodes", 1), ("steps", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if type(value) is not int or value < least:
-                raise DatasetError(name, value, f"give a whole number of at least {least}")
+        whole_fields(self, {"episodes": (1, None), "steps": (1, None), "seed": (0, None)}, DatasetError)
         options = json.loads(json.dumps(dict(self.env_options)))  # as it will be read back: no tuples
         object.__setattr__(self, "env_options", options)
 
@@ -98,8 +95,8 @@ def collect(
 ) -> CollectSummary:
     """Records a dataset, or what is missing of it.
 
-    Workers write parts of 25 episodes to `<root>.parts`; a kill loses the parts in flight, and a second call goes on
-    with the others. At the end, and at Ctrl-C, the finished parts are joined at `root`. Same settings, same files,
+    Workers write shards of 25 episodes to `<root>.parts`; a kill loses the shards in flight, and a second call goes on
+    with the others. At the end, and at Ctrl-C, the finished shards are joined at `root`. Same settings, same files,
     to the byte, however often it was killed and whatever the workers (with the same packages on the same machine). An episode
     whose simulator leaves the numbers is left out and listed; the others stay.
 
@@ -114,36 +111,24 @@ def collect(
 
     Raises:
         ConfigError, InputError: an unknown env, or what it says of its options.
-        DatasetError: an episode that raised, a part whose episodes all failed, or a worker that died, was stopped or
-            stalled (naming its seed; finished parts stay), settings other than those of the dataset begun at `root`, a
+        DatasetError: an episode that raised, a shard whose episodes all failed, or a worker that died, was stopped or
+            stalled (naming its seed; finished shards stay), settings other than those of the dataset begun at `root`, a
             folder at `root` that is something else, or a second collector at work on it.
-        KeyboardInterrupt: after the finished parts were joined.
+        KeyboardInterrupt: after the finished shards were joined.
     """
     settings = CollectSettings(env_id, dict(env_options), episodes, steps, seed)
-    if type(workers) is not int or workers < 1:
-        raise DatasetError("workers", workers, "give a whole number of at least 1")
+    whole_number("workers", workers, 1, error=DatasetError)
     root = Path(root).absolute()
-    folder = root.with_name(root.name + ".parts")
-    if not (root.exists() or folder.exists()):
+    if not (root.exists() or root.with_name(root.name + ".parts").exists()):
         _open(settings).close()  # what is wrong with it shows here, before anything is written and workers start
-    with locked(folder):
-        check_settings(asdict(settings), root, folder, PACKAGES)
-        if (root / SIDECAR).is_file() and (before := read_summary(root)).complete:
-            shutil.rmtree(folder, ignore_errors=True)
-            return before
-        parts = split(episodes, EPISODES_PER_PART)
-        missing = [part for part in parts if not (folder / part.name).is_dir()]
-        there = episodes - sum(part.count for part in missing)
-        try:
-            with _display(episodes, there, progress) as advance:
-                _record(settings, missing, folder, workers, advance)
-        except KeyboardInterrupt:
-            _join(settings, parts, folder, root)
-            raise
-        summary = _join(settings, parts, folder, root)
-        assert summary is not None  # all parts are finished
-        shutil.rmtree(folder, ignore_errors=True)
-        return replace(summary, recorded=episodes - there)
+
+    def record(missing: list[Shard], folder: Path) -> None:
+        there = episodes - sum(shard.count for shard in missing)
+        with _display(episodes, there, progress) as advance:
+            _record(settings, missing, folder, workers, advance)
+
+    join = functools.partial(_join, settings, root)
+    return complete_dataset(root, settings, PACKAGES, EPISODES_PER_SHARD, read=read_summary, record=record, join=join)
 
 
 def read_summary(root: str | Path) -> CollectSummary:
@@ -159,15 +144,12 @@ def read_summary(root: str | Path) -> CollectSummary:
         raise DatasetError(str(root), str(error), "give the root of a dataset that `collect` made") from error
 
 
-def _join(settings: CollectSettings, parts: list[Part], folder: Path, root: Path) -> CollectSummary | None:
-    """Joins the finished parts at `root`, replacing what was joined there before; None where no part is finished."""
-    done = [part for part in parts if (folder / part.name).is_dir()]
-    if not done:
-        return None
+def _join(settings: CollectSettings, root: Path, done: list[Shard], folder: Path, complete: bool) -> CollectSummary:
+    """Joins the finished shards at `root`, replacing what was joined there before."""
     totals = {"episodes": 0, "frames": 0, "steps": 0, "moving_steps": 0, "successes": 0}
     failures: list[list[Any]] = []
-    for part in done:
-        statistics = read_statistics(part, folder, totals)
+    for shard in done:
+        statistics = read_statistics(shard, folder, totals)
         failures += statistics["failures"]
         totals = {name: count + statistics[name] for name, count in totals.items()}
     summary = CollectSummary(
@@ -175,30 +157,30 @@ def _join(settings: CollectSettings, parts: list[Part], folder: Path, root: Path
         totals["frames"],
         totals["moving_steps"] / totals["steps"],
         totals["successes"] / totals["episodes"],
-        len(done) == len(parts),
+        complete,
         failed=len(failures),
     )
     notes = {"settings": asdict(settings), "summary": asdict(summary)} | ({"failures": failures} if failures else {})
-    join_parts(done, folder, root, notes, PACKAGES)
+    join_shards(done, folder, root, notes, PACKAGES)
     return summary
 
 
 def _record(
-    settings: CollectSettings, missing: list[Part], folder: Path, workers: int, advance: Callable[[int], None]
+    settings: CollectSettings, missing: list[Shard], folder: Path, workers: int, advance: Callable[[int], None]
 ) -> None:
-    """Has the parts recorded by worker processes."""
-    at = {part: settings.seed + part.first for part in missing}  # the seed that each has come to
+    """Has the shards recorded by worker processes."""
+    at = {shard: settings.seed + shard.first for shard in missing}  # the seed that each has come to
 
-    def failed(part: Part, reason: str) -> DatasetError:
-        return DatasetError(f"episode of seed {at[part]}", reason, "finished parts are kept; mend it and call again")
+    def failed(shard: Shard, reason: str) -> DatasetError:
+        return DatasetError(f"episode of seed {at[shard]}", reason, "finished shards are kept; mend it and call again")
 
     patience = STALL_SECONDS + 2.0 * settings.steps
     recorder = functools.partial(_recorder, settings, folder)
-    for part, (kind, value) in work_in_parallel(recorder, missing, workers, patience, failed):
+    for shard, (kind, value) in work_in_parallel(recorder, missing, workers, patience, failed):
         if kind == "recorded":
             advance(value)
         else:
-            at[part] = value
+            at[shard] = value
 
 
 def _open(settings: CollectSettings) -> gymnasium.Env:
@@ -207,8 +189,8 @@ def _open(settings: CollectSettings) -> gymnasium.Env:
 
 
 @contextmanager
-def _recorder(settings: CollectSettings, folder: Path) -> Iterator[Callable[[Part, Tell], None]]:
-    """What records parts, in a worker's process."""
+def _recorder(settings: CollectSettings, folder: Path) -> Iterator[Callable[[Shard, Tell], None]]:
+    """What records shards, in a worker's process."""
     os.environ.setdefault("LP_NUM_THREADS", "1")  # a software renderer's threads would fight the other workers'
     from tqdm import tqdm
 
@@ -219,20 +201,20 @@ def _recorder(settings: CollectSettings, folder: Path) -> Iterator[Callable[[Par
         world = env.unwrapped
         assert isinstance(world, NamedWorld)
         names = names_of(world)
-        yield lambda part, tell: _record_part(env, part, settings, names, folder, tell)
+        yield lambda shard, tell: _record_shard(env, shard, settings, names, folder, tell)
 
 
-def _record_part(
-    env: Any, part: Part, settings: CollectSettings, names: Names, folder: Path, tell: Callable[[tuple], None]
+def _record_shard(
+    env: Any, shard: Shard, settings: CollectSettings, names: Names, folder: Path, tell: Callable[[tuple], None]
 ) -> None:
-    """Writes one part; its folder gets its name only when all of it is on the disk."""
+    """Writes one shard; its folder gets its name only when all of it is on the disk."""
     from .episodes import collect_episode
 
     totals: dict[str, Any] = {"episodes": 0, "frames": 0, "steps": 0, "moving_steps": 0, "successes": 0}
     robots, failures = getattr(env.unwrapped, "robots", ("pusher",)), []
 
     def episodes() -> Iterator[Episode]:
-        for seed in range(settings.seed + part.first, settings.seed + part.first + part.count):
+        for seed in range(settings.seed + shard.first, settings.seed + shard.first + shard.count):
             tell(("episode", seed))
             try:
                 episode = collect_episode(env, seed, settings.steps)
@@ -248,10 +230,10 @@ def _record_part(
             totals["successes"] += int(episode.successes is not None and episode.successes.any())
             yield episode
             tell(("recorded", 1))
-        if len(failures) == part.count:
-            raise SimulationError(f"{part.count} of {part.count} episodes", failures[-1][1], "none is left to record")
+        if len(failures) == shard.count:
+            raise SimulationError(f"{shard.count} of {shard.count} episodes", failures[-1][1], "none is left to record")
 
-    write_part(part, folder, episodes(), names, env.unwrapped.metadata["render_fps"], totals)
+    write_shard(shard, folder, episodes(), names, env.unwrapped.metadata["render_fps"], totals)
 
 
 def moving_steps(states: np.ndarray, names: Sequence[str], robots: tuple[str, ...] = ("pusher",)) -> int:

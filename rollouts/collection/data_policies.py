@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from emu_embodied.envs.pusht.geometry import BOXES_CM, PUSHER_CM, REACH_CM, STEP_CM
-from emu_embodied.envs.tabletop.tasks import OBJECTS, Task, spoken_tasks
+from emu_embodied.envs.tabletop.tasks import OBJECTS, Task, goal_tasks
 from emu_embodied.errors import DatasetError
 from emu_embodied.policies.experts.arms import (
     ForkPusher,
@@ -21,7 +21,7 @@ from emu_embodied.policies.experts.arms import (
 )
 from emu_embodied.policies.experts.pusht import TeeCollector, TeeConfig
 from emu_embodied.policies.experts.tabletop import Collector
-from emu_embodied.policies.experts.tabletop_avoiding import CarefulExpert
+from emu_embodied.policies.experts.tabletop_avoiding import AvoidingExpert
 
 FETCH_CM = 5.0  # the gripper's largest displacement per axis and control step
 Act = Callable[[np.ndarray], np.ndarray]  # a state (E,) as in info["environment_state"] -> an action (A,)
@@ -54,8 +54,8 @@ def _tabletop(world: Any, style: str, rng: np.random.Generator) -> Act:
 
 
 def _instructed(world: Any, rng: np.random.Generator, patience: int = 30) -> Act:
-    """The careful expert, with little noise, from one goal to the next; of those not reached it lets go after a while."""
-    expert, task, left = CarefulExpert(), world.task_spec, patience
+    """The avoiding expert, with little noise, from one goal to the next; of those not reached it lets go after a while."""
+    expert, task, left = AvoidingExpert(), world.task_spec, patience
 
     def act(state: np.ndarray) -> np.ndarray:
         nonlocal task, left, expert
@@ -63,11 +63,11 @@ def _instructed(world: Any, rng: np.random.Generator, patience: int = 30) -> Act
         positions, left = rows[:, :2], left - 1
         if left < 0 or task.distance(positions) <= 0:
             there = tuple(name for name, row in zip(OBJECTS, rows, strict=True) if row[3] and name != "pusher")
-            goals = [goal for goal in spoken_tasks(there) if goal.distance(positions) > 2.0]
+            goals = [goal for goal in goal_tasks(there) if goal.distance(positions) > 2.0]
             kinds = sorted({goal.kind for goal in goals})
             kind = kinds[rng.integers(len(kinds))]
             goals = [goal for goal in goals if goal.kind == kind]
-            task, left, expert = goals[rng.integers(len(goals))], patience, CarefulExpert()
+            task, left, expert = goals[rng.integers(len(goals))], patience, AvoidingExpert()
         cube, others = cube_and_others(rows, task)
         action = expert.act(positions[0], cube, task.targets(positions), others) + rng.normal(0, 0.08, 2)
         return np.clip(action, -1, 1).astype(np.float32)
@@ -167,7 +167,7 @@ def behaviour_of(env_id: str) -> Behaviour:
     """The behaviour that plays an env.
 
     Raises:
-        DatasetError: nobody plays this one.
+        DatasetError: there is no data policy for it.
     """
     if env_id not in BEHAVIOURS:
         raise DatasetError("env", env_id, f"there is a scripted policy for {sorted(BEHAVIOURS)}")

@@ -1,9 +1,10 @@
-"""Records dreams as a LeRobot dataset, in parts, and goes on after a crash. Knows the world model's protocol only."""
+"""Records dreams as a LeRobot dataset, in shards, and goes on after a crash. Knows the world model's protocol only."""
 
 from __future__ import annotations
 
-import shutil
+import functools
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import numpy as np
 from emu_embodied.data.frame_cache import FrameCache
 from emu_embodied.data.lerobot_files import SIDECAR
 from emu_embodied.data.lerobot_format import Names, read_notes
-from emu_embodied.envs.imagined.core import SEEDS, Dreams, Starts
+from emu_embodied.envs.imagined.core import Dreams
+from emu_embodied.envs.imagined.starts import SEEDS, Starts
 from emu_embodied.errors import DatasetError
 from emu_embodied.labels import knows
 from emu_embodied.policies.experts.tabletop import Collector
@@ -22,11 +24,12 @@ from emu_embodied.rollouts.vector_envs import believed_names, laid_out
 from emu_embodied.storage.schema import build
 from emu_embodied.types import ACTION, AGENT_POS, OBS_ENVIRONMENT_STATE, OBS_STATE, PIXELS, Episode
 from emu_embodied.units import ActionScale
+from emu_embodied.validation import choice, whole_fields
 
 from .episodes import names_of
-from .shards import Part, check_settings, join_parts, locked, read_statistics, split, write_part
+from .shards import Shard, complete_dataset, join_shards, read_statistics, write_shard
 
-EPISODES_PER_PART = 25  # dreamt together
+EPISODES_PER_SHARD = 25  # dreamt together
 POLICIES = ("random", "scripted-noise")
 PACKAGES = ("emu-embodied", "lerobot", "torch", "gymnasium", "numpy")
 
@@ -57,12 +60,8 @@ class ImagineSettings:
     decoding: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, least in (("episodes", 1), ("steps", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if type(value) is not int or value < least:
-                raise DatasetError(name, value, f"give a whole number of at least {least}")
-        if self.policy not in POLICIES:
-            raise DatasetError("policy", self.policy, f"choose one of {POLICIES}")
+        whole_fields(self, {"episodes": (1, None), "steps": (1, None), "seed": (0, None)}, DatasetError)
+        choice("policy", self.policy, POLICIES, DatasetError)
 
 
 @dataclass(frozen=True)
@@ -93,8 +92,8 @@ def imagine(
 ) -> ImagineSummary:
     """Dreams a dataset, or what is missing of it.
 
-    Parts of 25 episodes, dreamt together, are written to `<root>.parts`; a kill loses the part at work, and a second call
-    goes on with the others. At the end, and at Ctrl-C, the finished parts are joined at `root`. Same settings, same files,
+    Shards of 25 episodes, dreamt together, are written to `<root>.parts`; a kill loses the shard at work, and a second call
+    goes on with the others. At the end, and at Ctrl-C, the finished shards are joined at `root`. Same settings, same files,
     to the byte, however often it was killed (with the same packages and as many threads on the same machine).
 
     Args:
@@ -108,40 +107,32 @@ def imagine(
         DatasetError: a policy that does not fit the model, settings other than those of the dataset begun at `root`, a folder
             at `root` that is something else, or a second writer at work on it.
         InputError: starts that do not fit the model, or no real env to start in.
-        KeyboardInterrupt: after the finished parts were joined.
+        KeyboardInterrupt: after the finished shards were joined.
     """
-    root = Path(root).absolute()
-    folder, env_id = root.with_name(root.name + ".parts"), model.world.env_id if isinstance(model, Trained) else ""
+    root, env_id = Path(root).absolute(), model.world.env_id if isinstance(model, Trained) else ""
     if settings.policy == "scripted-noise" and not env_id.endswith("TabletopPush-v0"):
         raise DatasetError("policy", settings.policy, "it knows the table-top only: choose random")
-    with locked(folder):
-        check_settings(asdict(settings), root, folder, PACKAGES)
-        if (root / SIDECAR).is_file():
-            notes, place = read_notes(root / SIDECAR), f"{root / SIDECAR}: summary"
-            before = build(ImagineSummary, notes.get("summary"), place, DatasetError)
-            if before.complete:
-                shutil.rmtree(folder, ignore_errors=True)
-                return before
-        parts = split(settings.episodes, EPISODES_PER_PART)
-        missing = [part for part in parts if not (folder / part.name).is_dir()]
-        places = Starts(model, None, starts)
-        try:
-            fps = places.real_env.metadata["render_fps"] if starts is None else starts.fps
-            names = state_names(model, _real_names(places, starts))
-            for part in missing:
+    places = functools.cache(lambda: Starts(model, None, starts))
+
+    def record(missing: list[Shard], folder: Path) -> None:
+        with closing(places()):
+            fps = starts.fps if starts is not None else places().real_env.metadata["render_fps"]
+            names = state_names(model, _real_names(places(), starts))
+            for shard in missing:
                 totals = {"episodes": 0, "frames": 0, "successes": 0}
-                dreams = _counted(dream_episodes(model, settings, part, places, starts), totals)
-                write_part(part, folder, _as_named(dreams, model, names), names, max(1, round(fps)), totals)
-                report(f"imagine: {part.first + part.count} of {settings.episodes} episodes")
-        except KeyboardInterrupt:
-            _join(settings, model, places.scale, parts, folder, root)
-            raise
-        finally:
-            places.close()
-        summary = _join(settings, model, places.scale, parts, folder, root)
-        assert summary is not None  # all parts are finished
-        shutil.rmtree(folder, ignore_errors=True)
-        return replace(summary, recorded=sum(part.count for part in missing))
+                dreams = _counted(dream_episodes(model, settings, shard, places(), starts), totals)
+                write_shard(shard, folder, _as_named(dreams, model, names), names, max(1, round(fps)), totals)
+                report(f"imagine: {shard.first + shard.count} of {settings.episodes} episodes")
+
+    def join(done: list[Shard], folder: Path, complete: bool) -> ImagineSummary:
+        return _join(settings, model, places().scale, root, done, folder, complete)
+
+    return complete_dataset(root, settings, PACKAGES, EPISODES_PER_SHARD, read=_read_summary, record=record, join=join)
+
+
+def _read_summary(root: Path) -> ImagineSummary:
+    place = root / SIDECAR
+    return build(ImagineSummary, read_notes(place).get("summary"), f"{place}: summary", DatasetError)
 
 
 def state_names(model: WorldModel, real: Names | None = None) -> Names:
@@ -179,19 +170,19 @@ def _located(model: WorldModel) -> tuple[str, ...]:
 
 
 def dream_episodes(
-    model: WorldModel, settings: ImagineSettings, part: Part, places: Starts, dataset: FrameCache | None
+    model: WorldModel, settings: ImagineSettings, shard: Shard, places: Starts, dataset: FrameCache | None
 ) -> Iterator[Episode]:
-    """Dreams a part's episodes together; the first frame of each is the start as the model sees it.
+    """Dreams a shard's episodes together; the first frame of each is the start as the model sees it.
 
     The state at the first frame is what the model believes after standing still for a step.
     """
-    seeds = range(settings.seed + part.first, settings.seed + part.first + part.count)
+    seeds = range(settings.seed + shard.first, settings.seed + shard.first + shard.count)
     rngs = [np.random.default_rng([seed, 79]) for seed in seeds]
     chosen = [{} if dataset is None else _any_frame(dataset, rng) for rng in rngs]
     starts = [places.find(seed, rng, options) for seed, rng, options in zip(seeds, rngs, chosen, strict=True)]
     scale = places.scale
-    dreams = Dreams(model, places.agent_space, part.count, scale=scale)
-    dreams.begin(range(part.count), starts, [int(rng.integers(SEEDS)) for rng in rngs])
+    dreams = Dreams(model, places.agent_space, shard.count, scale=scale)
+    dreams.begin(range(shard.count), starts, [int(rng.integers(SEEDS)) for rng in rngs])
     actors = [_Actor(settings.policy, model.action_dim, rng) for rng in rngs]
     still, located = dreams.stand_still(), len(_located(model))
     columns: dict[str, list[np.ndarray]] = {"actions": [], "rewards": [], "successes": []}
@@ -266,17 +257,20 @@ def _counted(episodes: Iterator[Episode], totals: dict[str, int]) -> Iterator[Ep
 
 
 def _join(
-    settings: ImagineSettings, model: WorldModel, scale: ActionScale, parts: list[Part], folder: Path, root: Path
-) -> ImagineSummary | None:
-    """Joins the finished parts at `root`; None where no part is finished."""
-    done = [part for part in parts if (folder / part.name).is_dir()]
-    if not done:
-        return None
+    settings: ImagineSettings,
+    model: WorldModel,
+    scale: ActionScale,
+    root: Path,
+    done: list[Shard],
+    folder: Path,
+    complete: bool,
+) -> ImagineSummary:
+    """Joins the finished shards at `root`."""
     names = ("episodes", "frames", "successes")
-    statistics = [read_statistics(part, folder, names) for part in done]
+    statistics = [read_statistics(shard, folder, names) for shard in done]
     episodes, frames, successes = (sum(s[name] for s in statistics) for name in names)
     share = successes / episodes if knows(model, "success") else None
-    summary = ImagineSummary(episodes, frames, share, len(done) == len(parts))
+    summary = ImagineSummary(episodes, frames, share, complete)
     notes = {
         "imagined": True,
         "settings": asdict(settings),
@@ -284,5 +278,5 @@ def _join(
         "action_scale": [] if scale.is_identity else [[scale.centre.tolist(), scale.half.tolist()]],
         "actions": "robot",  # in its units; earlier ones were in [-1, 1] whatever the scale
     }
-    join_parts(done, folder, root, notes, PACKAGES)
+    join_shards(done, folder, root, notes, PACKAGES)
     return summary

@@ -1,13 +1,13 @@
-"""Datasets recorded in parts: a crash loses the parts in flight, and a second call goes on. Knows not what they show."""
+"""Datasets recorded in shards: a crash loses the shards in flight, and a second call goes on. Knows not what they show."""
 
 from __future__ import annotations
 
 import fcntl
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from emu_embodied.data.lerobot_files import SIDECAR
 from emu_embodied.data.lerobot_format import Names, merge_datasets, read_notes, write_dataset, write_notes
 from emu_embodied.errors import DatasetError
-from emu_embodied.storage.files import check_tree
+from emu_embodied.storage.regular import check_tree
 from emu_embodied.storage.runs import refuse_other
 from emu_embodied.types import Episode
 from emu_embodied.validation import whole_number
@@ -24,7 +24,7 @@ CONFIG, STATISTICS = Path("config.json"), Path("meta", "part.json")
 
 
 @dataclass(frozen=True)
-class Part:
+class Shard:
     """`count` episodes from episode `first` on: the unit of work, and of what a crash can lose."""
 
     index: int
@@ -36,9 +36,9 @@ class Part:
         return f"part-{self.index:05d}"
 
 
-def split(episodes: int, per_part: int) -> list[Part]:
-    """All the parts of so many episodes."""
-    return [Part(i, first, min(per_part, episodes - first)) for i, first in enumerate(range(0, episodes, per_part))]
+def split(episodes: int, per_shard: int) -> list[Shard]:
+    """All the shards of so many episodes."""
+    return [Shard(i, first, min(per_shard, episodes - first)) for i, first in enumerate(range(0, episodes, per_shard))]
 
 
 @contextmanager
@@ -78,14 +78,65 @@ def _clear(folder: Path) -> None:
         shutil.rmtree(litter, ignore_errors=True)
 
 
+def complete_dataset[Summary](
+    root: Path,
+    settings: Any,
+    packages: Sequence[str],
+    per_shard: int,
+    *,
+    read: Callable[[Path], Summary],
+    record: Callable[[list[Shard], Path], None],
+    join: Callable[[list[Shard], Path, bool], Summary],
+) -> Summary:
+    """Has the missing shards of a dataset recorded, and joins all; at Ctrl-C, those that are finished.
+
+    Args:
+        root: the dataset's folder.
+        settings: a dataclass, what determines the dataset; its `episodes` are split.
+        packages: as in `check_settings`.
+        per_shard: episodes of a shard.
+        read: the summary of what was joined at `root` before; its `complete` says whether anything is missing.
+        record: writes these shards into a folder.
+        join: joins these shards of a folder, which are all or not, and gives the summary.
+
+    Returns:
+        The summary; `recorded` counts the episodes of this call.
+
+    Raises:
+        DatasetError: as `locked`, `check_settings`, and the three functions.
+        KeyboardInterrupt: after the finished shards were joined.
+    """
+    folder = root.with_name(root.name + ".parts")
+    with locked(folder):
+        check_settings(asdict(settings), root, folder, packages)
+        if (root / SIDECAR).is_file() and (before := read(root)).complete:
+            shutil.rmtree(folder, ignore_errors=True)
+            return before
+        shards = split(settings.episodes, per_shard)
+        missing = [shard for shard in shards if not (folder / shard.name).is_dir()]
+
+        def joined() -> Summary | None:
+            done = [shard for shard in shards if (folder / shard.name).is_dir()]
+            return join(done, folder, len(done) == len(shards)) if done else None
+
+        try:
+            record(missing, folder)
+        except KeyboardInterrupt:
+            joined()
+            raise
+        summary = joined()
+        shutil.rmtree(folder, ignore_errors=True)
+        return replace(summary, recorded=sum(shard.count for shard in missing))
+
+
 def check_settings(settings: dict[str, Any], root: Path, folder: Path, packages: Sequence[str]) -> None:
     """Compares with what was begun here before; a first call leaves its settings for the next.
 
     Args:
         settings: what determines the dataset.
         root: the dataset's folder.
-        folder: where its parts are.
-        packages: whose versions parts of one dataset share, as far as they are installed.
+        folder: where its shards are.
+        packages: whose versions shards of one dataset share, as far as they are installed.
 
     Raises:
         DatasetError: other settings or versions, named, or something else at `root`.
@@ -98,7 +149,7 @@ def check_settings(settings: dict[str, Any], root: Path, folder: Path, packages:
     now, versions = _flat(settings), _versions(packages)
     if (folder / CONFIG).is_file():
         then = _flat(read_notes(folder / CONFIG))
-        begun_by = then.pop("versions", versions)  # parts of older releases have none
+        begun_by = then.pop("versions", versions)  # shards of older releases have none
         refuse_other(now | {"versions": versions}, then | {"versions": begun_by}, root, "another folder", DatasetError)
     if (root / SIDECAR).is_file():
         then = read_notes(root / SIDECAR).get("settings", {})
@@ -121,81 +172,81 @@ def _flat(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name != "env_options"} | options
 
 
-def write_part(
-    part: Part, folder: Path, episodes: Iterable[Episode], names: Names, fps: int, statistics: dict[str, Any]
+def write_shard(
+    shard: Shard, folder: Path, episodes: Iterable[Episode], names: Names, fps: int, statistics: dict[str, Any]
 ) -> None:
-    """Writes one part; its folder gets its name only when all of it is on the disk.
+    """Writes one shard; its folder gets its name only when all of it is on the disk.
 
     Args:
-        part, folder: which, and where the parts are.
+        shard, folder: which, and where the shards are.
         episodes, names, fps: see `write_dataset`.
         statistics: what is noted of it; read after the episodes, which may fill it in.
 
     Raises:
         DatasetError: a disk that does not take it.
     """
-    partial = folder / f"{part.name}.{os.getpid()}.partial"
+    partial = folder / f"{shard.name}.{os.getpid()}.partial"
     try:
         write_dataset(partial, episodes, names, fps)
         write_notes(partial / STATISTICS, statistics)
         _sync(partial)
-        partial.rename(folder / part.name)
+        partial.rename(folder / shard.name)
     except ConnectionError:
         raise  # whoever was told of it is gone
     except OSError as error:
         fault = f"not written: {error.strerror or error}"
-        raise DatasetError(str(folder / part.name), fault, "free space and call again; the parts are kept") from error
+        raise DatasetError(str(folder / shard.name), fault, "free space and call again; the shards are kept") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)  # on a full disk what was half written is in the way
 
 
-def read_statistics(part: Part, folder: Path, names: Iterable[str]) -> dict[str, Any]:
-    """What was noted of a finished part.
+def read_statistics(shard: Shard, folder: Path, names: Iterable[str]) -> dict[str, Any]:
+    """What was noted of a finished shard.
 
     Args:
-        part, folder: which, and where the parts are.
+        shard, folder: which, and where the shards are.
         names: the counts that it must have.
 
     Raises:
         DatasetError: the note is missing or damaged, or counts are none.
     """
-    place = folder / part.name / STATISTICS
+    place = folder / shard.name / STATISTICS
     found = {"failures": []} | read_notes(place)
     for name in names:
         least = 0 if name in ("successes", "moving_steps") else 1
         whole_number(f"{place}: {name}", found.get(name), least, 10**12, DatasetError)
     if not isinstance(found["failures"], list):
-        raise DatasetError(f"{place}: failures", found["failures"], "expected a list; remove the part, to record it again")
+        raise DatasetError(f"{place}: failures", found["failures"], "expected a list; remove the shard, to record it again")
     return found
 
 
-def join_parts(done: Sequence[Part], folder: Path, root: Path, notes: dict[str, Any], packages: Sequence[str]) -> None:
-    """Joins finished parts at `root`, replacing what was joined there before.
+def join_shards(done: Sequence[Shard], folder: Path, root: Path, notes: dict[str, Any], packages: Sequence[str]) -> None:
+    """Joins finished shards at `root`, replacing what was joined there before.
 
     Args:
-        done: the parts, in order.
+        done: the shards, in order.
         folder: where they are.
         root: the dataset's folder.
-        notes: for its `meta/emu_embodied.json`, to which versions and the parts' first episodes are added.
+        notes: for its `meta/emu_embodied.json`, to which versions and the shards' first episodes are added.
         packages: whose versions, as far as they are installed.
 
     Raises:
-        DatasetError: a damaged part, or a disk that does not take it.
+        DatasetError: a damaged shard, or a disk that does not take it.
     """
     partial = root.with_name(f".{root.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        merge_datasets([folder / part.name for part in done], partial)
+        merge_datasets([folder / shard.name for shard in done], partial)
         document = {
             **notes,
             "versions": _versions(packages),
-            "first_episodes": [[part.first, part.count] for part in done],  # seeds: settings.seed + these
+            "first_episodes": [[shard.first, shard.count] for shard in done],  # seeds: settings.seed + these
         }
         write_notes(partial / SIDECAR, document)
         _sync(partial)
         _swap(partial, root)
     except OSError as error:
-        raise DatasetError(str(root), str(error), "free space and call again; the parts are kept") from error
+        raise DatasetError(str(root), str(error), "free space and call again; the shards are kept") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

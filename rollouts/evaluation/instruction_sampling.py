@@ -5,14 +5,14 @@ from __future__ import annotations
 import gymnasium
 import numpy as np
 
-from emu_embodied.envs.tabletop.tasks import OBJECTS, Task, TaskWorld, spoken_tasks
+from emu_embodied.envs.tabletop.tasks import OBJECTS, Task, TaskWorld, goal_tasks
 from emu_embodied.rollouts.goals.hindsight_tabletop import is_held_out
 from emu_embodied.rollouts.goals.subgoal_proposers import TemporaryTask
 from emu_embodied.rollouts.goals.task_costs import MAX_STEPS, expert_policy
 from emu_embodied.rollouts.simulator_model import PreservedState
 
 
-def spoken_starts(env: gymnasium.Env, count: int, held_out: bool, first: int = 0) -> dict[int, str]:
+def sampled_starts(env: gymnasium.Env, count: int, held_out: bool, first: int = 0) -> dict[int, str]:
     """Seeds of the env's reset, from `first` on, each with an instruction that a scripted expert can carry out there.
 
     Each kind of goal is equally likely, at least 2 cm are left to go. A seed whose scene has no such instruction is skipped.
@@ -41,7 +41,7 @@ def _draw(env: gymnasium.Env, held_out: bool, rng: np.random.Generator) -> Task 
     world = env.unwrapped
     assert isinstance(world, TaskWorld)
     there = tuple(n for n, row in zip(OBJECTS, world.environment_state().reshape(-1, 4), strict=True) if row[3])[1:]
-    goals = [task for task in spoken_tasks(there) if task.distance(world.positions()) > 2.0]
+    goals = [task for task in goal_tasks(there) if task.distance(world.positions()) > 2.0]
     goals = [task for task in goals if is_held_out(task) == held_out]
     while goals:
         kinds = sorted({task.kind for task in goals})
@@ -60,7 +60,7 @@ def _can(env: gymnasium.Env, task: Task) -> bool:
     world = env.unwrapped
     assert isinstance(world, TaskWorld)
     with PreservedState(world, np.random.default_rng(0)), TemporaryTask(world, task.text or task.phrases()[0]):
-        act = expert_policy(env, careful=True)
+        act = expert_policy(env, avoiding=True)
         for _ in range(MAX_STEPS):
             world.act(act())
             if world.judge()[1]:

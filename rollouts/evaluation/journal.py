@@ -11,7 +11,8 @@ from typing import Any
 
 from emu_embodied import __version__
 from emu_embodied.errors import ConfigError
-from emu_embodied.storage.files import read_file, writing
+from emu_embodied.storage.atomic import writing
+from emu_embodied.storage.regular import read_file
 from emu_embodied.storage.runs import refuse_other
 
 MOST_BYTES, LARGEST = 1 << 28, 2**53  # of a journal; of a number in it

@@ -42,7 +42,7 @@ class PlanningSettings:
         env_id, env_options: keywords of `gymnasium.make`.
         agent: "model", "oracle" (the same planner in the true simulator), "random" or "expert".
         goal: one of `task_costs.GOALS`, or "language": subgoals that someone proposes.
-        planner: the planner, by its config, which has its budget and habits.
+        planner: the planner, by its config, which has its budget and settings.
         max_steps: model steps of an episode.
         model: names the world model in the journal; empty for other agents.
         effort, uncertainty: weights of the actions' and of the tokens' uncertainty in the cost; see `task_costs.build_cost`.

@@ -1,4 +1,4 @@
-"""How right a world model is: the tokenizer's round trip and open-loop rollouts against the simulator's truth."""
+"""How right a world model is: the tokenizer's round trip (a frame encoded, then decoded) and rollouts against the truth."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ Bars = tuple[str, str]  # must and aim, as text
 
 
 class Truth:
-    """True positions of a dataset's objects in px of a 64 px frame, and what the world's eye makes of frames.
+    """True positions of a dataset's objects in px of a 64 px frame, and what the world's object detector finds in frames.
 
     Of a world without objects (O = 0) the frames alone are there.
 
     Args:
         cache: held-out episodes; of longer ones the beginning counts.
-        world: a `checkpoint.World`: names, scale and eye.
+        world: a `checkpoint.World`: names, scale and object detector.
         least: frames; shorter episodes are left out.
 
     Raises:
@@ -126,7 +126,7 @@ def tokenizer_quality(tokenizer, truth: Truth, episodes: int = 40) -> dict[str, 
 
 
 class OpenLoop:
-    """Rollouts of a world model from held-out windows, read by eye: positions at each step, against truth and copy-last.
+    """Rollouts of a world model from held-out windows: positions at each step as detected, beside truth and copy-last.
 
     Args:
         model: a `protocols.WorldModel`.
@@ -185,7 +185,7 @@ class OpenLoop:
 
 
 def quick_quality(model, truth: Truth, steps: int = 8) -> dict[str, float]:
-    """The few figures shown while training: one step and the open loop's end, by eye and by the position head.
+    """The few figures shown while training: one step and the open loop's end, by the object detector and by the position head.
 
     Those of objects that move are left out where none does.
     """

@@ -1,4 +1,6 @@
-"""Rollouts judged step by step: frames, tokens, states and actions, each beside copy-last and the tokenizer's round trip.
+"""Rollouts judged step by step: frames, tokens, states and actions, each beside copy-last and the round trip.
+
+The round trip is the true frame, encoded and decoded again by the tokenizer.
 
 Definitions are the literature's: dPSNR is Genie's (arXiv 2402.15391), moving regions leave out what stands still. Frechet
 distances are of this package's own probe features (never to be called FID).
@@ -166,7 +168,7 @@ def action_rows(rollouts: Rollouts) -> list[Row]:
 
 
 def state_row(rollouts: Rollouts, k: int) -> Row:
-    """Median px by eye of objects that moved; an object that is lost counts a whole frame."""
+    """Median px, by the object detector, of objects that moved; an object that is lost counts a whole frame."""
     loop, truth = rollouts.loop, rollouts.truth
     moved = loop.present & truth.bodies & (loop.moved[:, k - 1] >= MOVED_PX)
     seen, found = truth.see(rollouts.frames["round_trip"][:, k - 1])

@@ -33,7 +33,7 @@ BUDGET = CEMConfig(candidates=32, iterations=2, elites=6, horizon=8, execute=4) 
 ORACLE = CEMConfig(candidates=32, iterations=2, elites=6, horizon=8, execute=2)  # of who looks what can be reached
 PATIENCE = 20  # model steps that it stays on one subgoal
 AGENTS = ("follow", "reward", "random")
-SLACK_CM = 0.5  # what an eye or a head may err, 1 px, before a subgoal counts as missing what was asked for
+SLACK_CM = 0.5  # what a detector or a head may err, 1 px, before a subgoal counts as missing what was asked for
 STRAY_CM, REACH_CM = 1.0, 2.0  # other cubes in a subgoal; the cube's end from its place in a subgoal
 CRITERIA = (
     "fulfilled_by_places",
@@ -66,7 +66,7 @@ class LoopSettings:
         model: names the world model.
 
     Raises:
-        ConfigError: an unknown agent, or one that follows nobody.
+        ConfigError: an unknown agent, or one that takes no subgoals.
     """
 
     agent: str = "follow"
@@ -195,8 +195,8 @@ def judge_images(
 ) -> list[dict[str, Any]]:
     """Has subgoals proposed for the first frame of each seed's episode, and judges the final one by `CRITERIA`.
 
-    fulfilled: the instruction holds but for `SLACK_CM`, by the subgoal's places and by the eye on its pixels.
-    identity_kept: by eye, the cubes of the start and no others (cubes_kept), those that are not to be moved within `STRAY_CM`
+    fulfilled: the instruction holds but for `SLACK_CM`, by the subgoal's places and by the detector on its pixels.
+    identity_kept: by the detector, the cubes of the start and no others (cubes_kept), those not to be moved within `STRAY_CM`
     (others_still). reachable: a planner in the true simulator follows the chain and at some look has the cube within `REACH_CM`
     of where the final subgoal has it; of the first `reach` seeds, the costly part. A proposer that proposes nothing fails all.
     """

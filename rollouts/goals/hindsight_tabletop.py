@@ -26,7 +26,7 @@ import numpy as np
 
 from emu_embodied.data.frame_cache import FrameCache
 from emu_embodied.data.subgoals import GROUPS, SubgoalRows
-from emu_embodied.envs.tabletop.tasks import COLOURS, OBJECTS, SIDES, Task, spoken_tasks
+from emu_embodied.envs.tabletop.tasks import COLOURS, OBJECTS, SIDES, Task, goal_tasks
 from emu_embodied.errors import DatasetError
 from emu_embodied.policies.experts.tabletop_avoiding import gaps
 from emu_embodied.types import DONE
@@ -119,7 +119,7 @@ def relabel(cache: FrameCache, config: HindsightConfig | None = None) -> Subgoal
     wanted = [f"{name}.{part}" for name in OBJECTS for part in ("x", "y", "yaw", "present")]
     if list(cache.names["state"]) != wanted:
         raise DatasetError("state names", cache.names["state"][:4], "hindsight reads the table-top's true states")
-    tasks = [task for task in spoken_tasks(COLOURS) if not is_held_out(task, config.held_out)]
+    tasks = [task for task in goal_tasks(COLOURS) if not is_held_out(task, config.held_out)]
     number = {(task.kind, task.cube, task.where, task.other): i for i, task in enumerate(tasks)}
     captions, rows = {}, []
     for first, last in zip(cache.episode_starts[:-1], cache.episode_starts[1:], strict=True):

@@ -1,6 +1,6 @@
-"""Which subgoals are not worth following: those that no push can lead to. Knows eyes and words, no proposer's insides.
+"""Which subgoals to reject: those that no push can lead to. Knows object detection and words, no proposer's insides.
 
-A subgoal is drawn, so it may lose or invent a cube, change its colour, or move one that nobody spoke of; and a scene that looks
+A subgoal is drawn, so it may lose or invent a cube, change its colour, or move one that was not named; and a scene that looks
 right may still be out of reach, which a small plan in a world model's imagination tells beforehand.
 """
 
@@ -77,7 +77,7 @@ def named_things(instruction: str, objects: Sequence[str], landmarks: Mapping[st
 def faults(start: Observation, subgoal: Subgoal, objects: Sequence[str], sight: Sight) -> list[str]:
     """What speaks against a subgoal: things lost, invented or moved that the instruction does not name; empty if nothing.
 
-    Both are asked: the proposer's places, and the eye on the pixels.
+    Both are asked: the proposer's places, and the detector on the pixels.
 
     Args:
         start: what was seen when the subgoal was proposed, and the instruction.
@@ -132,7 +132,7 @@ def carry_out(
         history: of one world.
         subgoals, objects: what is wanted, and the proposer's object names.
         planner: `config.execute` of its steps are between two looks.
-        config: habits; a subgoal that is not reached in time is left out.
+        config: settings; a subgoal that is not reached in time is left out.
         steps: most model steps.
 
     Returns:
@@ -166,7 +166,7 @@ class FilteredProposer:
         sight: reads frames.
         tries: most drawings.
         model, planner: where they are tried out in imagination, by a small budget; None is not at all.
-        config: habits of that trial.
+        config: settings of that trial.
 
     Attributes:
         drawn, rejected: chains so far.

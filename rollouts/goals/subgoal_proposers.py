@@ -70,7 +70,7 @@ class TrueSubgoals:
 
     def _play(self, thing: int, noise: float) -> tuple[list[np.ndarray], np.ndarray, bool]:
         """The expert's states up to success, T of them, the path (T, 2) of a thing, and whether it succeeded."""
-        start, act, rng = self.world.get_state(), expert_policy(self.env, careful=True), np.random.default_rng(0)
+        start, act, rng = self.world.get_state(), expert_policy(self.env, avoiding=True), np.random.default_rng(0)
         states, path = [start], [places_of(self.world)[thing, :2]]
         while len(states) <= MAX_STEPS and not self.world.judge()[1]:
             self.world.act(np.clip(act() + rng.normal(0, noise, 2), -1, 1))
@@ -166,8 +166,8 @@ class Reinstructed:
 
     def propose(self, observation: Observation, count: int = 4, seed: int = 0) -> list[Subgoal]:
         """See `protocols.SubgoalProposer`."""
-        told = Observation(observation.pixels, observation.agent_pos, self.instruction)
-        return self.proposer.propose(told, count, seed)
+        instructed = Observation(observation.pixels, observation.agent_pos, self.instruction)
+        return self.proposer.propose(instructed, count, seed)
 
 
 def another_instruction(env: gymnasium.Env, seed: int) -> str:

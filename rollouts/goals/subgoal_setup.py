@@ -16,13 +16,15 @@ from emu_embodied.errors import ConfigError
 from emu_embodied.policies.planners.cem import CEM, CEMConfig
 from emu_embodied.policies.subgoal_manager import SubgoalConfig, SubgoalManager
 from emu_embodied.protocols import SubgoalProposer, Trained, WorldModel
-from emu_embodied.storage.files import MANIFEST, read_json
+from emu_embodied.storage.files import MANIFEST
+from emu_embodied.storage.regular import read_json
+from emu_embodied.validation import whole_fields
 
 from .subgoal_filter import FilteredProposer, Sight
 from .subgoal_proposers import CopyCurrent, Reinstructed, Retrieved, TrueSubgoals, another_instruction
 
 CONTROLS = ("true", "copy", "retrieved", "random", "shuffled")
-TEE = {"home": 0.6}  # habits on PushT, whose mark is to be met more exactly
+TEE = {"home": 0.6}  # settings on PushT, whose mark is to be met more exactly
 TRIAL = CEMConfig(candidates=24, iterations=1, elites=4, horizon=8, execute=4)  # in a filter's imagination
 
 
@@ -37,7 +39,7 @@ class Following:
         recordings: the frame cache, a folder, that "retrieved" and "random" take frames from.
         tries: most drawings of a chain of subgoals, of which the first without a fault is taken; 1 takes what comes.
         imagine: whether those are tried out in imagination too.
-        habits: of who follows them.
+        habits: settings of the subgoal manager.
         recorded: a digest of the recordings, so that a journal is not continued with others; found by itself.
 
     Raises:
@@ -56,8 +58,7 @@ class Following:
         if self.proposer in ("retrieved", "random") and not self.recordings:
             rule = f"subgoals={self.proposer} takes frames from a frame cache: give its folder, DATASET.frames"
             raise ConfigError("recordings", self.recordings or None, rule)
-        if type(self.tries) is not int or self.tries < 1:
-            raise ConfigError("tries", self.tries, "give a whole number of at least 1")
+        whole_fields(self, {"tries": (1, None)})
         if self.recordings:
             sums = json.dumps(read_json(Path(self.recordings) / MANIFEST), sort_keys=True)
             object.__setattr__(self, "recorded", hashlib.sha256(sums.encode()).hexdigest()[:16])

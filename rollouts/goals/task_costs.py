@@ -37,7 +37,7 @@ from emu_embodied.policies.costs import (
     code_features,
 )
 from emu_embodied.policies.experts.tabletop import Expert
-from emu_embodied.policies.experts.tabletop_avoiding import CarefulExpert
+from emu_embodied.policies.experts.tabletop_avoiding import AvoidingExpert
 from emu_embodied.protocols import Cost, WorldModel
 from emu_embodied.rollouts.collection.data_policies import behaviour_of, cube_and_others
 from emu_embodied.types import Observation
@@ -191,8 +191,8 @@ def build_cost(goal: str, env: gymnasium.Env, model: WorldModel, effort: float =
         goal: "positions" (the instruction's predicate on imagined positions), "reward" (the model's reward), or the frame at
             the end of a scripted expert's try at this very scene: "image" (in pixels), "tokens" (where its codes lie in the
             tokenizer's latent) or "features" (what the tokenizer's decoder has learnt to see in them). All add the walk behind
-            the cube, in a unit of their own; without it a cube beyond the horizon's reach draws nobody. PushT has positions
-            and reward, any other env reward alone.
+            the cube, in a unit of their own; without it a cube out of the horizon's reach does not attract the robot. PushT
+            has positions and reward, any other env reward alone.
         env, model: the scene, and who imagines.
         effort, uncertainty: weights of `costs.ActionEffort` and `costs.Uncertainty` beside it.
 
@@ -284,12 +284,12 @@ def expert_goal(env: gymnasium.Env, steps: int = MAX_STEPS) -> np.ndarray:
     return frame
 
 
-def expert_policy(env: gymnasium.Env, careful: bool = False) -> Callable[[], np.ndarray]:
+def expert_policy(env: gymnasium.Env, avoiding: bool = False) -> Callable[[], np.ndarray]:
     """The scripted expert, which reads the simulator's truth: each call returns the next action (2,).
 
     Args:
         env: the table-top or PushT, after its reset.
-        careful: on the table-top, leave the other cubes where they are.
+        avoiding: on the table-top, leave the other cubes where they are.
     """
     world = env.unwrapped
     if isinstance(world, MarkedWorld):
@@ -298,14 +298,14 @@ def expert_policy(env: gymnasium.Env, careful: bool = False) -> Callable[[], np.
         return lambda: pusht(world.environment_state())
 
     assert isinstance(world, TaskWorld)
-    expert, avoiding = Expert(), CarefulExpert()
+    expert, around = Expert(), AvoidingExpert()
 
     def act() -> np.ndarray:
         rows, task = world.environment_state().reshape(len(OBJECTS), 4).astype(np.float64), world.task_spec
         assert task is not None
         cube, others = cube_and_others(rows, task)
-        if careful:
-            return avoiding.act(rows[0, :2], cube, task.targets(rows[:, :2]), others)
+        if avoiding:
+            return around.act(rows[0, :2], cube, task.targets(rows[:, :2]), others)
         return expert.act(rows[0, :2], cube, task.target(rows[:, :2]))
 
     return act

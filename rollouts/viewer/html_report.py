@@ -11,7 +11,9 @@ import numpy as np
 
 from emu_embodied.errors import DatasetError
 from emu_embodied.rollouts.agents.trace import PlanTrace
-from emu_embodied.storage.files import MANIFEST, check_tree, read_json, write_bytes
+from emu_embodied.storage.atomic import write_bytes
+from emu_embodied.storage.files import MANIFEST
+from emu_embodied.storage.regular import check_tree, read_json
 
 from .episode_record import Record, load_record
 from .page_builder import Facts, build_page, film, picture, psnr

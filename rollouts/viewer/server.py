@@ -76,7 +76,7 @@ class PlayServer(ThreadingHTTPServer):
         self.server_name, self.server_port = HOST, self.socket.getsockname()[1]
 
     def handle_error(self, request, client_address) -> None:
-        """A connection that broke is nobody's news."""
+        """A connection that broke is not reported."""
         logging.getLogger(__name__).debug("connection broke", exc_info=True)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from emu_embodied.envs.imagined.core import check_spaces
+from emu_embodied.envs.imagined.starts import check_spaces
 from emu_embodied.envs.tabletop.tasks import TaskWorld
 from emu_embodied.errors import InputError
 from emu_embodied.labels import knows

@@ -19,7 +19,7 @@ import pytest
 from emu_embodied.commands._door import end_well
 from emu_embodied.errors import CheckpointError, InputError
 from emu_embodied.rollouts.evaluation.journal import append, open_journal
-from emu_embodied.storage.files import write_json, writing
+from emu_embodied.storage.atomic import write_json, writing
 
 CODES = {signal.SIGHUP: (129, "hung up"), signal.SIGINT: (130, "interrupted"), signal.SIGTERM: (143, "terminated")}
 

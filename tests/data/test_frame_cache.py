@@ -27,7 +27,7 @@ from emu_embodied.data.frame_cache import (
 from emu_embodied.data.lerobot_files import SIDECAR
 from emu_embodied.data.lerobot_format import merge_datasets, write_dataset, write_notes
 from emu_embodied.errors import CheckpointError, DatasetError
-from emu_embodied.rollouts.collection.shards import Part, write_part
+from emu_embodied.rollouts.collection.shards import Shard, write_shard
 from emu_embodied.types import ACTION, OBS_ENVIRONMENT_STATE, OBS_IMAGE, OBS_STATE, REWARD, SUCCESS
 
 
@@ -377,7 +377,7 @@ def test_a_part_that_cannot_be_written_leaves_nothing_half_done(tmp_path):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(DatasetError, match="part-00000: not written: No space left on device; free space and call again"):
-        write_part(Part(0, 0, 2), tmp_path, broken(), NAMES, 4, {})
+        write_shard(Shard(0, 0, 2), tmp_path, broken(), NAMES, 4, {})
     gc.collect()
     assert not any(tmp_path.iterdir())
 
@@ -389,7 +389,7 @@ def test_a_full_disk_leaves_nothing_half_done_either_when_lerobots_writers_are_c
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
         try:
             with pytest.raises(DatasetError, match="part-00000: not written: .*; free space and call again"):
-                write_part(Part(0, 0, 40), tmp_path, (noisy for _ in range(40)), NAMES, 4, {})
+                write_shard(Shard(0, 0, 40), tmp_path, (noisy for _ in range(40)), NAMES, 4, {})
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
         gc.collect()

@@ -16,7 +16,7 @@ from emu_embodied.rollouts.evaluation import policy_ranking
 from emu_embodied.rollouts.evaluation.journal import append, open_journal
 from emu_embodied.rollouts.evaluation.planning import COUNTED, summarise
 from emu_embodied.rollouts.viewer.html_report import read_run
-from emu_embodied.storage.files import check_tree
+from emu_embodied.storage.regular import check_tree
 from emu_embodied.storage.runs import locked
 
 ROW = {"seed": 3, "kind": "edge", "success": True, "steps": 2, "plan_seconds": [0.1], "predicted_frames": 40}

@@ -116,7 +116,7 @@ def test_instructions_that_cannot_be_followed_are_refused(instruction, words):
 
 def test_unknown_words_and_absent_cubes_are_refused():
     draws = TokenSubgoals(world_model(), ("push", "the", "red", "cube", "to", "left"), SubgoalDecoding())
-    with pytest.raises(InputError, match=r"never heard \['unicorn'\]"):
+    with pytest.raises(InputError, match=r"trained without the words \['unicorn'\]"):
         draws.propose(start("push the unicorn to the left"))
     draws.look = lambda pixels: np.zeros((len(draws.objects), 3), np.float32)
     with pytest.raises(InputError, match="sees no red thing"):

@@ -9,7 +9,7 @@ import pytest
 
 from emu_embodied.errors import EngineError
 from emu_embodied.inference.engines.cache import FOLDER, EngineCache, EngineKey
-from emu_embodied.storage import files
+from emu_embodied.storage import atomic, files
 
 KEY = EngineKey("w0", "c0", "s0", "denoise", "tensorrt", "11.4", "9.0", "580.65", "bf16", (1, 16))
 ENGINE = bytes(range(256)) * 40
@@ -140,7 +140,7 @@ def test_a_file_in_an_entrys_place_is_built_over(cache, caplog):
     assert_rebuilt(cache, caplog)
 
 
-@pytest.mark.parametrize("moment", ["_write", "_sync", "_swap"])
+@pytest.mark.parametrize("moment", ["write", "sync", "_swap"])
 def test_a_write_that_fails_leaves_nothing_and_the_engine_serves(cache, caplog, monkeypatch, moment):
     def fail(*_):
         raise OSError(28, "No space left on device")
@@ -165,8 +165,8 @@ def test_a_build_that_is_interrupted_leaves_nothing(cache):
 
 def test_engines_are_synced_before_they_get_their_name(cache, monkeypatch):
     events = []
-    sync, rename = files._sync, os.rename
-    monkeypatch.setattr(files, "_sync", lambda path: (events.append(path.name), sync(path)))
+    sync, rename = atomic.sync, os.rename
+    monkeypatch.setattr(atomic, "sync", lambda path: (events.append(path.name), sync(path)))
     monkeypatch.setattr(os, "rename", lambda old, new: (events.append("rename"), rename(old, new)))
     filled(cache)
     before = events[: events.index("rename")]

@@ -13,7 +13,7 @@ from emu_embodied.errors import InputError
 from emu_embodied.inference.decoding import autoregressive, dida, exact, sampling
 from emu_embodied.inference.decoding.config import ORDERS, REDRAFTS, SCHEDULES, DecodingConfig
 from emu_embodied.inference.frame_step import FrameStep
-from emu_embodied.model.attention import dida_blocks, dida_mask, token_plan
+from emu_embodied.model.dida_mask import dida_blocks, dida_mask, token_plan
 from emu_embodied.model.token_model import TokenModel
 from emu_embodied.model.vocabulary import Emu35Vocabulary, Vocabulary
 
@@ -259,7 +259,7 @@ def test_top_k_and_top_p_keep_the_likeliest(seed, top_k, top_p, temperature):
         assert (inside.sum(-1) <= top_k).all()
     elif top_p < 1:
         assert (full.masked_fill(~inside, 0).sum(-1) >= top_p - 1e-5).all()
-    codes, log_prob = sampling.draw(kept, config, torch.Generator().manual_seed(seed))
+    codes, log_prob = sampling.sample(kept, config, torch.Generator().manual_seed(seed))
     assert log_prob.isfinite().all() and inside.gather(-1, codes[:, None]).all()
 
 

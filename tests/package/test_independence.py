@@ -9,8 +9,8 @@ import torch
 from tiny import WORLD, tiny_world_model
 
 from emu_embodied.envs.imagined.beliefs import Beliefs
-from emu_embodied.envs.imagined.core import Starts
 from emu_embodied.envs.imagined.env import ImaginedEnv
+from emu_embodied.envs.imagined.starts import Starts
 from emu_embodied.envs.imagined.vector_env import ImaginedVectorEnv
 from emu_embodied.errors import InputError
 from emu_embodied.inference.decoding.config import DecodingConfig
@@ -19,7 +19,7 @@ from emu_embodied.policies.costs import ActionEffort, RewardHead
 from emu_embodied.policies.planners.registry import make_planner, planner_config
 from emu_embodied.policies.planners.scoring import score
 from emu_embodied.rollouts.collection.imagined import ImagineSettings, dream_episodes
-from emu_embodied.rollouts.collection.shards import Part
+from emu_embodied.rollouts.collection.shards import Shard
 from emu_embodied.rollouts.vector_envs import DreamtWorlds
 from emu_embodied.types import Observation
 
@@ -115,8 +115,8 @@ def test_beliefs_at_a_reset_are_the_seeds(how, real):
 def test_recorded_dreams_do_not_depend_on_the_part_they_are_in(real):
     model = tiny_world_model(temperature=1.0)
     settings, places = ImagineSettings("tiny", "0", 4, steps=3), Starts(model, real)
-    together = list(dream_episodes(model, settings, Part(0, 0, 4), places, None))
-    alone = next(iter(dream_episodes(model, settings, Part(0, 2, 1), places, None)))
+    together = list(dream_episodes(model, settings, Shard(0, 0, 4), places, None))
+    alone = next(iter(dream_episodes(model, settings, Shard(0, 2, 1), places, None)))
     assert near(together[2].pixels, alone.pixels)
     for name in ("states", "actions", "rewards"):
         np.testing.assert_allclose(getattr(together[2], name), getattr(alone, name), atol=1e-4)

@@ -25,14 +25,14 @@ from emu_embodied.rollouts.collection.collect import collect, moving_steps, read
 from emu_embodied.rollouts.collection.episodes import collect_episode
 
 ID, OPTIONS, EPISODES, STEPS, SEED = "emu_embodied/TabletopPush-v0", {"image_size": 16}, 14, 20, 40
-PER_PART, PARTS = 2, 7
+PER_SHARD, PARTS = 2, 7
 WORDS = ["collect", f"episodes={EPISODES}", f"steps={STEPS}", f"seed={SEED}", "env.options.image_size=16"]
 # The command, with smaller parts; the env's other options are its defaults.
 COMMAND = f"""
 import sys
 from emu_embodied.commands import main
 from emu_embodied.rollouts.collection import collect
-collect.EPISODES_PER_PART = {PER_PART}
+collect.EPISODES_PER_SHARD = {PER_SHARD}
 sys.exit(main(sys.argv[1:]))
 """
 DEFAULTS = {"cubes": (1, 3), "control_steps": 5, "stochastic": False, "shift": None, **OPTIONS}
@@ -44,8 +44,8 @@ def record(root: Path, **changes):
 
 
 @pytest.fixture(autouse=True)
-def small_parts(monkeypatch):
-    monkeypatch.setattr(module, "EPISODES_PER_PART", PER_PART)
+def small_shards(monkeypatch):
+    monkeypatch.setattr(module, "EPISODES_PER_SHARD", PER_SHARD)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def whole(tmp_path_factory) -> Path:
     """The dataset as one undisturbed call makes it."""
     root = tmp_path_factory.mktemp("whole") / "dataset"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "EPISODES_PER_PART", PER_PART)
+        patch.setattr(module, "EPISODES_PER_SHARD", PER_SHARD)
         summary = record(root, workers=1)
     assert summary.complete and summary.recorded == EPISODES
     return root
@@ -76,7 +76,7 @@ def start():
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def finished_parts(root: Path) -> set[str]:
+def finished_shards(root: Path) -> set[str]:
     return {path.name for path in root.with_name(root.name + ".parts").glob("part-?????")}
 
 
@@ -106,23 +106,23 @@ def files_of(root: Path) -> dict[str, bytes]:
 def test_killed_interrupted_and_continued_it_is_the_same_dataset(whole, start, tmp_path, capfd):
     root = tmp_path / "dataset"
     killed = start(root)
-    wait_until(lambda: finished_parts(root))
+    wait_until(lambda: finished_shards(root))
     killed.kill()
     killed.communicate()
     wait_until(lambda: group_is_gone(killed.pid), 5)
-    after_kill = finished_parts(root)
+    after_kill = finished_shards(root)
     assert 1 <= len(after_kill) < PARTS and not root.exists()
 
     interrupted = start(root)
-    wait_until(lambda: len(finished_parts(root)) > len(after_kill))
+    wait_until(lambda: len(finished_shards(root)) > len(after_kill))
     os.killpg(interrupted.pid, signal.SIGINT)  # as Ctrl-C does: to the workers, too
     out, err = interrupted.communicate(timeout=60)  # it joins what is there, and does not hang
     assert interrupted.returncode == 130
     assert err.splitlines() == ["emu-embodied: interrupted"]
     wait_until(lambda: group_is_gone(interrupted.pid), 5)
-    after_interrupt = finished_parts(root)
+    after_interrupt = finished_shards(root)
     assert after_kill < after_interrupt and len(after_interrupt) < PARTS
-    there = PER_PART * len(after_interrupt)
+    there = PER_SHARD * len(after_interrupt)
     assert f"{there} of {EPISODES} episodes are in {root}; call again to go on" in out
     partial = read_summary(root)
     assert not partial.complete and partial.episodes == build_frame_cache(root).episodes == there
@@ -243,16 +243,16 @@ def test_a_dead_worker_is_named_by_its_seed_and_costs_only_its_part(tmp_path):
 
     killer = Thread(target=kill_the_first_worker)
     killer.start()
-    with pytest.raises(DatasetError, match="exit code -9; finished parts are kept") as caught:
+    with pytest.raises(DatasetError, match="exit code -9; finished shards are kept") as caught:
         record(tmp_path / "dataset")
     killer.join()
-    assert caught.value.field in {f"episode of seed {SEED + PER_PART * part}" for part in (1, 2)}
+    assert caught.value.field in {f"episode of seed {SEED + PER_SHARD * part}" for part in (1, 2)}
     assert done.is_dir() and not multiprocessing.active_children()
 
 
 def test_what_is_wrong_with_the_env_shows_before_workers_start(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_record", None)
-    with pytest.raises(InputError, match="image_size: 4; choose"):
+    with pytest.raises(InputError, match="image_size: 4; give"):
         record(tmp_path / "dataset", env_options={**DEFAULTS, "image_size": 4})
     for env_id, said in (
         ("zork", "`zork` doesn't exist"),

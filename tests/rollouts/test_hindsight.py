@@ -12,7 +12,7 @@ from recorded_play import cache, pushed_left
 from emu_embodied.data.frame_cache import FrameCache
 from emu_embodied.data.subgoals import GROUPS
 from emu_embodied.envs.pusht.geometry import AIMS_CM, TIP_CM, turn
-from emu_embodied.envs.tabletop.tasks import COLOURS, EDITS, OBJECTS, PHRASES, TEMPLATES, parse_task, spoken_tasks
+from emu_embodied.envs.tabletop.tasks import COLOURS, EDITS, OBJECTS, PHRASES, TEMPLATES, goal_tasks, parse_task
 from emu_embodied.errors import DatasetError
 from emu_embodied.rollouts.goals import hindsight_pusht
 from emu_embodied.rollouts.goals.hindsight_tabletop import HELD_OUT, HindsightConfig, in_px, is_held_out, relabel
@@ -30,13 +30,13 @@ def test_there_are_forty_sentences_and_each_means_what_it_says():
     templates = [text for kinds in (PHRASES, EDITS) for texts in kinds.values() for text in texts]
     assert len(templates) == len(set(templates)) == 40
     assert all(set(TEMPLATES[kind]) <= set(PHRASES[kind]) for kind in TEMPLATES)
-    for task in spoken_tasks(COLOURS):
+    for task in goal_tasks(COLOURS):
         for text in (*task.phrases(), *task.edits()):
             assert replace(parse_task(text), text="") == task
 
 
 @settings(max_examples=60, deadline=None)
-@given(places, st.sampled_from(spoken_tasks(COLOURS)))
+@given(places, st.sampled_from(goal_tasks(COLOURS)))
 def test_at_its_target_a_task_is_done(positions, task):
     target = task.target(positions)
     there = positions.copy()
@@ -45,7 +45,7 @@ def test_at_its_target_a_task_is_done(positions, task):
 
 
 @settings(max_examples=60, deadline=None)
-@given(places, st.sampled_from(spoken_tasks(COLOURS)))
+@given(places, st.sampled_from(goal_tasks(COLOURS)))
 def test_the_planners_target_is_the_tasks(positions, task):
     many = TaskGoal(task, OBJECTS).target(torch.from_numpy(positions).float())
     np.testing.assert_allclose(many.numpy(), task.target(positions), atol=1e-4)

@@ -26,8 +26,8 @@ SETTINGS = ImagineSettings("tiny", "0123", episodes=5, steps=6, seed=3)
 
 
 @pytest.fixture(autouse=True)
-def small_parts(monkeypatch):
-    monkeypatch.setattr(module, "EPISODES_PER_PART", 2)
+def small_shards(monkeypatch):
+    monkeypatch.setattr(module, "EPISODES_PER_SHARD", 2)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def whole(model, starts, tmp_path_factory) -> Path:
     """The dataset as one undisturbed call makes it."""
     root = tmp_path_factory.mktemp("whole") / "dreams"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "EPISODES_PER_PART", 2)
+        patch.setattr(module, "EPISODES_PER_SHARD", 2)
         summary = imagine(model, SETTINGS, root, starts, report=str)
     assert summary.complete and (summary.episodes, summary.frames, summary.recorded) == (5, 35, 5)
     return root
@@ -109,7 +109,7 @@ def test_interrupted_and_continued_it_is_the_same_dataset(model, starts, whole, 
 
 
 def test_a_crash_in_a_part_leaves_the_finished_ones(model, starts, tmp_path, monkeypatch):
-    write, calls = module.write_part, []
+    write, calls = module.write_shard, []
 
     def failing(*job):
         calls.append(job)
@@ -117,7 +117,7 @@ def test_a_crash_in_a_part_leaves_the_finished_ones(model, starts, tmp_path, mon
             raise OSError("no space left")
         write(*job)
 
-    monkeypatch.setattr(module, "write_part", failing)
+    monkeypatch.setattr(module, "write_shard", failing)
     with pytest.raises(OSError):
         imagine(model, SETTINGS, tmp_path / "dreams", starts, str)
     assert not (tmp_path / "dreams").exists()
@@ -126,8 +126,8 @@ def test_a_crash_in_a_part_leaves_the_finished_ones(model, starts, tmp_path, mon
 
 def test_killed_and_continued_it_is_the_same_dataset(model, whole, tmp_path):
     save_checkpoint(tmp_path / "tiny", model.tokenizer, model.text, model.model, WORLD, {})
-    code = "import sys; from emu_embodied.commands import main; from emu_embodied.rollouts import imagine as m; "
-    code += "m.EPISODES_PER_PART = 2; sys.exit(main(sys.argv[1:]))"
+    code = "import sys; from emu_embodied.commands import main; from emu_embodied.rollouts.collection import imagined as m; "
+    code += "m.EPISODES_PER_SHARD = 2; sys.exit(main(sys.argv[1:]))"
     words = ["imagine", f"checkpoint={tmp_path / 'tiny'}", "episodes=10", "steps=5", f"starts={whole}"]
     command = [sys.executable, "-c", code, *words, f"out={tmp_path / 'dreams'}"]
     killed = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)

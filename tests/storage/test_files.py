@@ -26,7 +26,9 @@ from safetensors.torch import save as save_safetensors
 
 from emu_embodied.errors import CheckpointError
 from emu_embodied.storage import files as storage
-from emu_embodied.storage.files import load_file, load_folder, read_json, save_folder, write_json
+from emu_embodied.storage.atomic import write_json
+from emu_embodied.storage.files import load_file, load_folder, save_folder
+from emu_embodied.storage.regular import read_json
 
 KILL_ROUNDS = int(os.environ.get("EMU_EMBODIED_KILL_ROUNDS", "15"))
 DAMAGE_ROUNDS = int(os.environ.get("EMU_EMBODIED_DAMAGE_ROUNDS", "10"))  # of each kind, for each file

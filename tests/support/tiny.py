@@ -7,7 +7,8 @@ import torch
 from emu_embodied.checkpoint import World
 from emu_embodied.envs.tabletop.tasks import COLOURS, OBJECTS, all_tasks
 from emu_embodied.inference.decoding.config import DecodingConfig
-from emu_embodied.model.token_model import TokenModel, TokenModelConfig
+from emu_embodied.model.config import TokenModelConfig
+from emu_embodied.model.token_model import TokenModel
 from emu_embodied.model.transformer import TransformerConfig
 from emu_embodied.model.vocabulary import Vocabulary
 from emu_embodied.tokenizers.frames import FrameTokenizer, FrameTokenizerConfig

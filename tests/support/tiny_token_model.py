@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import torch
 
-from emu_embodied.model.token_model import TokenModel, TokenModelConfig
+from emu_embodied.model.config import TokenModelConfig
+from emu_embodied.model.token_model import TokenModel
 from emu_embodied.model.transformer import TransformerConfig
 from emu_embodied.model.vocabulary import Emu35Vocabulary, Vocabulary
 

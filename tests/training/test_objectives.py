@@ -12,7 +12,8 @@ from emu_embodied.model.token_model import TokenModel
 from emu_embodied.tokenizers.frames import FrameTokenizer
 from emu_embodied.tokenizers.text import TextTokenizer
 from emu_embodied.training.objectives import TrajectoryConfig, TrajectoryObjective, _own_rollout, real_frames
-from emu_embodied.training.pipeline import model_config, trajectory_objective
+from emu_embodied.training.pipeline import model_config
+from emu_embodied.training.stages.trajectory import trajectory_objective
 
 
 def objective_of(context: int, **settings) -> tuple[TrajectoryObjective, TokenModel]:

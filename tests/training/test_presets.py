@@ -6,7 +6,8 @@ import torch
 from emu_embodied.commands._config import compose_config
 from emu_embodied.commands.train import make_recipe
 from emu_embodied.errors import ConfigError
-from emu_embodied.model.token_model import TokenModel, TokenModelConfig
+from emu_embodied.model.config import TokenModelConfig
+from emu_embodied.model.token_model import TokenModel
 from emu_embodied.model.transformer import TransformerConfig
 from emu_embodied.model.vocabulary import Vocabulary
 from emu_embodied.tokenizers.frames import FrameTokenizer

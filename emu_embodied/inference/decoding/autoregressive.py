@@ -7,7 +7,7 @@ import torch
 from emu_embodied.protocols import Cache, StepEngine
 
 from .config import DecodingConfig
-from .sampling import check_finite, drawing, restrict
+from .sampling import check_finite, restrict, sampling_inputs
 
 
 def decode_frame[C: Cache](
@@ -38,7 +38,7 @@ def decode_frame[C: Cache](
     source_BND = engine.frame_source(cache, actions_BA)
     codes, states, entropies = [], [], []
     for index in range(slots + 1):
-        inverse_temperature, gumbel = drawing(config, (len(actions_BA), engine.codebook_size), actions_BA, generator)
+        inverse_temperature, gumbel = sampling_inputs(config, (len(actions_BA), engine.codebook_size), actions_BA, generator)
         before = codes[-1] if codes else None
         proposal = engine.next_token(cache, actions_BA, index, before, source_BND, inverse_temperature, gumbel)
         if index:

@@ -30,8 +30,8 @@ class DecodingConfig:
         redraft: what "exact" goes on with after a wrong slot: what the causal half has just said of the slots behind it
             ("causal", one pass a round), or a new draft of the noisy half that sees the accepted ones ("noisy", two).
         temperature: 0 takes the likeliest codes.
-        top_k: draw among the k likeliest codes; 0 for all.
-        top_p: draw among the likeliest codes that together have this probability.
+        top_k: sample among the k likeliest codes; 0 for all.
+        top_p: sample among the likeliest codes that together have this probability.
         guidance: scale of classifier-free guidance by the instruction, see `decoding.guidance`; 1 is off, and costs half.
 
     Raises:

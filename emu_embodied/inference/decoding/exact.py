@@ -14,7 +14,7 @@ from emu_embodied.model.noise import Absorbing, Noise, uniform
 from emu_embodied.protocols import Cache, StepEngine
 
 from .config import DecodingConfig
-from .sampling import check_finite, draw, entropy, log_probs, propose
+from .sampling import check_finite, entropy, log_probs, propose, sample
 
 
 def decode_frame[C: Cache](
@@ -54,13 +54,13 @@ def decode_frame[C: Cache](
         if draft is None or config.redraft == "noisy":
             proposal = propose(engine, cache, actions_BA, *noise.blank(codes_BN, open_BN, generator), config, generator)
             draft = log_probs(proposal.logits, config) if config.temperature > 0 else proposal.logits, proposal.codes
-        draft_BNV, drawn_BN = draft
-        codes_BN = torch.where(open_BN, drawn_BN, codes_BN)
+        draft_BNV, sampled_BN = draft
+        codes_BN = torch.where(open_BN, sampled_BN, codes_BN)
         logits, hidden = engine.verify(cache, actions_BA, codes_BN)
         causal_BNV = log_probs(logits, config)
         if config.temperature > 0:
             agreed_BN = _accept(causal_BNV, draft_BNV, codes_BN, generator)
-            instead_BN = draw((causal_BNV.exp() - draft_BNV.exp()).clamp(min=0).log(), config, generator)[0]
+            instead_BN = sample((causal_BNV.exp() - draft_BNV.exp()).clamp(min=0).log(), config, generator)[0]
         else:
             instead_BN = causal_BNV.argmax(-1)
             agreed_BN = codes_BN == instead_BN
@@ -72,7 +72,7 @@ def decode_frame[C: Cache](
         codes_BN = torch.where(places == first_B[:, None], instead_BN, codes_BN)
         known_B = (first_B + 1).clamp(max=slots)
         if config.redraft == "causal":
-            draft = causal_BNV, draw(causal_BNV, config, generator)[0]
+            draft = causal_BNV, sample(causal_BNV, config, generator)[0]
     entropy_B = entropy(causal_BNV).mean(1)
     check_finite(entropy_B)
     engine.commit(cache, actions_BA, codes_BN)

@@ -10,7 +10,7 @@ import torch
 from emu_embodied.protocols import Cache, StepEngine
 from emu_embodied.types import Proposal
 
-from .sampling import draw_inside
+from .sampling import sample_proposal
 
 
 @dataclass
@@ -62,9 +62,9 @@ class GuidedEngine[C: Cache]:
     def denoise(
         self, cache: GuidedCache[C], actions_BA, codes_BN, hidden_BN, inverse_temperature: float = 1.0, gumbel_BNV=None
     ) -> Proposal:
-        """One parallel pass under both, and the guided drawing."""
+        """One parallel pass under both, with guided sampling."""
         conditional, unconditional = (self.engine.denoise(c, actions_BA, codes_BN, hidden_BN) for c in cache.pair)
-        return draw_inside(
+        return sample_proposal(
             self._guide(conditional.logits, unconditional.logits), conditional.states, inverse_temperature, gumbel_BNV
         )
 
@@ -96,7 +96,7 @@ class GuidedEngine[C: Cache]:
         conditional, unconditional = (
             self.engine.next_token(c, actions_BA, index, codes_B, source_BND) for c in cache.pair
         )
-        return draw_inside(
+        return sample_proposal(
             self._guide(conditional.logits, unconditional.logits), conditional.states, inverse_temperature, gumbel_BV
         )
 

@@ -12,8 +12,10 @@ from emu_embodied.types import Proposal
 from .config import DecodingConfig
 
 
-def draw_inside(logits: torch.Tensor, states: torch.Tensor, inverse_temperature, gumbel: torch.Tensor | None) -> Proposal:
-    """The drawing that is part of a pass: pure, and the same in every engine.
+def sample_proposal(
+    logits: torch.Tensor, states: torch.Tensor, inverse_temperature, gumbel: torch.Tensor | None
+) -> Proposal:
+    """The sampling that is part of a pass: pure, and the same in every engine.
 
     Args:
         logits: (..., V).
@@ -26,29 +28,29 @@ def draw_inside(logits: torch.Tensor, states: torch.Tensor, inverse_temperature,
     return Proposal(codes, scores.gather(-1, codes[..., None])[..., 0], entropy(scores), states.float(), logits)
 
 
-def drawing(config: DecodingConfig, shape, like: torch.Tensor, generator) -> tuple[float, torch.Tensor | None]:
-    """What a pass draws with: its inverse_temperature, and the noise (*shape), None where greedy."""
+def sampling_inputs(config: DecodingConfig, shape, like: torch.Tensor, generator) -> tuple[float, torch.Tensor | None]:
+    """What a pass samples with: its inverse temperature, and the noise (*shape), None where greedy."""
     noise = gumbel_noise(shape, like, generator) if config.temperature > 0 else None
     return 1 / (config.temperature or 1.0), noise
 
 
 def restrict(proposal: Proposal, config: DecodingConfig, gumbel: torch.Tensor | None) -> Proposal:
-    """The same proposal, drawn with the same noise among the codes that top-k and top-p leave."""
+    """The same proposal, sampled with the same noise among the codes that top-k and top-p leave."""
     if not config.top_k and config.top_p == 1:
         return proposal
     scores = log_probs(proposal.logits, config)
-    codes, log_prob = _draw(scores, gumbel)
+    codes, log_prob = _sample(scores, gumbel)
     return proposal._replace(codes=codes, log_prob=log_prob, entropy=entropy(scores))
 
 
 def propose(engine: StepEngine, cache, actions_BA, codes_BN, hidden_BN, config: DecodingConfig, generator) -> Proposal:
-    """One parallel pass with a drawing as `config` wants it."""
-    inverse_temperature, gumbel = drawing(config, (*codes_BN.shape, engine.codebook_size), actions_BA, generator)
+    """One parallel pass, sampled as `config` says."""
+    inverse_temperature, gumbel = sampling_inputs(config, (*codes_BN.shape, engine.codebook_size), actions_BA, generator)
     return restrict(engine.denoise(cache, actions_BA, codes_BN, hidden_BN, inverse_temperature, gumbel), config, gumbel)
 
 
 def log_probs(logits: torch.Tensor, config: DecodingConfig) -> torch.Tensor:
-    """Log-probabilities (..., V) float32 that codes are drawn from; -inf where top-k or top-p leave a code out."""
+    """Log-probabilities (..., V) float32 that codes are sampled from; -inf where top-k or top-p leave a code out."""
     scores = logits.float() / (config.temperature or 1.0)
     if 0 < config.top_k < scores.shape[-1]:
         least = scores.topk(config.top_k, -1).values[..., -1:]
@@ -61,14 +63,14 @@ def log_probs(logits: torch.Tensor, config: DecodingConfig) -> torch.Tensor:
     return scores.log_softmax(-1)
 
 
-def draw(
+def sample(
     log_probs: torch.Tensor, config: DecodingConfig, generator: torch.Generator | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draws codes (...) from log-probabilities (..., V) by Gumbel noise (the likeliest at temperature 0), and gives theirs."""
-    return _draw(log_probs, gumbel_noise(log_probs.shape, log_probs, generator) if config.temperature > 0 else None)
+    """Samples codes (...) from log-probabilities (..., V) by Gumbel noise (at temperature 0 the likeliest); and theirs."""
+    return _sample(log_probs, gumbel_noise(log_probs.shape, log_probs, generator) if config.temperature > 0 else None)
 
 
-def _draw(log_probs: torch.Tensor, gumbel: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+def _sample(log_probs: torch.Tensor, gumbel: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
     codes = (log_probs if gumbel is None else log_probs + gumbel).argmax(-1)
     return codes, log_probs.gather(-1, codes[..., None])[..., 0]
 

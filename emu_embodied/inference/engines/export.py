@@ -23,7 +23,8 @@ from emu_embodied.inference import static_step
 from emu_embodied.inference.decoding import sampling
 from emu_embodied.inference.static_step import StaticStep
 from emu_embodied.model import attention, token_model, transformer
-from emu_embodied.model.token_model import TokenModel, TokenModelConfig
+from emu_embodied.model.config import TokenModelConfig
+from emu_embodied.model.token_model import TokenModel
 
 OPSET = 20  # not 23: TensorRT-RTX has no kernel for its Attention node in float32 or with small heads
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

@@ -84,7 +84,7 @@ def make_engine(
 def checked_engine(name: str, model: TokenModel, **options) -> StepEngine:
     """An engine that agrees with the eager steps, or those with a warning: nothing is called by the name of what it is not.
 
-    `compiled` is not compared: that would compile every step for a batch that nobody asked for. Arguments as `make_engine`.
+    `compiled` is not compared: that would compile every step for a batch that may never be used. Arguments as `make_engine`.
     """
     engine = make_engine(name, model, **options)
     if name in ("eager", "compiled"):

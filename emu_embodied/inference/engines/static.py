@@ -134,7 +134,7 @@ class StaticEngine:
         gumbel_BNV: torch.Tensor | None = None,
     ) -> Proposal:
         """One parallel pass, in which the commit of the frame before may ride; see `step.FrameStep.denoise`."""
-        rest = (actions_BA, codes_BN, hidden_BN, *self._drawing(inverse_temperature, gumbel_BNV, codes_BN.shape))
+        rest = (actions_BA, codes_BN, hidden_BN, *self._sampling_inputs(inverse_temperature, gumbel_BNV, codes_BN.shape))
         past = (cache.keys, cache.values, cache.seen_S)
         if not cache.pending:
             return Proposal(*self.run["denoise"](*past, self._start(cache), cache.previous_BN, *rest))
@@ -175,7 +175,7 @@ class StaticEngine:
         source = None if source_BND is None or index == self.config.slots else source_BND[:, index]
         if source is None:
             source = self._constant("nothing", (len(actions_BA), self.config.transformer.hidden_size))
-        draw = self._drawing(inverse_temperature, gumbel_BV, (len(actions_BA),))
+        draw = self._sampling_inputs(inverse_temperature, gumbel_BV, (len(actions_BA),))
         if codes_B is None:
             return self._read(cache, "first_token", actions_BA, source, *draw)
         own, *structure = self.model.read_ids(codes_B, index).unbind(1)
@@ -245,7 +245,9 @@ class StaticEngine:
         oldest = (cache.frames + ahead - self.config.context_frames).clamp(min=0)
         return (self._ring_S < 0) | (frame_S >= oldest)
 
-    def _drawing(self, inverse_temperature: float, gumbel: torch.Tensor | None, shape) -> tuple[torch.Tensor, torch.Tensor]:
+    def _sampling_inputs(
+        self, inverse_temperature: float, gumbel: torch.Tensor | None, shape
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         noise = self._constant("no noise", (*shape, self.codebook_size)) if gumbel is None else gumbel
         return self._constant(("inverse_temperature", inverse_temperature), (), inverse_temperature), noise
 

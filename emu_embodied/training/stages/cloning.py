@@ -13,11 +13,12 @@ import torch.nn.functional as F
 
 from emu_embodied.baselines.goal_cloning import ClonedPolicy, CloningConfig, save_policy
 from emu_embodied.data.frame_cache import FrameCache
-from emu_embodied.errors import ConfigError, DatasetError
+from emu_embodied.errors import DatasetError
+from emu_embodied.training.checks import check_cache
 from emu_embodied.training.folder import facts_of, train_once
 from emu_embodied.training.loop import LoopConfig, train_stage
-from emu_embodied.training.pipeline import check_cache
 from emu_embodied.units import ActionScale
+from emu_embodied.validation import whole_number
 
 JUDGED = 1000  # held-out frames that an error is measured on
 
@@ -71,14 +72,12 @@ def train_cloning(
         DatasetError: actions of a robot with units of its own, too few episodes, or none with two frames.
         CheckpointError: the run folder holds a damaged state, or another run.
     """
-    if ahead < 1:
-        raise ConfigError("ahead", ahead, "give at least 1 step")
+    whole_number("ahead", ahead, 1)
     if not all(ActionScale(*scale).is_identity for scale in cache.action_scale):
         rule = "a cloned policy acts in the table-top or PushT, and says values in [-1, 1]: take recordings of `collect`"
         raise DatasetError("actions", "in a robot's own units", rule)
     check_cache(cache, held_out, cache.pixels.shape[1], "cloning.held_out")
-    known = Pairs(cache.select(range(cache.episodes - held_out)))
-    judged = Pairs(cache.select(range(cache.episodes - held_out, cache.episodes))) if held_out else None
+    known, judged = (part and Pairs(part) for part in cache.split(held_out))
     if not len(known.frames) or judged and not len(judged.frames):
         raise DatasetError("episodes", cache.episodes, "they have one frame each: record longer ones")
     config = CloningConfig(cache.pixels.shape[1], cache.actions.shape[1], **sizes or {})

@@ -15,10 +15,11 @@ from emu_embodied.emu35.action_adapter import AdoptionConfig, adopt
 from emu_embodied.emu35.checkpoint import Base, save_adapted
 from emu_embodied.emu35.lora import LoRAConfig, add_adapters
 from emu_embodied.errors import ConfigError
+from emu_embodied.training.checks import check_cache, check_trajectories
 from emu_embodied.training.folder import facts_of, train_once
 from emu_embodied.training.loop import LoopConfig, trained_state
 from emu_embodied.training.objectives import TrajectoryConfig
-from emu_embodied.training.pipeline import TrajectoryJob, check_cache, check_trajectories, train_trajectory
+from emu_embodied.training.stages.trajectory import TrajectoryJob, train_trajectory
 
 
 @dataclass(frozen=True)
@@ -103,9 +104,9 @@ def fine_tune(
             add_adapters(model.transformer, recipe.lora)
         job = TrajectoryJob(tokenizer, text, world, cache, recipe, folder)
         model = train_trajectory(model, job, evaluate_model=evaluate_model, report=report)
-        told = {"episodes": cache.episodes, "frames": len(cache), "recipe": asdict(recipe)}
+        facts_of_training = {"episodes": cache.episodes, "frames": len(cache), "recipe": asdict(recipe)}
         trained, learnt = trained_state(model), world.learnt_from(cache.known)
-        save_adapted(folder / "checkpoint", base, recipe.adoption, recipe.lora, model, trained, learnt, told)
+        save_adapted(folder / "checkpoint", base, recipe.adoption, recipe.lora, model, trained, learnt, facts_of_training)
 
     of_base = {"base": base.fingerprint, "quantisation": base.quantisation}
     facts = facts_of("emu3.5", cache, recipe=asdict(recipe), world=asdict(world), **of_base)

@@ -25,17 +25,12 @@ from emu_embodied.errors import ConfigError
 from emu_embodied.model.token_model import TokenModel
 from emu_embodied.model.vocabulary import Vocabulary
 from emu_embodied.tokenizers.text import TextTokenizer
+from emu_embodied.training.checks import check_cache, check_scale, check_trajectories
 from emu_embodied.training.datasets import WindowBatch, label_columns
 from emu_embodied.training.folder import facts_of, train_once
 from emu_embodied.training.loop import LoopConfig, train_stage
 from emu_embodied.training.objectives import TrajectoryConfig, TrajectoryObjective
-from emu_embodied.training.pipeline import (
-    check_cache,
-    check_scale,
-    check_trajectories,
-    encode_frames,
-    trajectory_objective,
-)
+from emu_embodied.training.stages.trajectory import encode_frames, trajectory_objective
 from emu_embodied.types import short_repr
 
 
@@ -294,11 +289,11 @@ def teach_subgoals(
     trajectory = replace(trajectory, autoregressive_until=0.0)
     learns = {"trajectory": asdict(trajectory), **settings, "source": fingerprint(source)}
     facts, whole = facts_of("language", cache, rows=_digest(rows), **learns), cache
-    cache = cache.select(range(cache.episodes - held_out))
-    if not known.config.draws_subgoals:
+    cache, _ = cache.split(held_out)
+    if not known.config.generates_subgoals:
         text = TextTokenizer.train([*rows.texts(), *cache.instructions], config.text_size)
     torch.manual_seed(seed)
-    model = (known if known.config.draws_subgoals else with_prompts(known, text, config)).to(device)
+    model = (known if known.config.generates_subgoals else with_prompts(known, text, config)).to(device)
     check_trajectories(whole, held_out, text, model.config, world)
     SubgoalSampler(rows, cache, torch.zeros(len(cache), 0), text, model, config, seed)  # whatever is wrong shows here
 

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from emu_embodied.baselines.probes import GRID_PX, InverseDynamics, ProbeConfig, Probes, StateProbe, save_probes
 from emu_embodied.data.frame_cache import FrameCache
 from emu_embodied.errors import DatasetError
+from emu_embodied.training.checks import check_cache
 from emu_embodied.training.datasets import label_columns
 from emu_embodied.training.folder import facts_of, train_once
 from emu_embodied.training.loop import LoopConfig, train_stage
-from emu_embodied.training.pipeline import check_cache
 from emu_embodied.validation import whole_number
 
 JUDGED = 2000  # held-out frames that the floors rest on
@@ -78,8 +78,7 @@ def train_probes(
     """
     whole_number("probes.held_out", held_out, 1)
     check_cache(cache, held_out, cache.pixels.shape[1], "probes.held_out")
-    known = Labels(cache.select(range(cache.episodes - held_out)), objects, position_scale)
-    judged = Labels(cache.select(range(cache.episodes - held_out, cache.episodes)), objects, position_scale)
+    known, judged = (Labels(part, objects, position_scale) for part in cache.split(held_out))
     if not len(known.pairs) or not len(judged.pairs):
         raise DatasetError("episodes", cache.episodes, "they have one frame each: record longer ones")
     config = ProbeConfig(cache.pixels.shape[1], objects, cache.actions.shape[1])
