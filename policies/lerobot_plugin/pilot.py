@@ -73,7 +73,8 @@ class Pilot:
         self._begin(dict(enumerate(heard)))
         self.agent.act(heard)
         pursuits = [self.agent.pursuits[env] for env in range(len(heard))]
-        actions_BTA = [self.agent.scale.to_robot(np.stack([one.last, *one.actions])) for one in pursuits]
+        planned = [[x for x in (one.last, *one.actions) if x is not None] for one in pursuits]
+        actions_BTA = [self.agent.scale.to_robot(np.stack(actions)) for actions in planned]
         self.reset()
         rows = zip(actions_BTA, heard, strict=True)
         return np.stack([self.dialect.to_env_action(row, seen.agent_pos) for row, seen in rows]).repeat(

@@ -121,7 +121,8 @@ class Exporter:
         Raises:
             EngineError: the exporter is not installed, or the graph is larger than the 2 GiB that ONNX holds in one piece.
         """
-        require("onnx"), require("onnxscript")
+        require("onnx")
+        require("onnxscript")
         inputs, results = self.ports(step)
         dtype = PRECISIONS[self.precision]
         graph = _Graph(copy.deepcopy(self.model).to("cpu", dtype).eval(), step)
