@@ -10,7 +10,7 @@ demo: $(STAMP)
 	.venv/bin/emu-embodied plan env=tabletop checkpoint=nano-tabletop episodes=1 seed=4 candidates=32 iterations=2 elites=6 $(ARGS)
 
 test: $(STAMP)
-	$(PYTHON) -m pytest $(ARGS)
+	$(PYTHON) -m pytest -n 2 --dist loadfile $(ARGS)
 
 torture: $(STAMP)
 	$(PYTHON) -m benchmarks.torture $(ARGS)
