@@ -112,7 +112,10 @@ def envelope(kind: str, facts: dict, **parts: object) -> dict:
         facts: how it was trained.
         parts: configurations, as dataclasses, and other values by name.
     """
-    described = {name: asdict(part) if is_dataclass(part) and not isinstance(part, type) else part for name, part in parts.items()}
+    described = {
+        name: asdict(part) if is_dataclass(part) and not isinstance(part, type) else part
+        for name, part in parts.items()
+    }
     return {"format": kind, "version": 1, **described, "training": facts, "versions": versions()}
 
 
