@@ -54,7 +54,7 @@ class GrammarConfig:
     def __post_init__(self) -> None:
         if self.grid is not None and len(self.grid) != 2:
             raise InputError("grid", self.grid, "give height and width in visual tokens")
-        ranges = dict.fromkeys(("budget", "max_side", "max_image_tokens"), (1, None))
+        ranges: dict[str, tuple[int, int | None]] = {"budget": (1, None), "max_side": (1, None), "max_image_tokens": (1, None)}
         whole_fields(self, ranges if self.images is None else {**ranges, "images": (0, None)}, InputError)
         for side in self.grid or ():
             whole_number("grid", side, 1, error=InputError)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 from emu_embodied.data.lerobot_files import SIDECAR
 from emu_embodied.data.lerobot_format import Names, merge_datasets, read_notes, write_dataset, write_notes
@@ -78,7 +78,16 @@ def _clear(folder: Path) -> None:
         shutil.rmtree(litter, ignore_errors=True)
 
 
-def complete_dataset[Summary](
+class Recorded(Protocol):
+    """A dataclass that sums a dataset up."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def complete(self) -> bool: ...
+
+
+def complete_dataset[Summary: Recorded](
     root: Path,
     settings: Any,
     packages: Sequence[str],
@@ -125,6 +134,7 @@ def complete_dataset[Summary](
             joined()
             raise
         summary = joined()
+        assert summary is not None  # all shards are finished
         shutil.rmtree(folder, ignore_errors=True)
         return replace(summary, recorded=sum(shard.count for shard in missing))
 

@@ -77,7 +77,8 @@ def train_cloning(
         rule = "a cloned policy acts in the table-top or PushT, and says values in [-1, 1]: take recordings of `collect`"
         raise DatasetError("actions", "in a robot's own units", rule)
     check_cache(cache, held_out, cache.pixels.shape[1], "cloning.held_out")
-    known, judged = (part and Pairs(part) for part in cache.split(held_out))
+    trained, rest = cache.split(held_out)
+    known, judged = Pairs(trained), None if rest is None else Pairs(rest)
     if not len(known.frames) or judged and not len(judged.frames):
         raise DatasetError("episodes", cache.episodes, "they have one frame each: record longer ones")
     config = CloningConfig(cache.pixels.shape[1], cache.actions.shape[1], **sizes or {})

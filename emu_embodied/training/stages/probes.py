@@ -78,7 +78,9 @@ def train_probes(
     """
     whole_number("probes.held_out", held_out, 1)
     check_cache(cache, held_out, cache.pixels.shape[1], "probes.held_out")
-    known, judged = (Labels(part, objects, position_scale) for part in cache.split(held_out))
+    trained, rest = cache.split(held_out)
+    assert rest is not None  # at least one is held out
+    known, judged = (Labels(part, objects, position_scale) for part in (trained, rest))
     if not len(known.pairs) or not len(judged.pairs):
         raise DatasetError("episodes", cache.episodes, "they have one frame each: record longer ones")
     config = ProbeConfig(cache.pixels.shape[1], objects, cache.actions.shape[1])
