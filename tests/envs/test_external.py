@@ -22,6 +22,7 @@ from emu_embodied.policies.experts.arms import Straying
 from emu_embodied.rollouts.collection import collect as collecting
 from emu_embodied.rollouts.collection.data_policies import behaviour_of
 from emu_embodied.rollouts.collection.episodes import collect_episode
+from emu_embodied.rollouts.collection.shards import split
 from emu_embodied.types import AGENT_POS, IS_SUCCESS, PIXELS
 
 NEEDS = {
@@ -182,19 +183,16 @@ def test_the_expert_succeeds(name):
 
 def record(env: gymnasium.Env, folder: Path, seed: int, episodes: int, steps: int):
     """What a worker of `collect` does, and its parent then, in this process: theirs take 20 s to start."""
-    settings, part = (
-        collecting.CollectSettings(env.spec.id, {}, episodes, steps, seed),
-        collecting.split(episodes, 25)[0],
-    )
+    settings, shard = collecting.CollectSettings(env.spec.id, {}, episodes, steps, seed), split(episodes, 25)[0]
     heard: list[tuple] = []
     names = {
         "observation.state": env.unwrapped.agent_names,
         "observation.environment_state": env.unwrapped.state_names,
         "action": env.unwrapped.action_names,
     }
-    collecting._record_part(env, part, settings, names, folder, heard.append)
+    collecting._record_shard(env, shard, settings, names, folder, heard.append)
     assert [value for kind, value in heard if kind == "episode"] == list(range(seed, seed + episodes))
-    return collecting._join(settings, [part], folder, folder / "data")
+    return collecting._join(settings, folder / "data", [shard], folder, complete=True)
 
 
 @every_world
