@@ -13,11 +13,16 @@ import torch.nn.functional as F
 
 from emu_embodied.errors import ConfigError
 from emu_embodied.metrics import frechet_distance
+from emu_embodied.validation import whole_number
 
 from .prediction_metrics import Rollouts, Row
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the colours that VideoMAE was trained on
 BATCH = 4
+LARGEST = {  # what is read of a config.json; nothing else that it says reaches transformers
+    **{"hidden_size": 2048, "intermediate_size": 8192, "num_attention_heads": 64, "num_hidden_layers": 48},
+    **{"image_size": 512, "patch_size": 64, "num_channels": 3, "num_frames": 64, "tubelet_size": 8},
+}
 
 
 class VideoReader:
@@ -41,14 +46,20 @@ class VideoReader:
         remedy = "name a folder of a VideoMAE's config.json and model.safetensors, or a hub name that has these"
         try:
             described, _ = VideoMAEConfig.get_config_dict(source)
-            config, kind = VideoMAEConfig.from_dict(described), described.get("model_type")
+            kind, sizes = described.get("model_type"), {name: described[name] for name in LARGEST if name in described}
+            for name, size in sizes.items():
+                whole_number(f"{source}: {name}", size, 1, LARGEST[name])
+            flags = {name: described[name] is True for name in ("qkv_bias", "use_mean_pooling") if name in described}
+            config = VideoMAEConfig(**sizes, **flags)
             found = {"missing_keys": []}
             if kind == "videomae":
                 self.model, found = VideoMAEModel.from_pretrained(
                     source, config=config, use_safetensors=True, trust_remote_code=False, output_loading_info=True
                 )
-        except (OSError, ValueError, RuntimeError) as error:
-            raise ConfigError("fvd", source, f"{remedy} ({str(error).splitlines()[0]})") from None
+        except ConfigError:
+            raise
+        except Exception as error:  # transformers raises what its parts raise
+            raise ConfigError("fvd", source, f"{remedy} ({(str(error) or type(error).__name__).splitlines()[0]})") from None
         if kind != "videomae":
             raise ConfigError("fvd", source, f"it is a {kind}: {remedy}")
         if found["missing_keys"]:

@@ -14,6 +14,7 @@ from emu_embodied.errors import ConfigError
 from emu_embodied.storage.atomic import writing
 from emu_embodied.storage.regular import read_file
 from emu_embodied.storage.runs import refuse_other
+from emu_embodied.storage.strict_json import MAX_VALUES, count_values, is_deep
 
 MOST_BYTES, LARGEST = 1 << 28, 2**53  # of a journal; of a number in it
 
@@ -44,7 +45,11 @@ def open_journal(
         append(path, {"settings": now})
         return {}
     try:
+        if sum(map(count_values, lines)) > MAX_VALUES:
+            raise ValueError("too many values")
         then, *rows = map(json.loads, lines)
+        if any(map(is_deep, (then, *rows))):
+            raise ValueError("too many levels")
         then, by_seed = dict(then["settings"]), {row["seed"]: row for row in rows}
     except (ValueError, KeyError, TypeError, RecursionError):
         raise ConfigError("journal", str(path), "it is no journal of episodes; choose another folder") from None

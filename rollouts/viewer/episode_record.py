@@ -17,6 +17,8 @@ from emu_embodied.rollouts.agents.trace import PlanRecord, PlanTrace
 from emu_embodied.storage.files import load_folder, save_folder
 from emu_embodied.types import short_repr
 
+MOST_BYTES = 3 << 24  # of a frame: 4096 x 4096
+
 
 @dataclass(frozen=True)
 class Record:
@@ -84,11 +86,13 @@ def load_record(path: Path) -> Record:
         subgoals = frames.get("subgoals", real[:0])
         actions, distances = np.array(episode["actions"], np.float32), list(episode["distances"])
         shapes = {x.shape[1:] for x in (real, imagined, subgoals)}
+        if not 0 < real[0].size <= MOST_BYTES:
+            raise ValueError(f"frames of shape {real.shape}")
         if len(shapes) != 1 or real.dtype != np.uint8 or real.shape[3:] != (3,) or len(real) != len(actions) + 1:
             raise ValueError(f"frames of shapes {real.shape} and {imagined.shape}, {len(actions)} actions")
         if len(distances) != len(real) or len(imagined) not in (0, len(real)):
             raise ValueError(f"{len(real)} frames, {len(imagined)} imagined ones, {len(distances)} distances")
-        thoughts = _thoughts(episode["thoughts"], tensors.get("plans", {}))
+        thoughts = _thoughts(episode["thoughts"], tensors.get("plans", {}), len(actions))
         return Record(dict(episode["facts"]), actions, distances, real, imagined, subgoals, thoughts)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise DatasetError(
@@ -96,13 +100,15 @@ def load_record(path: Path) -> Record:
         ) from None
 
 
-def _thoughts(document: dict[str, Any] | None, plans: dict[str, torch.Tensor]) -> PlanTrace | None:
+def _thoughts(document: dict[str, Any] | None, plans: dict[str, torch.Tensor], steps: int) -> PlanTrace | None:
     if document is None:
         return None
     names = [name for name in PlanRecord.__dataclass_fields__ if name != "at"]
     looks = tuple(
         PlanRecord(int(at), *(plans[f"{i}.{name}"].numpy() for name in names)) for i, at in enumerate(document["plans"])
     )
+    if [look.at for look in looks] != sorted({look.at for look in looks} & set(range(steps))):
+        raise ValueError(f"plans at {document['plans']} of {steps} actions")
     objects = tuple(map(str, document["objects"]))
     for look in looks:
         if look.paths.shape[2:] != (len(objects), 2) or look.chosen.shape[1:] != (len(objects), 2):

@@ -54,6 +54,8 @@ def read_run(folder: Path) -> Run:
         places = [folder / f"episode-{int(row['seed'])}" for row in result["episodes"]]
     except (KeyError, TypeError, ValueError) as error:
         raise DatasetError(str(folder / "result.json"), repr(error), "it is no planning result; plan anew") from None
+    if len(set(places)) != len(places):
+        raise DatasetError(str(folder / "result.json"), f"{len(places)} episodes", "some have the same seed; plan anew")
     records = tuple(load_record(place) for place in places if (place / MANIFEST).is_file())
     if not records:
         raise DatasetError("run", str(folder), "it has no recorded episode; plan with videos=1 or more")

@@ -81,6 +81,10 @@ def test_a_journal_is_text_of_bounded_size(run):
     path.write_bytes(b"\xff\xfe\n")
     with pytest.raises(ConfigError, match="no journal of episodes"):
         open_journal(path, {"a": 1})
+    for text in ('{"a":' * 900 + "1" + "}" * 900, '{"settings":{},"x":[' + "[]," * (1 << 20) + "[]]}"):
+        path.write_text('{"settings":' + text + "}\n")
+        with pytest.raises(ConfigError, match="no journal of episodes"):
+            open_journal(path, {"a": 1})
     os.truncate(path, 8 << 30)  # takes no space on the disk, and would take all memory
     with pytest.raises(CheckpointError, match="8589934592 bytes"):
         open_journal(path, {"a": 1})

@@ -42,7 +42,7 @@ from emu_embodied.rollouts.viewer.animation import FADED, FPS, SCALE, animate
 from emu_embodied.rollouts.viewer.episode_record import Record, load_record, save_record
 from emu_embodied.rollouts.viewer.html_report import Run, read_run, write_report
 from emu_embodied.rollouts.viewer.page_builder import embed_json, film, psnr
-from emu_embodied.storage.files import save_folder
+from emu_embodied.storage.files import load_folder, save_folder
 from emu_embodied.types import AGENT_POS, PIXELS, Observation
 
 SEEDS, STEPS = (7, 8), 3
@@ -315,6 +315,7 @@ def test_records_whose_parts_do_not_fit_are_refused(planned: Path, tmp_path: Pat
         {"real": frames["real"][:-1]},
         {"imagined": frames["imagined"][:-1]},
         {"real": frames["real"].float()},
+        {name: frame[:, :0, :0] for name, frame in frames.items()},
     ):
         save_folder(
             tmp_path / "episode", {"frames": frames | changed, "plans": {}}, {"episode": document | {"thoughts": None}}
@@ -323,6 +324,25 @@ def test_records_whose_parts_do_not_fit_are_refused(planned: Path, tmp_path: Pat
             load_record(tmp_path / "episode")
     with pytest.raises(CheckpointError):
         load_record(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("plans", [[0, 10**12], [2, 0], [0, 0], [-1, 0]])
+def test_plans_are_of_the_episodes_own_steps_and_in_order(planned: Path, tmp_path: Path, plans: list[int]):
+    tensors, documents = load_folder(planned / "episode-7")
+    documents["episode"]["thoughts"]["plans"] = plans
+    looks = {name.partition(".")[2]: tensor for name, tensor in tensors["plans"].items() if name.startswith("0.")}
+    tensors["plans"] = {f"{i}.{name}": tensor.clone() for i in range(2) for name, tensor in looks.items()}
+    save_folder(tmp_path / "episode", tensors, documents)
+    with pytest.raises(DatasetError, match="plans at"):
+        load_record(tmp_path / "episode")
+
+
+def test_an_episode_is_told_once(planned: Path, tmp_path: Path):
+    shutil.copytree(planned, tmp_path / "run")
+    result = json.loads((planned / "result.json").read_text())
+    (tmp_path / "run" / "result.json").write_text(json.dumps(result | {"episodes": result["episodes"] * 2}))
+    with pytest.raises(DatasetError, match="same seed"):
+        read_run(tmp_path / "run")
 
 
 # In a browser

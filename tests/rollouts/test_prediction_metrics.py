@@ -246,3 +246,21 @@ def test_damaged_probes_are_refused(tmp_path):
         load_probes(tmp_path / "probes")
     with pytest.raises(CheckpointError):
         load_probes(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("patch_size", 0), ("num_hidden_layers", 10**5), ("hidden_size", "x"), ("num_frames", 10**9), ("image_size", None)],
+)
+def test_a_video_network_of_impossible_sizes_is_refused_by_name(tmp_path, field, value):
+    path = tiny_videomae(tmp_path) / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    with pytest.raises(ConfigError, match=field):
+        VideoReader(str(tmp_path))
+
+
+def test_nothing_else_of_a_video_networks_file_reaches_transformers(tmp_path):
+    path = tiny_videomae(tmp_path) / "config.json"
+    odd = {"_attn_implementation": "kernels-community/flash-attn", "hidden_act": "os.system", "dtype": "nosuch"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | odd | {"quantization_config": 5, "id2label": 5}))
+    assert VideoReader(str(tmp_path)).length == 4

@@ -576,3 +576,12 @@ def test_clearing_away_does_not_hide_why(tmp_path):
     for target in (tmp_path / "file" / "x", tmp_path / ("n" * 300)):
         with pytest.raises(CheckpointError, match="not written"):
             save_folder(target, {}, {"config": {}})
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 900 + "]" * 900, '{"a":' * 90 + "1" + "}" * 90, "1" + "0" * 400, "[-1" + "0" * 320 + "]"]
+)
+def test_json_that_nobody_can_walk_or_count_with_is_refused(tmp_path, text):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(CheckpointError, match="x.json"):
+        read_json(tmp_path / "x.json")
