@@ -84,11 +84,13 @@ def remove(path: Path) -> None:
 
 
 def write(path: Path, data: bytes) -> None:
+    """Writes a file, and has it on the disk when it returns."""
     path.write_bytes(data)
     sync(path)
 
 
 def sync(path: Path) -> None:
+    """Has a file's bytes, or a folder's names, on the disk when it returns."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -97,6 +99,11 @@ def sync(path: Path) -> None:
 
 
 def encode_json(field: str, value: object) -> bytes:
+    """A value as UTF-8 JSON that `parse_json` reads back.
+
+    Raises:
+        CheckpointError: naming `field`: numbers that are not finite, keys that are no texts or fall together, too many levels.
+    """
     try:
         data = (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
     except (RecursionError, TypeError, ValueError) as error:

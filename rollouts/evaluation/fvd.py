@@ -13,12 +13,13 @@ import torch.nn.functional as F
 
 from emu_embodied.errors import ConfigError
 from emu_embodied.metrics import frechet_distance
-from emu_embodied.validation import whole_number
+from emu_embodied.validation import choice, number, whole_number
 
 from .prediction_metrics import Rollouts, Row
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the colours that VideoMAE was trained on
 BATCH = 4
+ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "selu", "silu")
 LARGEST = {  # what is read of a config.json; nothing else that it says reaches transformers
     **{"hidden_size": 2048, "intermediate_size": 8192, "num_attention_heads": 64, "num_hidden_layers": 48},
     **{"image_size": 512, "patch_size": 64, "num_channels": 3, "num_frames": 64, "tubelet_size": 8},
@@ -50,7 +51,11 @@ class VideoReader:
             for name, size in sizes.items():
                 whole_number(f"{source}: {name}", size, 1, LARGEST[name])
             flags = {name: described[name] is True for name in ("qkv_bias", "use_mean_pooling") if name in described}
-            config = VideoMAEConfig(**sizes, **flags)
+            shape = {
+                "hidden_act": choice(f"{source}: hidden_act", described.get("hidden_act", "gelu"), ACTIVATIONS),
+                "layer_norm_eps": number(f"{source}: layer_norm_eps", described.get("layer_norm_eps", 1e-12), 0, 1e-2),
+            }
+            config = VideoMAEConfig(**sizes, **flags, **shape)
             found = {"missing_keys": []}
             if kind == "videomae":
                 self.model, found = VideoMAEModel.from_pretrained(

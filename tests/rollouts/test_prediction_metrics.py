@@ -250,7 +250,8 @@ def test_damaged_probes_are_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("patch_size", 0), ("num_hidden_layers", 10**5), ("hidden_size", "x"), ("num_frames", 10**9), ("image_size", None)],
+    [("patch_size", 0), ("num_hidden_layers", 10**5), ("hidden_size", "x"), ("num_frames", 10**9), ("image_size", None)]
+    + [("hidden_act", "os.system"), ("layer_norm_eps", "x")],
 )
 def test_a_video_network_of_impossible_sizes_is_refused_by_name(tmp_path, field, value):
     path = tiny_videomae(tmp_path) / "config.json"
@@ -261,6 +262,6 @@ def test_a_video_network_of_impossible_sizes_is_refused_by_name(tmp_path, field,
 
 def test_nothing_else_of_a_video_networks_file_reaches_transformers(tmp_path):
     path = tiny_videomae(tmp_path) / "config.json"
-    odd = {"_attn_implementation": "kernels-community/flash-attn", "hidden_act": "os.system", "dtype": "nosuch"}
+    odd = {"_attn_implementation": "kernels-community/flash-attn", "dtype": "nosuch"}
     path.write_text(json.dumps(json.loads(path.read_text()) | odd | {"quantization_config": 5, "id2label": 5}))
     assert VideoReader(str(tmp_path)).length == 4
