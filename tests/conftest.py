@@ -3,6 +3,7 @@
 import os
 import signal
 
+import hypothesis
 import pytest
 
 import emu_embodied  # noqa: F401  before torch, whose threads shall wait asleep
@@ -11,6 +12,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")  # torch's threads: few, and the s
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs with it ignored,
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and nohup with this
+
+hypothesis.settings.register_profile("seeded", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("seeded")
 
 
 @pytest.fixture(autouse=True)

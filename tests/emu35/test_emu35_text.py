@@ -50,7 +50,7 @@ def test_the_published_files_are_written_as_they_were():
 
 @needs_reference("tokenizer")
 @given(st.text(max_size=60))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_every_text_comes_back_from_the_published_ids(text):
     assert published().decode(published().encode(text)) == unicodedata.normalize("NFC", text)
 
@@ -65,7 +65,7 @@ def test_ids_stay_what_they_were():
 
 
 @given(st.lists(st.one_of(st.text(max_size=12), st.sampled_from(SPECIALS)), max_size=8), st.booleans())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_every_text_comes_back(parts, specials):
     text = "".join(parts)
     ids = TEXT.encode(text, specials=specials)

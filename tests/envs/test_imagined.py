@@ -353,7 +353,7 @@ def fuzzed(model, real):
     return single, vector
 
 
-@settings(max_examples=FUZZ, deadline=None, derandomize=True)
+@settings(max_examples=FUZZ)
 @given(action=bad_actions)
 def test_a_bad_action_is_refused_and_changes_nothing(fuzzed, action):
     for env in fuzzed:

@@ -236,7 +236,7 @@ bad_actions = st.one_of(
 )
 
 
-@settings(max_examples=FUZZ, deadline=None, derandomize=True)
+@settings(max_examples=FUZZ)
 @given(bad_actions)
 def test_a_bad_action_is_refused_by_name(action):
     with pytest.raises(InputError) as caught:
@@ -245,13 +245,13 @@ def test_a_bad_action_is_refused_by_name(action):
     assert message.startswith("action: ") and ("; give " in message or "; stay within [-1, 1]" in message)
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100)
 @given(st.tuples(numbers, numbers), st.sampled_from([np.float16, np.float32, np.float64]))
 def test_a_good_action_passes(action, dtype):
     assert check_action(np.array(action, dtype), BOX) == pytest.approx(np.array(action, dtype).astype(float))
 
 
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(bad_actions)
 def test_a_refused_action_leaves_the_world_as_it_was(shared, action):
     shared.reset(seed=2)

@@ -71,7 +71,7 @@ configs = st.builds(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(configs, st.integers(0, 2**32), st.sampled_from([0.0, 0.5, 1.0]))
 def test_whatever_is_chosen_parses_and_keeps_to_the_options(options: dict, seed: int, fond_of_images: float):
     try:
@@ -94,7 +94,7 @@ def test_whatever_is_chosen_parses_and_keeps_to_the_options(options: dict, seed:
         assert not config.same_grid or len(set(images)) <= 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(configs, st.integers(0, 400)), min_size=1, max_size=5), st.integers(0, 2**32))
 def test_masked_logits_allow_what_each_grammar_allows_alone(rows: list, seed: int):
     rng, grammars = random.Random(seed), []

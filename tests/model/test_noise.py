@@ -19,7 +19,7 @@ def error(noise, codes, noisy, hidden) -> float:
 
 
 @given(st.sampled_from(NOISES), st.floats(0.0, 0.95), st.integers(0, 99))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_level_is_the_share_of_tokens_that_are_wrong(name, level, seed):
     noise, generator = make_noise(name, PLACES), torch.Generator().manual_seed(seed)
     codes = torch.randint(0, 64, (200, 32), generator=generator)

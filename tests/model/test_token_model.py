@@ -30,7 +30,7 @@ WIRINGS = [
 
 
 @given(st.integers(0, 5), st.integers(1, 3), st.integers(1, 6), st.integers(2, 5), st.integers(1, 4))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_mask_never_shows_a_frame_its_clean_copy(text, prefix, slots, frames, window):
     plan = token_plan(text, prefix, slots, frames, 1)
     mask = dida_mask(plan, slots, window)
@@ -89,7 +89,7 @@ def test_no_gradient_flows_through_blocks_either(shift, context):
 
 
 @given(st.integers(0, 40), st.integers(1, 3), st.integers(1, 64), st.integers(1, 5), st.integers(0, 4), st.booleans())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_blocks_are_the_dense_mask(text, prefix, slots, frames, window, noisy):
     plan = token_plan(text, prefix, slots, frames, min(1, frames - 1) if noisy else None)
     dense, blocks, length = dida_mask(plan, slots, window), dida_blocks(plan, window), len(plan.position)
@@ -245,7 +245,7 @@ def test_remasking_may_open_a_slot_again_but_decides_all_in_the_end():
 
 
 @given(st.integers(0, 999), st.integers(0, 12), st.floats(0.05, 1.0), st.floats(0.2, 3.0))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_top_k_and_top_p_keep_the_likeliest(seed, top_k, top_p, temperature):
     logits = 3 * torch.randn(5, 10, generator=torch.Generator().manual_seed(seed))
     config = DecodingConfig(temperature=temperature, top_k=top_k, top_p=top_p)
@@ -306,7 +306,7 @@ def test_codes_that_lie_near_each_other_start_alike():
 
 
 @given(st.integers(0, 10**6), st.integers(1, 5), st.sampled_from([0, 2]), st.sampled_from(REDRAFTS))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_exact_decoding_gives_the_greedy_tokens(seed, size, context, redraft):
     model = tiny_model(context_frames=context)
     step, generator = FrameStep(model), torch.Generator().manual_seed(seed)

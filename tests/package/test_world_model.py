@@ -89,7 +89,7 @@ BAD_ACTIONS = st.one_of(
 
 
 @given(BAD_ACTIONS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_bad_actions_are_refused(actions):
     model = tiny_world_model()
     history = model.encode(observations(1))

@@ -125,7 +125,7 @@ def test_pictures_and_positions_are_those_the_model_learnt_from(ours, theirs):
     st.tuples(*[st.floats(0, 512, width=32)] * 2),
     st.lists(st.tuples(*[st.floats(-1, 1, width=32)] * 2), min_size=1, max_size=4),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_actions_are_successive_displacements_within_reach(position, actions):
     seen = Observation(np.full((96, 96, 3), 255, np.uint8), np.array(position, np.float32))
     agent = DIALECT.to_model_observation(seen).agent_pos

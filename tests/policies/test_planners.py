@@ -86,7 +86,7 @@ def test_the_best_cost_never_rises_and_is_the_plans(name: str):
     assert plan.cost == plan.costs_by_iteration[-1] and plan.seconds > 0 and plan.actions.dtype == np.float32
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.sampled_from(sorted(PLANNERS)),
     st.tuples(st.floats(-60, 60), st.floats(-60, 60)),
@@ -101,7 +101,7 @@ def test_actions_stay_in_bounds_wherever_the_goal_is(name: str, goal: tuple[floa
     assert all(asked.abs().max() <= 1 for asked in world.asked)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     name=st.sampled_from(sorted(PLANNERS)),
     knots=st.integers(1, 5),
@@ -190,7 +190,7 @@ def test_a_new_plan_begins_with_what_is_left_of_the_last(name: str):
         assert any(torch.equal(candidate, left) for candidate in asked)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(1, 9), st.data())
 def test_a_shift_drops_the_first_and_repeats_the_last(length: int, data):
     steps = data.draw(st.integers(1, length))

@@ -35,7 +35,7 @@ def test_there_are_forty_sentences_and_each_means_what_it_says():
             assert replace(parse_task(text), text="") == task
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(places, st.sampled_from(goal_tasks(COLOURS)))
 def test_at_its_target_a_task_is_done(positions, task):
     target = task.target(positions)
@@ -44,7 +44,7 @@ def test_at_its_target_a_task_is_done(positions, task):
     assert task.distance(there) == pytest.approx(0, abs=1e-6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(places, st.sampled_from(goal_tasks(COLOURS)))
 def test_the_planners_target_is_the_tasks(positions, task):
     many = TaskGoal(task, OBJECTS).target(torch.from_numpy(positions).float())

@@ -53,7 +53,7 @@ def test_the_frechet_distance_is_the_textbooks():
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rates, st.integers(0, 2**31))
 def test_ranks_are_compared_as_defined(real, seed):
     simulated = np.random.default_rng(seed).permutation(real)

@@ -155,7 +155,7 @@ def test_objects_are_matched_by_name():
         SubgoalConfig(near=-1)
 
 
-@hypothesis_settings(max_examples=30, deadline=None)
+@hypothesis_settings(max_examples=30)
 @given(st.integers(0, 10_000))
 def test_a_places_goal_is_least_where_things_are_wanted(seed: int):
     rng = np.random.default_rng(seed)

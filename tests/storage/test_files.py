@@ -129,7 +129,7 @@ def tensor_entries(draw) -> dict[str, torch.Tensor]:
     return entry
 
 
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     tensors=st.dictionaries(st.sampled_from(["model", "ema", "rng-1"]), tensor_entries(), max_size=2),
     document=st.dictionaries(st.text(), st.none() | st.integers() | st.floats(-1e300, 1e300)),

@@ -29,7 +29,7 @@ def test_the_id_space_has_no_gaps_and_no_overlaps(text, codes, bins):
 
 
 @given(st.text(max_size=40))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_every_text_comes_back(text):
     import unicodedata
 
