@@ -1,4 +1,4 @@
-"""Frames a second alone, beside one and beside two busy processes: threads that wait asleep against threads that spin.
+"""Frames a second alone, beside one and beside two busy processes: threads that soon wait asleep against threads that spin.
 
     python -m benchmarks.beside [--threads 2] [--seconds 3] [--rounds 5] [--cases eager onnx ...] [--out FILE]
 

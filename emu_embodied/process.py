@@ -10,9 +10,10 @@ import warnings
 
 # Libraries that would report home: ONNX Runtime (1.32) with its import, huggingface_hub with its requests.
 QUIET = {"ORT_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-# How threads of OpenMP (GNU's and others', Intel's) wait for each other: asleep. Spinning, they take the core that another
-# process needs, and wait for what that core would compute.
-ASLEEP = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
+# How threads of OpenMP (GNU's and others', Intel's) wait for each other: they spin for a few microseconds, about as long as the
+# others need with cores of their own, and then sleep. Spinning on, as they do by themselves, they take the core that another
+# process needs, and wait for what that core would compute (measured by `benchmarks.beside`).
+PATIENT = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
 OPENGL_REMEDY = "install EGL (Debian, Ubuntu: apt-get install libegl1 libgl1), or set MUJOCO_GL=osmesa or glfw"
 FORK_REMEDY = 'start worker processes with context="spawn": gymnasium.make_vec(..., vector_kwargs={"context": "spawn"})'
 DISPLAYS = ("mujoco.egl", "dm_control._render.pyopengl.egl_renderer")  # modules that hold a process's connection to EGL
@@ -26,8 +27,8 @@ def prepare() -> None:
         os.environ.setdefault("MUJOCO_GL", "egl")
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    if not any(name in os.environ for name in ASLEEP):  # who sets one of them has decided how threads wait
-        os.environ.update(ASLEEP)
+    if not any(name in os.environ for name in PATIENT):  # who sets one of them has decided how threads wait
+        os.environ.update(PATIENT)
         _state["spins"] = "torch" in sys.modules  # its OpenMP has read them already
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_in_forked_child)

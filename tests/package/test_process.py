@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SET = ("MUJOCO_GL", "ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
-ASLEEP = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
+PATIENT = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
 # A network in which every address is this machine's, and nobody answers: what is sent anywhere is counted at its loopback.
 ALONE = """ip link set lo up && ip route add local default dev lo && ip -6 route add local default dev lo
 "$@"; code=$?; awk '/lo:/ {print "packets", $3}' /proc/net/dev; exit $code"""
@@ -53,20 +53,20 @@ def settings(before: str = "", **environment: str) -> dict[str, str]:
 def test_what_libraries_read_when_they_are_loaded_is_set_with_the_import():
     drawing = {"MUJOCO_GL": "egl"} if sys.platform == "linux" else {}
     quiet = {"ORT_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    assert settings() == drawing | quiet | ASLEEP
+    assert settings() == drawing | quiet | PATIENT
 
 
 @pytest.mark.parametrize(
-    "own", [{"OMP_WAIT_POLICY": "active"}, {"GOMP_SPINCOUNT": "1000"}, {"KMP_BLOCKTIME": "200"}, {"OMP_WAIT_POLICY": ""}]
+    "own", [{"OMP_WAIT_POLICY": "active"}, {"GOMP_SPINCOUNT": "0"}, {"KMP_BLOCKTIME": "200"}, {"OMP_WAIT_POLICY": ""}]
 )
 def test_who_sets_how_threads_wait_has_decided(own: dict[str, str]):
     found = settings(**own)
-    assert {name: found[name] for name in ASLEEP if name in found} == own
+    assert {name: found[name] for name in PATIENT if name in found} == own
 
 
 def test_the_users_own_settings_stay():
     own = {"MUJOCO_GL": "osmesa", "ORT_DISABLE_TELEMETRY": "0", "HF_HUB_DISABLE_TELEMETRY": "0"}
-    assert settings(**own) == own | ASLEEP
+    assert settings(**own) == own | PATIENT
 
 
 def test_only_linux_is_told_how_to_draw():
@@ -89,7 +89,7 @@ if __name__ == "__main__":
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         print(pool.apply(os.getenv, ("GOMP_SPINCOUNT",)), pool.apply(os.getenv, ("ORT_DISABLE_TELEMETRY",)))
 """
-    assert python(code).stdout.split() == ["0", "1"]
+    assert python(code).stdout.split() == ["1000", "1"]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
