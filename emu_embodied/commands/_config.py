@@ -12,8 +12,9 @@ import math
 import re
 import sys
 from collections.abc import Collection, Iterator
+from dataclasses import fields
 from importlib import resources
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from hydra import compose, initialize_config_module
@@ -24,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from emu_embodied.errors import ConfigError
+from emu_embodied.storage.schema import build
 from emu_embodied.validation import suggest
 
 from ._keys import check_keys
@@ -93,6 +95,39 @@ def group_options(verb: str) -> dict[str, list[str]]:
     """The config groups that a verb uses, each with its options."""
     with initialize_config_module(CONFIGS, version_base="1.3"):
         return _group_options(CONFIGS, verb)
+
+
+def typed[Options](kind: type[Options], values: DictConfig, key: str = "", apart: Collection[str] = ()) -> Options:
+    """A part of a configuration as the dataclass that its schema is (a "structured config" of Hydra's).
+
+    Args:
+        kind: the dataclass.
+        values: has its fields; those with a default may be absent.
+        key: of the part, for errors; empty for the whole configuration, of which only the class's fields are taken.
+        apart: what else stands in the part.
+
+    Raises:
+        ConfigError: a key that the class has not, one that it needs, a value of another type, or what the class refuses.
+    """
+    own = [option.name for option in fields(cast(Any, kind)) if option.init]
+    wanted = [name for name in map(str, values) if (name not in apart if key else name in own)]
+    schema = _writable(OmegaConf.structured(kind))
+    try:
+        merged = OmegaConf.merge(schema, OmegaConf.masked_copy(values, wanted))
+        found = OmegaConf.to_container(OmegaConf.masked_copy(cast(DictConfig, merged), own), throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        place, rule = str(error.full_key), str(error).partition("\n")[0]
+        raise ConfigError(f"{key}.{place}".lstrip("."), OmegaConf.select(values, place), rule) from None
+    return build(kind, found, key, ConfigError)
+
+
+def _writable(schema: DictConfig) -> DictConfig:
+    """The schema of a frozen dataclass, without OmegaConf's refusal to put lists into it."""
+    OmegaConf.set_readonly(schema, None)
+    for part in map(schema._get_node, schema):
+        if isinstance(part, DictConfig) and part._metadata.flags:
+            _writable(part)
+    return schema
 
 
 @functools.cache

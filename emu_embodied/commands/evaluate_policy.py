@@ -98,8 +98,9 @@ def _agent(config: DictConfig):
     if policy == "expert":
         return ExpertAgent(config.stray), f"{policy} stray={config.stray:g}"
     if policy == "emu_mpc":
-        options = {"passes": config.passes, "engine": config.engine, "seed": config.seed}
-        agent = lerobot.planning_agent(str(config.checkpoint), device, **options)
+        agent = lerobot.planning_agent(
+            str(config.checkpoint), device, passes=config.passes, engine=config.engine, seed=config.seed
+        )
         label = weights_label(config.checkpoint, config.passes, config.engine)
         return agent, f"emu_mpc {label} seed={config.seed}"
     if not Path(policy).is_dir():

@@ -29,8 +29,7 @@ def run(config: DictConfig) -> None:
 
     if config.camera is not None and not isinstance(config.camera, str):
         raise ConfigError("camera", config.camera, "give one camera's name")
-    decoding = {"passes": config.passes, "temperature": config.temperature}
-    model = load(config.checkpoint, engine=config.engine, **decoding)
+    model = load(config.checkpoint, engine=config.engine, passes=config.passes, temperature=config.temperature)
     starts = None
     if config.starts is None and not model.world.env_id:
         rule = "the checkpoint names no env whose resets dreams could start from: give starts=DATASET"
@@ -46,7 +45,7 @@ def run(config: DictConfig) -> None:
         config.policy,
         config.seed,
         "" if starts is None else f"{config.starts} {fingerprint(*starts)[:12]}",
-        decoding | {"engine": config.engine},
+        {name: config[name] for name in ("passes", "temperature", "engine")},
     )
     starts = None if starts is None else frames_for(*starts)
     out = Path(config.out)

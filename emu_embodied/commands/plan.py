@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import platform
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from rich.console import Console
 
 from emu_embodied.errors import ConfigError
 
-from ._config import as_dict
+from ._config import as_dict, typed
 from ._runs import env_options, run_folder, shipped_proposer
 
 PACKAGES = ("emu-embodied", "torch", "mujoco", "gymnasium", "numpy")
@@ -29,8 +29,9 @@ def run(config: DictConfig) -> None:
     """Plays the episodes, prints a line for each, and writes what came out to a new folder.
 
     Raises:
-        ConfigError: an unknown agent, goal or proposer of subgoals, or a number below its least.
-        InputError: a budget that does not fit together, or a model of another frame size than the env.
+        ConfigError: an unknown agent, goal or proposer of subgoals, a number below its least, or a budget that does not fit
+            together.
+        InputError: a model of another frame size than the env.
         CheckpointError: the checkpoint is missing or damaged.
     """
     from emu_embodied.rollouts.evaluation import planning
@@ -44,8 +45,18 @@ def run(config: DictConfig) -> None:
     console = Console(soft_wrap=True, highlight=False)
     show = functools.partial(_show, console, folder, pictured)
     try:
-        job = (settings, seeds, make_model, config.workers, folder / "episodes.jsonl", show, player, make_proposer)
-        rows = planning.evaluate_planning(*job, progress=True, pictured=pictured)
+        rows = planning.evaluate_planning(
+            settings,
+            seeds,
+            make_model,
+            config.workers,
+            journal=folder / "episodes.jsonl",
+            on_episode=show,
+            player=player,
+            make_proposer=make_proposer,
+            progress=True,
+            pictured=pictured,
+        )
     except KeyboardInterrupt:
         console.print(f"plan: the finished episodes are in {folder}; go on with resume={folder}", markup=False)
         raise
@@ -66,17 +77,15 @@ def run(config: DictConfig) -> None:
 
 def _settings(config: DictConfig):
     from emu_embodied.loading import weights_label
-    from emu_embodied.policies.planners.registry import CONFIGS, planner_config
+    from emu_embodied.policies.planners.registry import CONFIGS
     from emu_embodied.rollouts.evaluation.planning import PlanningSettings
 
-    options = [option.name for option in fields(CONFIGS[config.planner]) if option.init]
-    planner = planner_config(config.planner, **{name: config[name] for name in options})
     return PlanningSettings(
         config.env.id,
         env_options(config.env),
         config.agent,
         config.goal,
-        planner,
+        typed(CONFIGS[config.planner], config),
         config.steps,
         weights_label(config.checkpoint, config.passes, config.engine) if config.agent == "model" else "",
         config.effort,

@@ -36,9 +36,17 @@ def run(config: DictConfig) -> None:
     from emu_embodied.storage.atomic import write_json
 
     choice("mode", config.mode, MODES)
-    names = ("engine", "samples", "passes", "decoding", "temperature", "caption_temperature", "guidance")
     checkpoint = config.checkpoint or shipped_proposer(config.env, "checkpoint")
-    proposer = load_proposer(checkpoint, **{name: config[name] for name in names})
+    proposer = load_proposer(
+        checkpoint,
+        engine=config.engine,
+        samples=config.samples,
+        caption_temperature=config.caption_temperature,
+        decoding=config.decoding,
+        passes=config.passes,
+        temperature=config.temperature,
+        guidance=config.guidance,
+    )
     start = _start(config, proposer)
     began = time.monotonic()
     chains = _draw(config, proposer, start)

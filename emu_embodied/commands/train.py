@@ -7,6 +7,7 @@ other is refused there: the checkpoint is written to OUT/checkpoint, what it is 
 
 from __future__ import annotations
 
+import functools
 import shlex
 import sys
 import time
@@ -19,10 +20,13 @@ from omegaconf import DictConfig
 from emu_embodied.errors import ConfigError
 from emu_embodied.validation import choice
 
-from ._config import as_dict
+from ._config import as_dict, typed
 from ._runs import env_options
 
 if TYPE_CHECKING:
+    import torch
+
+    from emu_embodied.training.folder import TrainingRun
     from emu_embodied.training.pipeline import Recipe
     from emu_embodied.training.stages.emu35 import FineTuning
 
@@ -76,19 +80,17 @@ def _train_model(config: DictConfig) -> None:
     )
     check_cache(cache, recipe.held_out, size)
     evaluators = _evaluators(cache, recipe.held_out, world, config.env.quality.horizon)
-    job = {"evaluate_model": evaluators[1], **_progress(config)}
-    folder = Path(config.out)
+    work = _run(config, device, *evaluators)
     if isinstance(recipe, FineTuning):
         assert base is not None
-        path = fine_tune(cache, recipe, base, world, folder, device, **job)
+        path = fine_tune(cache, recipe, base, world, work)
     elif source is None:
-        path = train_checkpoint(cache, recipe, world, folder, device, evaluate_tokenizer=evaluators[0], **job)
+        path = train_checkpoint(cache, recipe, world, work)
     elif config.stage == "dida":
         temperature = config.distil_temperature if config.distil else None
-        how = {"temperature": temperature, "shift": config.shift}
-        path = adapt_checkpoint(cache, recipe, source, folder, device, **how, **job)
+        path = adapt_checkpoint(cache, recipe, source, work, temperature=temperature, shift=config.shift)
     else:
-        path = continue_checkpoint(cache, recipe, source, world, folder, device, **job)
+        path = continue_checkpoint(cache, recipe, source, world, work)
     minutes = (time.monotonic() - began) / 60
     recorded = config.data is not None or config.frames is not None
     data = shlex.quote(f"data={config.data}") if isinstance(config.data, str) else "data=DATASET"
@@ -97,10 +99,13 @@ def _train_model(config: DictConfig) -> None:
     print(f"train: finished after {minutes:.1f} min; try it with  emu-embodied {trial}")
 
 
-def _progress(config: DictConfig) -> dict[str, Any]:
-    """What every training is told: who listens, and what is noted of it in its folder."""
+def _run(config: DictConfig, device: torch.device, evaluate_tokenizer=None, evaluate_model=None) -> TrainingRun:
+    """Where a training is at work: it prints its lines, and notes the command in its folder."""
+    from emu_embodied.training.folder import TrainingRun
+
     notes = {"command": shlex.join(sys.argv), "config": as_dict(config)}
-    return {"report": lambda line: print(line, flush=True), "notes": notes}
+    shown = functools.partial(print, flush=True)
+    return TrainingRun(Path(config.out), device, shown, evaluate_tokenizer, evaluate_model, notes)
 
 
 def _check(config: DictConfig) -> None:
@@ -124,6 +129,8 @@ def _check(config: DictConfig) -> None:
 def _train_beside(config: DictConfig) -> None:
     """What stands beside a world model, trained on real frames of the env's data, or of the data given: the probes that
     `evaluate probes=` judges with, or a cloned policy to compare planning with."""
+    import torch
+
     from emu_embodied.training.loop import LoopConfig
     from emu_embodied.training.stages.cloning import train_cloning
     from emu_embodied.training.stages.probes import train_probes
@@ -131,15 +138,16 @@ def _train_beside(config: DictConfig) -> None:
     began, c = time.monotonic(), config[config.stage]
     loop = LoopConfig(c.steps, c.learning_rate, warmup=min(100, c.steps), log_every=max(1, min(100, c.steps)))
     cache = _frames(config, config.env.options.get("image_size", 64))
-    job = {"batch": c.batch, "held_out": c.held_out, **_progress(config)}
+    work = _run(config, torch.device("cpu"))
     if config.stage == "cloning":
-        path = train_cloning(cache, loop, Path(config.out), ahead=c.ahead, **job)
+        path = train_cloning(cache, loop, work, ahead=c.ahead, batch=c.batch, held_out=c.held_out)
         trial = (
             f"compare planning with it:  python -m benchmarks.protocol_a --agents cloning --cloning {path} --env ..."
         )
     else:
         world = _world(config, cache)
-        path = train_probes(cache, tuple(world.objects), world.position_scale, loop, Path(config.out), **job)
+        objects, scale = tuple(world.objects), world.position_scale
+        path = train_probes(cache, objects, scale, loop, work, batch=c.batch, held_out=c.held_out)
         trial = f"judge dreams with  emu-embodied evaluate probes={path}"
     print(f"train: finished after {(time.monotonic() - began) / 60:.1f} min; {trial}")
 
@@ -155,9 +163,8 @@ def _teach_subgoals(config: DictConfig) -> None:
     from emu_embodied.training.stages.language import LanguageConfig, teach_subgoals
 
     began, device, source = time.monotonic(), find_device(config.device, ConfigError), checkpoint_path(config["from"])
-    values = as_dict(config.language)
-    loop, recipe = LoopConfig(**values.pop("loop")), make_recipe(config)
-    language = LanguageConfig(**values)
+    language = typed(LanguageConfig, config.language, "language", apart=("loop",))
+    loop, recipe = typed(LoopConfig, config.language.loop, "language.loop"), make_recipe(config)
     tokenizer, _, _, world, _ = load_checkpoint(source)
     cache = _frames(config, tokenizer.config.image_size)
     check_cache(cache, recipe.held_out, tokenizer.config.image_size)
@@ -165,10 +172,9 @@ def _teach_subgoals(config: DictConfig) -> None:
     rows = relabel(known)
     print(f"train: {len(rows)} key frames in {known.episodes} episodes", flush=True)
     evaluators = _evaluators(cache, recipe.held_out, world, config.env.quality.horizon)
-    job = {"evaluate_model": evaluators[1], **_progress(config)}
-    sizes = {"held_out": recipe.held_out, "seed": recipe.seed}
-    folder = Path(config.out)
-    path = teach_subgoals(cache, rows, language, recipe.trajectory, loop, source, folder, device, **sizes, **job)
+    work, seed = _run(config, device, *evaluators), recipe.seed
+    learns = (language, recipe.trajectory, loop)
+    path = teach_subgoals(cache, rows, *learns, source, work, held_out=recipe.held_out, seed=seed)
     minutes = (time.monotonic() - began) / 60
     print(f"train: finished after {minutes:.1f} min; try it with  emu-embodied subgoal checkpoint={path}")
 
@@ -238,33 +244,9 @@ def make_recipe(config: DictConfig) -> Recipe:
     Raises:
         ConfigError: sizes that do not fit together.
     """
-    from emu_embodied.model.noise import NOISES
-    from emu_embodied.tokenizers.frames import FrameTokenizerConfig
-    from emu_embodied.training.loop import LoopConfig
-    from emu_embodied.training.objectives import TrajectoryConfig
     from emu_embodied.training.pipeline import Recipe
 
-    values = as_dict(config.recipe)
-    values.pop("collect")
-    values["tokenizer"]["levels"] = tuple(values["tokenizer"]["levels"])
-    try:
-        values["tokenizer"] = FrameTokenizerConfig(**values["tokenizer"])
-    except ConfigError as error:  # it does not know which key its field is here
-        raise ConfigError(f"recipe.tokenizer.{error.field}", error.value, error.remedy) from None
-    values["tokenizer_loop"] = LoopConfig(**values["tokenizer_loop"])
-    values["trajectory"] = TrajectoryConfig(**values["trajectory"])
-    values["trajectory_loop"] = LoopConfig(**values["trajectory_loop"])
-    recipe = Recipe(**values)
-    _check_optimisers(recipe, "tokenizer_loop", "trajectory_loop")
-    if recipe.noise not in NOISES:
-        raise ConfigError("recipe.noise", recipe.noise, f"choose one of {NOISES}")
-    if recipe.transformer["num_attention_heads"] % recipe.transformer["num_key_value_heads"]:
-        raise ConfigError(
-            "recipe.transformer.num_key_value_heads",
-            recipe.transformer["num_key_value_heads"],
-            "choose a divisor of num_attention_heads",
-        )
-    return recipe
+    return typed(Recipe, config.recipe, "recipe", apart=("collect",))
 
 
 def make_fine_tuning(config: DictConfig) -> FineTuning:
@@ -273,29 +255,9 @@ def make_fine_tuning(config: DictConfig) -> FineTuning:
     Raises:
         ConfigError: sizes that do not fit together.
     """
-    from emu_embodied.emu35.action_adapter import AdoptionConfig
-    from emu_embodied.emu35.lora import LoRAConfig
-    from emu_embodied.training.loop import LoopConfig
-    from emu_embodied.training.objectives import TrajectoryConfig
     from emu_embodied.training.stages.emu35 import FineTuning
 
-    values = as_dict(config.recipe)
-    values.pop("collect")
-    values["lora"]["targets"] = tuple(values["lora"]["targets"])
-    kinds = {"adoption": AdoptionConfig, "lora": LoRAConfig, "trajectory": TrajectoryConfig, "trajectory_loop": LoopConfig}
-    parts: dict[str, Any] = {name: kind(**values[name]) for name, kind in kinds.items()}
-    recipe = FineTuning(**values | parts)
-    _check_optimisers(recipe, "trajectory_loop")
-    return recipe
-
-
-def _check_optimisers(recipe, *loops: str) -> None:
-    from emu_embodied.training.loop import OPTIMISERS
-
-    for name in loops:
-        optimiser = getattr(recipe, name).optimiser
-        if optimiser not in OPTIMISERS:
-            raise ConfigError(f"recipe.{name}.optimiser", optimiser, f"choose one of {OPTIMISERS}")
+    return typed(FineTuning, config.recipe, "recipe", apart=("collect",))
 
 
 def _frames(config: DictConfig, image_size: int):
@@ -309,8 +271,8 @@ def _frames(config: DictConfig, image_size: int):
         options, weights = _read_options(config, image_size), as_dict(config)["data_weights"]
         if not isinstance(weights, list | None):
             raise ConfigError("data_weights", weights, "give a list, one number for each dataset")
-        kept = {"cache": config.cache, "spare": Path(config.out) / "frames"}
-        return mix({name: frames_for(name, options, **kept) for name in _texts(config, "data")}, weights)
+        cache, spare = config.cache, Path(config.out) / "frames"
+        return mix({name: frames_for(name, options, cache=cache, spare=spare) for name in _texts(config, "data")}, weights)
     from emu_embodied.rollouts.collection.collect import collect
 
     wanted, root = config.recipe.collect, Path(config.out) / "dataset"
@@ -331,7 +293,7 @@ def _read_options(config: DictConfig, image_size: int):
         fps=config.fps,
         skipped_actions=config.skipped_actions,
         action_range=config.action_range,
-        quality=QualityConfig(**config.quality),
+        quality=typed(QualityConfig, config.quality, "quality"),
     )
 
 

@@ -32,11 +32,11 @@ class LoRAConfig:
     targets: tuple[str, ...] = TARGETS
 
     def __post_init__(self) -> None:
-        whole_number("lora.rank", self.rank, 0, 4096)  # 0 trains the whole model
-        number("lora.alpha", self.alpha, 0, 1e6)
+        whole_number("rank", self.rank, 0, 4096)  # 0 trains the whole model
+        number("alpha", self.alpha, 0, 1e6)
         for name in self.targets:
             if name not in TARGETS:
-                raise ConfigError("lora.targets", name, f"choose among {TARGETS}")
+                raise ConfigError("targets", name, f"choose among {TARGETS}")
 
 
 def add_adapters(transformer: Transformer, config: LoRAConfig) -> None:

@@ -28,7 +28,7 @@ def build[Built](kind: type[Built], value: object, field: str, error: Kind = Che
     Args:
         kind: the dataclass.
         value: what JSON gave.
-        field: where it stands, for the error: "runs/a/config.json: model".
+        field: where it stands, for the error: "runs/a/config.json: model"; empty where it is all there is.
         error: the class of the error.
 
     Raises:
@@ -44,11 +44,12 @@ def build[Built](kind: type[Built], value: object, field: str, error: Kind = Che
     for name in hints:
         if name not in value and not _optional(kind, name):
             raise error(field, f"no {name}", "it was written by another version: train it again")
-    given = {name: convert(hints[name], value[name], f"{field}.{name}", error) for name in value}
+    prefix = f"{field}." if field else ""
+    given = {name: convert(hints[name], value[name], f"{prefix}{name}", error) for name in value}
     try:
         return kind(**given)
     except EmuEmbodiedError as fault:
-        raise error(f"{field}.{fault.field}", fault.value, fault.remedy) from None
+        raise error(f"{prefix}{fault.field}", fault.value, fault.remedy) from None
 
 
 def convert(hint: Any, value: object, field: str, error: Kind = CheckpointError) -> Any:

@@ -9,8 +9,11 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import torch
 
 import emu_embodied
 from emu_embodied.checkpoint import versions
@@ -27,7 +30,33 @@ CHOOSING = ("data", "frames", "camera", "action_keys", "fps", "skipped_actions",
 ROOMS = ("", "training", "tokenizers", "decoding", "emu35")  # of the package: where a change of code changes weights
 
 
-def facts_of(stage: str, cache: FrameCache, **settings: Any) -> dict[str, Any]:
+@dataclass(frozen=True)
+class TrainingRun:
+    """Where a training is at work, and what is shown and noted of it.
+
+    Attributes:
+        folder: of the run; stages keep their state in it, and go on from where they stopped.
+        device: where to train; bf16 on CUDA, fp32 on the CPU.
+        report: prints a line of progress.
+        evaluate_tokenizer, evaluate_model: figures on held-out episodes, shown as training goes: of the frame tokenizer, and
+            of (frame tokenizer, text tokenizer, token model).
+        notes: the command and its configuration, to be kept in `run.json`.
+    """
+
+    folder: Path
+    device: torch.device = torch.device("cpu")
+    report: Callable[[str], None] = print
+    evaluate_tokenizer: Callable[[Any], dict[str, float]] | None = None
+    evaluate_model: Callable[[Any, Any, Any], dict[str, float]] | None = None
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    def judge(self, tokenizer: Any, text: Any) -> Callable[[Any], dict[str, float]] | None:
+        """What shows the figures of a token model with these tokenizers."""
+        evaluate = self.evaluate_model
+        return evaluate and (lambda model: evaluate(tokenizer, text, model))
+
+
+def facts_of(stage: str, cache: FrameCache, settings: Mapping[str, Any]) -> dict[str, Any]:
     """All that determines what a stage makes of a dataset.
 
     Args:
@@ -40,36 +69,27 @@ def facts_of(stage: str, cache: FrameCache, **settings: Any) -> dict[str, Any]:
     return {"stage": stage, "data": data, **_without_intervals(settings), "code": code}
 
 
-def train_once(
-    folder: Path,
-    result: str,
-    facts: Mapping[str, Any],
-    work: Callable[[], None],
-    *,
-    notes: Mapping[str, Any] | None = None,
-    report: Callable[[str], None] = print,
-) -> Path:
+def train_once(run: TrainingRun, result: str, facts: Mapping[str, Any], work: Callable[[], None]) -> Path:
     """Does the work of a run, if it is not done, while no other process is at work in its folder.
 
     Args:
-        folder: of the run.
-        result: the folder within it that the work writes last.
+        run: where.
+        result: the folder within the run's that the work writes last.
         facts: of `facts_of`.
-        work: trains from where it stopped, and writes `folder / result`.
-        notes: the command and its configuration, to be kept.
-        report: prints a line.
+        work: trains from where it stopped, and writes `run.folder / result`.
 
     Returns:
-        `folder / result`.
+        `run.folder / result`.
 
     Raises:
         CheckpointError: the folder holds a run of other facts, which are named, or states of unknown ones.
         ConfigError: another training is at work in it.
     """
+    folder = run.folder
     with locked(folder, "training"):
-        run = _open(folder, result, facts, notes or {})
-        if run.get("finished") and run["finished"] == _sums(folder / result):
-            report(f"{folder / result} is finished already: nothing is left to train")
+        document = _open(folder, result, facts, run.notes)
+        if document.get("finished") and document["finished"] == _sums(folder / result):
+            run.report(f"{folder / result} is finished already: nothing is left to train")
             return folder / result
         try:
             work()
@@ -77,7 +97,7 @@ def train_once(
             if not _begun(folder, result):  # nothing is there yet that another run could be mixed with
                 (folder / RUN).unlink(missing_ok=True)
             raise
-        write_json(folder / RUN, run | {"finished": _sums(folder / result)})
+        write_json(folder / RUN, document | {"finished": _sums(folder / result)})
     return folder / result
 
 

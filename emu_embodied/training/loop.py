@@ -19,7 +19,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from emu_embodied.errors import CheckpointError
 from emu_embodied.storage.files import Folder, save_folder
 from emu_embodied.storage.schema import build
-from emu_embodied.validation import number_fields, whole_fields, whole_number
+from emu_embodied.validation import choice, number_fields, whole_fields, whole_number
 
 from .muon import Layered, Muon
 from .signals import PatientSignals
@@ -48,7 +48,7 @@ class LoopConfig:
         evaluate_every, save_every, log_every: steps between.
 
     Raises:
-        ConfigError: a number outside its range.
+        ConfigError: a number outside its range, or an unknown optimiser.
     """
 
     steps: int
@@ -67,6 +67,7 @@ class LoopConfig:
         whole_fields(self, {"steps": (0, None), "warmup": (0, None), **every})
         rates = dict.fromkeys(("learning_rate", "weight_decay", "clip"), (0, None))
         number_fields(self, {**rates, "average": (0, 1)})
+        choice("optimiser", self.optimiser, OPTIMISERS)
 
 
 def train_stage[M: nn.Module](

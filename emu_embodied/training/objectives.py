@@ -18,7 +18,7 @@ from emu_embodied.model.noise import Absorbing, Noise
 from emu_embodied.model.token_model import FrameStates, TokenModel
 from emu_embodied.tokenizers.actions import bin_actions
 from emu_embodied.tokenizers.frames import FrameTokenizer, reconstruction_loss, to_float
-from emu_embodied.validation import number, whole_number
+from emu_embodied.validation import number_fields, whole_fields
 
 from .datasets import WindowBatch, WindowSampler
 
@@ -122,13 +122,12 @@ class TrajectoryConfig:
     shift_frames: int = 12
 
     def __post_init__(self) -> None:
-        for name, least in (("batch", 1), ("frames", 2), ("rollout_frames", 2), ("shift_frames", 0)):
-            whole_number(f"recipe.trajectory.{name}", getattr(self, name), least)
-        for name in ("changed", "soften", "causal", "position", "reward", "success", "language"):
-            number(f"recipe.trajectory.{name}", getattr(self, name), 0)
+        least = {"batch": 1, "frames": 2, "rollout_frames": 2, "shift_frames": 0}
+        whole_fields(self, {name: (smallest, None) for name, smallest in least.items()})
+        weights = ("changed", "soften", "causal", "position", "reward", "success", "language")
         shares = ("autoregressive_until", "joint_until", "causal_share", "fully_hidden", "corruption", "contact_share")
-        for name in (*shares, "untold"):
-            number(f"recipe.trajectory.{name}", getattr(self, name), 0, 1)
+        number_fields(self, dict.fromkeys(weights, (0, None)))
+        number_fields(self, dict.fromkeys((*shares, "untold"), (0, 1)))
 
 
 class TrajectoryObjective:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,18 @@ from emu_embodied.checkpoint import World, fingerprint, load_checkpoint, save_ch
 from emu_embodied.data.frame_cache import FrameCache
 from emu_embodied.errors import ConfigError
 from emu_embodied.model.config import TokenModelConfig
+from emu_embodied.model.noise import NOISES
 from emu_embodied.model.token_model import TokenModel
 from emu_embodied.model.transformer import TransformerConfig
 from emu_embodied.model.vocabulary import Vocabulary
+from emu_embodied.storage.schema import build
 from emu_embodied.tokenizers.frames import FrameTokenizer, FrameTokenizerConfig
 from emu_embodied.tokenizers.text import TextTokenizer
 from emu_embodied.training.checks import check_cache, check_scale, check_trajectories
 from emu_embodied.training.stages.trajectory import TrajectoryJob, train_trajectory
+from emu_embodied.validation import choice
 
-from .folder import facts_of, train_once
+from .folder import TrainingRun, facts_of, train_once
 from .loop import LoopConfig, train_stage
 from .objectives import TokenizerObjective, TrajectoryConfig
 
@@ -43,12 +46,15 @@ class Recipe:
         text_length, text_size, action_bins: the instruction's padded length, the BPE's ids, the bins of an action value.
         held_out: episodes at the dataset's end that training never sees.
         seed: of initialisation and batches.
+
+    Raises:
+        ConfigError: an unknown noise, or sizes of the transformer that do not fit together.
     """
 
     tokenizer: FrameTokenizerConfig
     tokenizer_batch: int
     tokenizer_loop: LoopConfig
-    transformer: Mapping[str, int | float]
+    transformer: dict[str, int | float]
     context_frames: int
     previous_frame_source: bool
     next_token_shift: bool
@@ -61,30 +67,28 @@ class Recipe:
     held_out: int = 100
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        choice("noise", self.noise, NOISES)
+        self.transformer_config(1)
+
+    def transformer_config(self, vocab_size: int) -> TransformerConfig:
+        """The transformer's sizes, with so many ids."""
+        return build(TransformerConfig, {"vocab_size": vocab_size} | self.transformer, "transformer", ConfigError)
+
 
 def train_checkpoint(
     cache: FrameCache,
     recipe: Recipe,
     world: World,
-    folder: Path,
-    device: torch.device,
-    *,
-    evaluate_tokenizer: Callable[[FrameTokenizer], dict[str, float]] | None = None,
-    evaluate_model: Callable[[FrameTokenizer, TextTokenizer, TokenModel], dict[str, float]] | None = None,
-    notes: Mapping[str, Any] | None = None,
-    report: Callable[[str], None] = print,
+    run: TrainingRun,
 ) -> Path:
-    """Runs every stage, each from where it stopped, and writes `folder / checkpoint`.
+    """Runs every stage, each from where it stopped, and writes `run.folder / checkpoint`.
 
     Args:
         cache: the whole dataset; its last `held_out` episodes are left for evaluation.
         recipe: sizes and schedules.
         world: names and scales of what the frames show.
-        folder: of the run; stages keep their state in it.
-        device: where to train; bf16 on CUDA, fp32 on the CPU.
-        evaluate_tokenizer, evaluate_model: figures on held-out episodes, shown as training goes.
-        notes: the command and its configuration, to be kept in `run.json`.
-        report: prints a line of progress.
+        run: where.
 
     Returns:
         The checkpoint folder.
@@ -103,34 +107,30 @@ def train_checkpoint(
         torch.manual_seed(recipe.seed)
         tokenizer = train_stage(
             "tokenizer",
-            FrameTokenizer(recipe.tokenizer).to(device),
+            FrameTokenizer(recipe.tokenizer).to(run.device),
             TokenizerObjective(train_cache, recipe.tokenizer_batch, recipe.seed),
             recipe.tokenizer_loop,
-            folder,
-            evaluate=evaluate_tokenizer,
-            report=report,
+            run.folder,
+            evaluate=run.evaluate_tokenizer,
+            report=run.report,
         )
-        model = TokenModel(model_config(recipe, world, text, train_cache)).to(device)
+        model = TokenModel(model_config(recipe, world, text, train_cache)).to(run.device)
         model.place_codes(tokenizer.places())
-        job = TrajectoryJob(tokenizer, text, world, cache, recipe, folder)
-        _finish(train_trajectory(model, job, evaluate_model=evaluate_model, report=report), job)
+        job = TrajectoryJob(tokenizer, text, world, cache, recipe, run)
+        _finish(train_trajectory(model, job), job)
 
-    facts = facts_of("all", cache, recipe=asdict(recipe), world=asdict(world))
-    return train_once(folder, "checkpoint", facts, work, notes=notes, report=report)
+    facts = facts_of("all", cache, {"recipe": asdict(recipe), "world": asdict(world)})
+    return train_once(run, "checkpoint", facts, work)
 
 
 def adapt_checkpoint(
     cache: FrameCache,
     recipe: Recipe,
     source: Path,
-    folder: Path,
-    device: torch.device,
+    run: TrainingRun,
     *,
     temperature: float | None = 0.0,
     shift: bool | None = None,
-    evaluate_model: Callable[[FrameTokenizer, TextTokenizer, TokenModel], dict[str, float]] | None = None,
-    notes: Mapping[str, Any] | None = None,
-    report: Callable[[str], None] = print,
 ) -> Path:
     """DiDA's adaptation of a checkpoint that decodes token by token: its noisy half learns to draw whole frames at once.
 
@@ -141,13 +141,10 @@ def adapt_checkpoint(
         cache: the dataset; its last `held_out` episodes are left for evaluation.
         recipe: noise, loss and schedule.
         source: the checkpoint's folder.
-        folder: of the run.
-        device: where to train.
+        run: where.
         temperature: the targets are frames that the unadapted model draws token by token at this temperature; None for the
             data's own frames.
         shift: whether the state before a noisy slot predicts it, as in next-token prediction; None decides by `keep_shift`.
-        evaluate_model: figures on held-out episodes.
-        notes, report: as in `train_checkpoint`.
 
     Returns:
         The checkpoint folder.
@@ -168,20 +165,18 @@ def adapt_checkpoint(
     model.load_state_dict(teacher.state_dict())
 
     def work() -> None:
-        job = TrajectoryJob(tokenizer.to(device), text, world, cache, recipe, folder)
+        job = TrajectoryJob(tokenizer.to(run.device), text, world, cache, recipe, run)
         trained = train_trajectory(
-            model.to(device),
+            model.to(run.device),
             job,
-            evaluate_model=evaluate_model,
-            report=report,
-            teacher=None if temperature is None else teacher.to(device).requires_grad_(False),
+            teacher=None if temperature is None else teacher.to(run.device).requires_grad_(False),
             temperature=temperature or 0.0,
         )
-        _finish(trained, job, source=fingerprint(source))
+        _finish(trained, job, source)
 
-    how = {"source": fingerprint(source), "temperature": temperature}
-    facts = facts_of("dida", cache, recipe=asdict(recipe), world=asdict(world), **how)
-    return train_once(folder, "checkpoint", facts, work, notes=notes, report=report)
+    learns = {"recipe": asdict(recipe), "world": asdict(world)}
+    facts = facts_of("dida", cache, learns | {"source": fingerprint(source), "temperature": temperature})
+    return train_once(run, "checkpoint", facts, work)
 
 
 def continue_checkpoint(
@@ -189,12 +184,7 @@ def continue_checkpoint(
     recipe: Recipe,
     source: Path,
     world: World,
-    folder: Path,
-    device: torch.device,
-    *,
-    evaluate_model: Callable[[FrameTokenizer, TextTokenizer, TokenModel], dict[str, float]] | None = None,
-    notes: Mapping[str, Any] | None = None,
-    report: Callable[[str], None] = print,
+    run: TrainingRun,
 ) -> Path:
     """Trains a checkpoint on with other data: its sizes, tokenizers and weights stay where they are, and go on from there.
 
@@ -206,9 +196,7 @@ def continue_checkpoint(
         recipe: loss and schedule, whose autoregressive phase is skipped.
         source: the checkpoint's folder.
         world: names and scales of what the new frames show.
-        folder: of the run.
-        device: where to train.
-        evaluate_model, notes, report: as in `train_checkpoint`.
+        run: where.
 
     Returns:
         The checkpoint folder.
@@ -223,8 +211,7 @@ def continue_checkpoint(
         rule = "it draws key frames from words, which it would forget: train it on with stage=language"
         raise ConfigError("from", str(source), rule)
     check_cache(cache, recipe.held_out, tokenizer.config.image_size)
-    labels = {"objects": tuple(world.objects), "position_scale": tuple(world.position_scale)}
-    wired = replace(known.config, **labels)
+    wired = replace(known.config, objects=tuple(world.objects), position_scale=tuple(world.position_scale))
     recipe = _of_checkpoint(recipe, tokenizer, text, wired)
     check_trajectories(cache, recipe.held_out, text, wired, world)
     torch.manual_seed(recipe.seed)
@@ -236,18 +223,17 @@ def continue_checkpoint(
     model.load_state_dict({name: state[name] for name in model.state_dict()})
 
     def work() -> None:
-        job = TrajectoryJob(tokenizer.to(device), text, world, cache, recipe, folder)
-        trained = train_trajectory(model.to(device), job, evaluate_model=evaluate_model, report=report)
-        _finish(trained, job, source=fingerprint(source))
+        job = TrajectoryJob(tokenizer.to(run.device), text, world, cache, recipe, run)
+        _finish(train_trajectory(model.to(run.device), job), job, source)
 
-    facts = facts_of("trajectory", cache, recipe=asdict(recipe), world=asdict(world), source=fingerprint(source))
-    return train_once(folder, "checkpoint", facts, work, notes=notes, report=report)
+    learns = {"recipe": asdict(recipe), "world": asdict(world)}
+    facts = facts_of("trajectory", cache, learns | {"source": fingerprint(source)})
+    return train_once(run, "checkpoint", facts, work)
 
 
 def _of_checkpoint(recipe: Recipe, tokenizer: FrameTokenizer, text: TextTokenizer, model: TokenModelConfig) -> Recipe:
     """The recipe with a checkpoint's sizes in place of its own, and without an autoregressive phase."""
     transformer = {name: value for name, value in asdict(model.transformer).items() if name != "vocab_size"}
-    alike = ("context_frames", "previous_frame_source", "next_token_shift", "noise", "text_length")
     return replace(
         recipe,
         tokenizer=tokenizer.config,
@@ -255,7 +241,11 @@ def _of_checkpoint(recipe: Recipe, tokenizer: FrameTokenizer, text: TextTokenize
         trajectory=replace(recipe.trajectory, autoregressive_until=0.0),
         text_size=text.size,
         action_bins=model.vocabulary.action_bins,
-        **{name: getattr(model, name) for name in alike},
+        context_frames=model.context_frames,
+        previous_frame_source=model.previous_frame_source,
+        next_token_shift=model.next_token_shift,
+        noise=model.noise,
+        text_length=model.text_length,
     )
 
 
@@ -272,21 +262,21 @@ def keep_shift(config: Mapping) -> bool:
     return config["model"].get("next_token_shift", False) if trained else True
 
 
-def _finish(model: TokenModel, job: TrajectoryJob, **facts: Any) -> None:
-    """Writes the checkpoint."""
+def _finish(model: TokenModel, job: TrajectoryJob, source: Path | None = None) -> None:
+    """Writes the checkpoint, which says where its training began."""
     cache, recipe = job.cache, job.recipe
-    facts = {"episodes": cache.episodes, "frames": len(cache), "recipe": asdict(recipe), **facts}
+    facts: dict[str, Any] = {"episodes": cache.episodes, "frames": len(cache), "recipe": asdict(recipe)}
+    facts |= {} if source is None else {"source": fingerprint(source)}
     world = job.world.learnt_from(cache.split(recipe.held_out)[0].known)
-    save_checkpoint(job.folder / "checkpoint", job.tokenizer, job.text, model, world, facts)
+    save_checkpoint(job.run.folder / "checkpoint", job.tokenizer, job.text, model, world, facts)
 
 
 def model_config(recipe: Recipe, world: World, text: TextTokenizer, cache: FrameCache) -> TokenModelConfig:
     """The trajectory model's sizes, from the recipe and the data."""
     vocabulary = Vocabulary(text.size, recipe.tokenizer.codebook_size, recipe.action_bins)
-    sizes: dict[str, Any] = {"vocab_size": vocabulary.size, **recipe.transformer}
     return TokenModelConfig(
         vocabulary=vocabulary,
-        transformer=TransformerConfig(**sizes),
+        transformer=recipe.transformer_config(vocabulary.size),
         grid=recipe.tokenizer.grid,
         action_dim=cache.actions.shape[1],
         text_length=recipe.text_length,

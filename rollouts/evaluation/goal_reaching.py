@@ -57,8 +57,8 @@ def budget_planner(name: str, frames: int) -> PlannerConfig:
     rounds = 1 + sum(frames >= enough for enough in (512, 1024, 2048, 4096, 6144, 8192))
     candidates = (frames - closing) // (rounds * HORIZON)
     elites = {"elites": max(4, candidates // 10)} if name in ("cem", "icem", "categorical") else {}
-    options = {"candidates": candidates, "iterations": rounds, "frames": frames, **elites}
-    return planner_config(name, horizon=HORIZON, execute=HORIZON, **options)
+    sizes = {"horizon": HORIZON, "execute": HORIZON, "candidates": candidates, "iterations": rounds, "frames": frames}
+    return planner_config(name, **sizes | elites)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_training import quiet
 
 from benchmarks import protocol_a
 from emu_embodied.baselines.goal_cloning import ClonedPolicy, CloningConfig, load_policy, save_policy
@@ -18,6 +19,7 @@ from emu_embodied.data.frame_cache import FrameCache, save_frame_cache
 from emu_embodied.errors import CheckpointError, ConfigError, DatasetError, InputError
 from emu_embodied.protocols import GoalPolicy
 from emu_embodied.rollouts.evaluation.goal_reaching import ProtocolSettings, Stage, play_protocol
+from emu_embodied.training.folder import TrainingRun
 from emu_embodied.training.loop import LoopConfig
 from emu_embodied.training.stages.cloning import Pairs, train_cloning
 
@@ -79,7 +81,7 @@ def test_a_goal_is_later_in_the_same_episode():
 def test_it_learns_to_go_where_the_goal_frame_says_and_is_kept(tmp_path: Path):
     said: list[str] = []
     cache = chases()
-    path = train_cloning(cache, LoopConfig(250, **LOOP), tmp_path, report=said.append, **SMALL)
+    path = train_cloning(cache, LoopConfig(250, **LOOP), TrainingRun(tmp_path, report=said.append), **SMALL)
     losses = [float(line.partition("loss ")[2].split()[0].rstrip(",")) for line in said if "loss " in line]
     assert losses[-1] < 0.6 * losses[0]
     facts = json.loads((path / "config.json").read_text())["training"]
@@ -96,15 +98,15 @@ def test_it_learns_to_go_where_the_goal_frame_says_and_is_kept(tmp_path: Path):
 
 def test_an_interrupted_training_ends_as_one_that_was_not(tmp_path: Path):
     cache, loop = chases(20), LoopConfig(12, **LOOP | {"log_every": 1, "save_every": 4})
-    whole = load_policy(train_cloning(cache, loop, tmp_path / "whole", report=lambda line: None, **SMALL))
+    whole = load_policy(train_cloning(cache, loop, quiet(tmp_path / "whole"), **SMALL))
 
     def stop(line: str) -> None:
         if line.startswith("cloning 6/"):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train_cloning(cache, loop, tmp_path / "parts", report=stop, **SMALL)
-    parts = load_policy(train_cloning(cache, loop, tmp_path / "parts", report=lambda line: None, **SMALL))
+        train_cloning(cache, loop, TrainingRun(tmp_path / "parts", report=stop), **SMALL)
+    parts = load_policy(train_cloning(cache, loop, quiet(tmp_path / "parts"), **SMALL))
     assert all(one.equal(other) for one, other in zip(whole.parameters(), parts.parameters(), strict=True))
 
 
@@ -127,11 +129,11 @@ def test_saved_is_loaded_and_damage_is_refused(tmp_path: Path):
 
 def test_too_little_data_are_named(tmp_path: Path):
     with pytest.raises(DatasetError, match="held out"):
-        train_cloning(chases(6), LoopConfig(1), tmp_path, **SMALL)
+        train_cloning(chases(6), LoopConfig(1), TrainingRun(tmp_path), **SMALL)
     with pytest.raises(DatasetError, match="one frame each"):
-        train_cloning(chases(9, 1), LoopConfig(1), tmp_path, **SMALL)
+        train_cloning(chases(9, 1), LoopConfig(1), TrainingRun(tmp_path), **SMALL)
     with pytest.raises(ConfigError, match="ahead: 0"):
-        train_cloning(chases(9), LoopConfig(1), tmp_path, ahead=0, **SMALL)
+        train_cloning(chases(9), LoopConfig(1), TrainingRun(tmp_path), ahead=0, **SMALL)
 
 
 # Playing
@@ -205,4 +207,4 @@ def test_a_command_trains_it(tmp_path: Path, capsys):
 def test_actions_in_a_robots_own_units_are_refused(tmp_path):
     scaled = replace(chases(), action_scale=np.float32([[[0.0, 0.0], [0.05, 0.05]]]))
     with pytest.raises(DatasetError, match="units"):
-        train_cloning(scaled, LoopConfig(2), tmp_path)
+        train_cloning(scaled, LoopConfig(2), TrainingRun(tmp_path))

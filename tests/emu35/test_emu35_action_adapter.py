@@ -10,7 +10,7 @@ import torch
 from foreign import JOINTS, TOP, WRIST, write_foreign
 from tiny_emu35_lm import write_released
 from tiny_emu35_world import ADOPTION
-from tiny_training import WORLD, frames
+from tiny_training import WORLD, frames, quiet
 
 from emu_embodied.checkpoint import load_checkpoint
 from emu_embodied.commands import main
@@ -147,6 +147,7 @@ def test_a_stopped_fine_tuning_goes_on_to_the_same_weights(released, data, tmp_p
     from emu_embodied.commands._config import compose_config
     from emu_embodied.commands.train import make_fine_tuning
     from emu_embodied.data.frame_cache import load_frame_cache
+    from emu_embodied.training.folder import TrainingRun
     from emu_embodied.training.stages.emu35 import fine_tune
 
     def stop(line: str) -> None:
@@ -157,10 +158,10 @@ def test_a_stopped_fine_tuning_goes_on_to_the_same_weights(released, data, tmp_p
         load_frame_cache(data),
         make_fine_tuning(compose_config("train", [w for w in words[1:] if w[:5] != "from="])),
     )
-    job += (Base.of(released), WORLD, tmp_path / "pieces", torch.device("cpu"))
+    job += (Base.of(released), WORLD)
     with pytest.raises(KeyboardInterrupt):
-        fine_tune(*job, report=stop)
-    fine_tune(*job, report=lambda line: None)
+        fine_tune(*job, TrainingRun(tmp_path / "pieces", report=stop))
+    fine_tune(*job, quiet(tmp_path / "pieces"))
     pieces, whole = (load_folder(tmp_path / name / "checkpoint")[0]["trained"] for name in ("pieces", "whole"))
     assert pieces.keys() == whole.keys() and all(pieces[name].equal(whole[name]) for name in whole)
 

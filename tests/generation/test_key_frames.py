@@ -10,6 +10,7 @@ import torch
 from recorded_play import cache, pushed_left
 from tiny import WORLD, tiny_world_model
 from tiny_key_frames import SIZES, proposer, rows, world_model
+from tiny_training import quiet
 
 from emu_embodied.checkpoint import load_checkpoint, save_checkpoint
 from emu_embodied.commands import main
@@ -18,6 +19,7 @@ from emu_embodied.errors import CheckpointError, ConfigError, InputError
 from emu_embodied.generation.key_frames import DONE, SubgoalDecoding, TokenSubgoals, repeats
 from emu_embodied.loading import load, load_proposer
 from emu_embodied.rollouts.goals.hindsight_tabletop import HindsightConfig, relabel
+from emu_embodied.training.folder import TrainingRun
 from emu_embodied.training.loop import LoopConfig
 from emu_embodied.training.objectives import TrajectoryConfig
 from emu_embodied.training.stages.language import LanguageConfig, SubgoalSampler, teach_subgoals
@@ -209,8 +211,8 @@ def test_teaching_goes_on_where_it_stopped(taught, tmp_path):
     loop = LoopConfig(4, warmup=1, save_every=2, log_every=4)
     config = LanguageConfig(batch=4, text_size=400)
     job = (frames, known, config, TrajectoryConfig(batch=2))
-    place = (taught / "plain", tmp_path / "whole", torch.device("cpu"))
-    whole = load_checkpoint(teach_subgoals(*job, loop, *place, held_out=1, report=lambda line: None))[2]
+    source = taught / "plain"
+    whole = load_checkpoint(teach_subgoals(*job, loop, source, quiet(tmp_path / "whole"), held_out=1))[2]
 
     class Killed(Exception):
         pass
@@ -219,10 +221,10 @@ def test_teaching_goes_on_where_it_stopped(taught, tmp_path):
         if line.startswith("language 3/"):
             raise Killed
 
-    place = (taught / "plain", tmp_path / "parts", torch.device("cpu"))
     with pytest.raises(Killed):
-        teach_subgoals(*job, replace(loop, log_every=1), *place, held_out=1, report=kill)
-    parts = load_checkpoint(teach_subgoals(*job, loop, *place, held_out=1, report=lambda line: None))[2]
+        dying = TrainingRun(tmp_path / "parts", report=kill)
+        teach_subgoals(*job, replace(loop, log_every=1), source, dying, held_out=1)
+    parts = load_checkpoint(teach_subgoals(*job, loop, source, quiet(tmp_path / "parts"), held_out=1))[2]
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), parts.parameters(), strict=True))
 
 
@@ -230,9 +232,9 @@ def test_what_draws_already_is_taught_further_with_the_words_it_has(taught, tmp_
     frames = load_frame_cache(taught / "frames")
     known = relabel(frames.select(range(7)), HindsightConfig(held_out=()))
     source, loop = taught / "run" / "checkpoint", LoopConfig(1, learning_rate=1e-9, warmup=1, log_every=1)
-    config, place = LanguageConfig(batch=4, text_size=500, caption_length=30), (source, tmp_path, torch.device("cpu"))
+    config = LanguageConfig(batch=4, text_size=500, caption_length=30)
     further = teach_subgoals(
-        frames, known, config, TrajectoryConfig(batch=2), loop, *place, held_out=1, report=lambda line: None
+        frames, known, config, TrajectoryConfig(batch=2), loop, source, quiet(tmp_path), held_out=1
     )
     (_, text, before, _, _), (_, same_text, after, _, _) = load_checkpoint(source), load_checkpoint(further)
     assert text.to_json() == same_text.to_json() and before.config == after.config

@@ -25,6 +25,7 @@ from emu_embodied.metrics import correlation, frechet_distance, moving_psnr, psn
 from emu_embodied.rollouts.evaluation import prediction
 from emu_embodied.rollouts.evaluation import prediction_metrics as metrics
 from emu_embodied.rollouts.evaluation.fvd import VideoReader, video_distance_row
+from emu_embodied.training.folder import TrainingRun
 from emu_embodied.training.loop import LoopConfig
 from emu_embodied.training.stages.probes import train_probes
 
@@ -222,8 +223,8 @@ def moving_squares(episodes: int = 30, length: int = 12):
 def test_probes_learn_to_read_frames_and_are_kept(tmp_path):
     cache, said = moving_squares(), []
     loop = LoopConfig(200, 6e-3, warmup=10, average=0.9, log_every=100, save_every=100)
-    job = {"batch": 32, "held_out": 5, "report": said.append}
-    path = train_probes(cache, ("red",), WORLD.position_scale, loop, tmp_path, **job)
+    run = TrainingRun(tmp_path, report=said.append)
+    path = train_probes(cache, ("red",), WORLD.position_scale, loop, run, batch=32, held_out=5)
     probes = load_probes(path)
     assert probes.floors["state_px"] < 2 and probes.floors["presence_wrong"] == 0  # guessing the middle: about 12
     assert probes.floors["action"] < 0.35  # guessing zero: 0.45
@@ -234,7 +235,7 @@ def test_probes_learn_to_read_frames_and_are_kept(tmp_path):
     config = json.loads((path / "config.json").read_text())
     assert config["training"]["held_out"] == 5 and config["floors"] == probes.floors
     with pytest.raises(DatasetError, match="held out"):
-        train_probes(cache, ("red",), WORLD.position_scale, loop, tmp_path, held_out=30)
+        train_probes(cache, ("red",), WORLD.position_scale, loop, run, held_out=30)
 
 
 def test_damaged_probes_are_refused(tmp_path):

@@ -12,6 +12,7 @@ from emu_embodied.commands._config import compose_config
 from emu_embodied.commands.train import make_recipe
 from emu_embodied.data.frame_cache import FrameCache
 from emu_embodied.storage.files import load_folder
+from emu_embodied.training.folder import TrainingRun
 
 OBJECTS = {
     "pusher": (26, 26, 31),
@@ -21,6 +22,11 @@ OBJECTS = {
     "yellow": (242, 196, 31),
 }
 WORLD = World(OBJECTS, (16.0, -16.0), "emu_embodied/TabletopPush-v0", ("x", "y"))
+
+
+def quiet(folder: Path) -> TrainingRun:
+    """A run that prints nothing."""
+    return TrainingRun(folder, report=lambda line: None)
 
 
 def frames(episodes: int = 8, length: int = 12) -> FrameCache:

@@ -72,5 +72,5 @@ def test_every_frame_of_the_joint_phase_is_real():
      {"corruption": True}, {"changed": -1.0}, {"soften": float("nan")}, {"shift_frames": -1}],
 )  # fmt: skip
 def test_numbers_of_the_loss_outside_their_range_are_refused_by_name(wrong):
-    with pytest.raises(ConfigError, match=f"recipe.trajectory.{next(iter(wrong))}"):
+    with pytest.raises(ConfigError, match=rf"^{next(iter(wrong))}: "):
         TrajectoryConfig(**wrong)

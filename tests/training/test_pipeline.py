@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from hostile import edit_header, edit_json
-from tiny_training import OBJECTS, WORLD, digest, frames, tiny_recipe
+from tiny_training import OBJECTS, WORLD, digest, frames, quiet, tiny_recipe
 
 from emu_embodied.checkpoint import World, load_checkpoint
 from emu_embodied.commands import main
@@ -21,6 +21,7 @@ from emu_embodied.data.frame_cache import save_frame_cache
 from emu_embodied.errors import CheckpointError, DatasetError
 from emu_embodied.loading import load
 from emu_embodied.training.datasets import WindowSampler
+from emu_embodied.training.folder import TrainingRun
 from emu_embodied.training.loop import LoopConfig, train_stage
 from emu_embodied.training.pipeline import adapt_checkpoint, keep_shift, train_checkpoint
 from emu_embodied.types import Observation
@@ -41,14 +42,14 @@ def stop_after(stage: str, step: int):
 
 
 def test_interrupted_training_continues_bit_for_bit(tmp_path):
-    cache, recipe, cpu = frames(), tiny_recipe(), torch.device("cpu")
-    whole = train_checkpoint(cache, recipe, WORLD, tmp_path / "whole", cpu, report=lambda line: None)
+    cache, recipe = frames(), tiny_recipe()
+    whole = train_checkpoint(cache, recipe, WORLD, quiet(tmp_path / "whole"))
     pieces = tmp_path / "pieces"
     for stage, step in (("tokenizer", 5), ("trajectory", 5)):
         with pytest.raises(KeyboardInterrupt):
-            train_checkpoint(cache, recipe, WORLD, pieces, cpu, report=stop_after(stage, step))
+            train_checkpoint(cache, recipe, WORLD, TrainingRun(pieces, report=stop_after(stage, step)))
         assert not (pieces / "checkpoint").exists()
-    again = train_checkpoint(cache, recipe, WORLD, pieces, cpu, report=lambda line: None)
+    again = train_checkpoint(cache, recipe, WORLD, quiet(pieces))
     assert digest(again) == digest(whole)
     assert digest(pieces / "trajectory") == digest(tmp_path / "whole" / "trajectory")
     tokenizer, text, model, world, config = load_checkpoint(again)
@@ -83,15 +84,15 @@ def test_killed_training_continues_bit_for_bit(tmp_path):
 def test_other_settings_are_not_mixed_into_a_run(tmp_path):
     cache, recipe = frames(), tiny_recipe()
     with pytest.raises(KeyboardInterrupt):
-        train_checkpoint(cache, recipe, WORLD, tmp_path, torch.device("cpu"), report=stop_after("tokenizer", 5))
+        train_checkpoint(cache, recipe, WORLD, TrainingRun(tmp_path, report=stop_after("tokenizer", 5)))
     other = replace(recipe, tokenizer_loop=replace(recipe.tokenizer_loop, learning_rate=0.5))
     with pytest.raises(CheckpointError, match="learning_rate"):
-        train_checkpoint(cache, other, WORLD, tmp_path, torch.device("cpu"))
+        train_checkpoint(cache, other, WORLD, TrainingRun(tmp_path))
 
 
 def test_too_few_episodes_are_refused(tmp_path):
     with pytest.raises(DatasetError, match="episodes"):
-        train_checkpoint(frames(4), tiny_recipe(), WORLD, tmp_path, torch.device("cpu"))
+        train_checkpoint(frames(4), tiny_recipe(), WORLD, TrainingRun(tmp_path))
 
 
 def test_a_stage_learns_and_its_average_is_returned(tmp_path):
@@ -209,7 +210,7 @@ def test_windows_prefer_contacts_in_which_much_moves():
 @pytest.mark.parametrize("noise", ["absorbing", "uniform", "metric"])
 def test_a_checkpoint_that_decodes_token_by_token_is_adapted(tmp_path, noise):
     """A causal model learns to draw the frames that it would have drawn token by token, and stays what it is."""
-    cache, cpu = frames(), torch.device("cpu")
+    cache = frames()
     words = [
         "preset=tiny",
         "recipe.tokenizer_loop.steps=30",
@@ -224,8 +225,8 @@ def test_a_checkpoint_that_decodes_token_by_token_is_adapted(tmp_path, noise):
     words += ["recipe.trajectory.joint_until=1.0", "recipe.trajectory_loop.learning_rate=0.01"]
     recipe = make_recipe(compose_config("train", words))
     logs: dict[str, list[str]] = {"causal": [], "adapted": []}
-    source = train_checkpoint(cache, recipe, WORLD, tmp_path / "causal", cpu, report=logs["causal"].append)
-    adapted = adapt_checkpoint(cache, recipe, source, tmp_path / "adapted", cpu, report=logs["adapted"].append)
+    source = train_checkpoint(cache, recipe, WORLD, TrainingRun(tmp_path / "causal", report=logs["causal"].append))
+    adapted = adapt_checkpoint(cache, recipe, source, TrainingRun(tmp_path / "adapted", report=logs["adapted"].append))
 
     def figure(log: str, name: str, line: int) -> float:
         values = [re.search(rf" {name} ([0-9.]+)", text) for text in logs[log]]
@@ -260,7 +261,7 @@ def test_adapting_is_judged_in_the_checkpoints_own_world(tmp_path, word, gets):
     """A checkpoint that knows two objects and another scale: the environment's five would not fit its heads."""
     cache = frames()
     own = World({name: OBJECTS[name] for name in ("pusher", "red")}, (20.0, -20.0), "", ("x", "y"))
-    source = train_checkpoint(cache, tiny_recipe(), own, tmp_path / "source", torch.device("cpu"), report=str)
+    source = train_checkpoint(cache, tiny_recipe(), own, quiet(tmp_path / "source"))
     save_frame_cache(tmp_path / "frames", cache)
     words = ["preset=tiny", "recipe.trajectory_loop.steps=4", "recipe.trajectory_loop.evaluate_every=2", "distil=false"]
     words += ["stage=dida", f"from={source}", f"frames={tmp_path / 'frames'}", f"out={tmp_path / 'out'}", word]

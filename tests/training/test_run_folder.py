@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny_training import OBJECTS, WORLD, digest, frames, tiny_recipe
+from tiny_training import OBJECTS, WORLD, digest, frames, quiet, tiny_recipe
 
 import emu_embodied
 from emu_embodied.checkpoint import World, load_checkpoint
@@ -18,12 +18,12 @@ from emu_embodied.commands import main
 from emu_embodied.data.frame_cache import content_digest, save_frame_cache
 from emu_embodied.errors import CheckpointError, ConfigError, DatasetError
 from emu_embodied.storage.runs import locked, refuse_other
+from emu_embodied.training.folder import TrainingRun
 from emu_embodied.training.loop import LoopConfig
 from emu_embodied.training.pipeline import adapt_checkpoint, continue_checkpoint, train_checkpoint
 from emu_embodied.training.stages.cloning import train_cloning
 from emu_embodied.training.stages.probes import train_probes
 
-CPU, QUIET = torch.device("cpu"), {"report": lambda line: None}
 SHORT = LoopConfig(2, warmup=1, log_every=1, save_every=1)
 
 
@@ -31,7 +31,7 @@ SHORT = LoopConfig(2, warmup=1, log_every=1, save_every=1)
 def finished(tmp_path_factory):
     """A finished run of a world model, for all that only looks at it."""
     folder = tmp_path_factory.mktemp("finished")
-    train_checkpoint(frames(), tiny_recipe(), WORLD, folder, CPU, **QUIET)
+    train_checkpoint(frames(), tiny_recipe(), WORLD, quiet(folder))
     return folder
 
 
@@ -55,7 +55,7 @@ def other_names(cache):
 def test_another_dataset_is_refused_where_a_run_was_finished(finished, change):
     before = digest(finished / "checkpoint")
     with pytest.raises(CheckpointError, match=r"data\.digest.*use another out="):
-        train_checkpoint(change(frames()), tiny_recipe(), WORLD, finished, CPU, **QUIET)
+        train_checkpoint(change(frames()), tiny_recipe(), WORLD, quiet(finished))
     assert digest(finished / "checkpoint") == before
 
 
@@ -76,21 +76,21 @@ def test_another_recipe_is_refused_by_the_name_of_each_field(finished, field, va
     recipe, (part, _, name) = tiny_recipe(), field.rpartition(".")
     changed = replace(recipe, **{part: replace(getattr(recipe, part), **{name: value})} if part else {name: value})
     with pytest.raises(CheckpointError, match=re.escape(f"recipe.{field}: {value}")):
-        train_checkpoint(frames(), changed, WORLD, finished, CPU, **QUIET)
+        train_checkpoint(frames(), changed, WORLD, quiet(finished))
     with pytest.raises(CheckpointError) as caught:
-        train_checkpoint(frames(), replace(changed, text_length=20), WORLD, finished, CPU, **QUIET)
+        train_checkpoint(frames(), replace(changed, text_length=20), WORLD, quiet(finished))
     assert {f"recipe.{field}", "recipe.text_length"} == set(caught.value.field.split(", "))
 
 
 def test_another_world_or_version_or_stage_is_refused(finished, monkeypatch, tmp_path):
-    job = (tiny_recipe(), WORLD, finished, CPU)
+    job = (tiny_recipe(), WORLD, quiet(finished))
     with pytest.raises(CheckpointError, match=r"world\.env_id: mine"):
-        train_checkpoint(frames(), tiny_recipe(), replace(WORLD, env_id="mine"), finished, CPU, **QUIET)
+        train_checkpoint(frames(), tiny_recipe(), replace(WORLD, env_id="mine"), quiet(finished))
     with pytest.raises(CheckpointError, match="stage"):
-        train_cloning(frames(), SHORT, finished, held_out=2, **QUIET)
+        train_cloning(frames(), SHORT, quiet(finished), held_out=2)
     monkeypatch.setattr(emu_embodied, "__version__", "9.9.9")
     with pytest.raises(CheckpointError, match=r"code\.version: 9\.9\.9"):
-        train_checkpoint(frames(), *job, **QUIET)
+        train_checkpoint(frames(), *job)
 
 
 def test_a_finished_run_says_so_and_trains_nothing(finished):
@@ -98,7 +98,7 @@ def test_a_finished_run_says_so_and_trains_nothing(finished):
     stamp = (finished / "checkpoint" / "manifest.json").stat().st_mtime_ns
     recipe = tiny_recipe()  # how often it is looked at changes nothing
     recipe = replace(recipe, trajectory_loop=replace(recipe.trajectory_loop, log_every=3, evaluate_every=7))
-    path = train_checkpoint(frames(), recipe, WORLD, finished, CPU, report=lines.append)
+    path = train_checkpoint(frames(), recipe, WORLD, TrainingRun(finished, report=lines.append))
     assert digest(path) == before and (path / "manifest.json").stat().st_mtime_ns == stamp
     assert len(lines) == 1 and "finished already" in lines[0]
 
@@ -106,21 +106,21 @@ def test_a_finished_run_says_so_and_trains_nothing(finished):
 def test_a_lost_checkpoint_is_written_again_from_the_states(tmp_path):
     import shutil
 
-    path = train_checkpoint(frames(), tiny_recipe(), WORLD, tmp_path, CPU, **QUIET)
+    path = train_checkpoint(frames(), tiny_recipe(), WORLD, quiet(tmp_path))
     before = digest(path)
     shutil.rmtree(path)
-    assert digest(train_checkpoint(frames(), tiny_recipe(), WORLD, tmp_path, CPU, **QUIET)) == before
+    assert digest(train_checkpoint(frames(), tiny_recipe(), WORLD, quiet(tmp_path))) == before
 
 
 def test_states_without_their_document_are_refused_and_a_failed_start_leaves_none(tmp_path):
     long = replace(frames(), instructions=("push the red cube to the left",) * 7 + ("x" * 99,))
     with pytest.raises(DatasetError, match="instruction of episode 7"):
-        train_checkpoint(long, tiny_recipe(), WORLD, tmp_path / "run", CPU, **QUIET)
+        train_checkpoint(long, tiny_recipe(), WORLD, quiet(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
-    train_checkpoint(frames(), tiny_recipe(), WORLD, tmp_path / "run", CPU, **QUIET)
+    train_checkpoint(frames(), tiny_recipe(), WORLD, quiet(tmp_path / "run"))
     (tmp_path / "run" / "run.json").unlink()
     with pytest.raises(CheckpointError, match=r"older version.*another out="):
-        train_checkpoint(frames(), tiny_recipe(), WORLD, tmp_path / "run", CPU, **QUIET)
+        train_checkpoint(frames(), tiny_recipe(), WORLD, quiet(tmp_path / "run"))
 
 
 def test_probes_and_cloning_know_their_runs_too(tmp_path):
@@ -128,11 +128,11 @@ def test_probes_and_cloning_know_their_runs_too(tmp_path):
 
     def probes(cache, **other):
         return train_probes(
-            cache, objects, (16.0, -16.0), SHORT, tmp_path / "p", **{"held_out": 2, "batch": 4, **other}, **QUIET
+            cache, objects, (16.0, -16.0), SHORT, quiet(tmp_path / "p"), **{"held_out": 2, "batch": 4} | other
         )
 
     def cloning(cache, **other):
-        return train_cloning(cache, SHORT, tmp_path / "c", **{"held_out": 2, "batch": 4, **other}, **QUIET)
+        return train_cloning(cache, SHORT, quiet(tmp_path / "c"), **{"held_out": 2, "batch": 4} | other)
 
     for train in (probes, cloning):
         before = digest(train(cache))
@@ -145,10 +145,10 @@ def test_probes_and_cloning_know_their_runs_too(tmp_path):
 
 
 def test_another_source_is_refused(finished, tmp_path):
-    again = train_checkpoint(frames(), replace(tiny_recipe(), seed=5), WORLD, tmp_path / "again", CPU, **QUIET)
+    again = train_checkpoint(frames(), replace(tiny_recipe(), seed=5), WORLD, quiet(tmp_path / "again"))
     for train in (
-        lambda source, out: adapt_checkpoint(frames(), tiny_recipe(), source, tmp_path / out, CPU, **QUIET),
-        lambda source, out: continue_checkpoint(frames(), tiny_recipe(), source, WORLD, tmp_path / out, CPU, **QUIET),
+        lambda source, out: adapt_checkpoint(frames(), tiny_recipe(), source, quiet(tmp_path / out)),
+        lambda source, out: continue_checkpoint(frames(), tiny_recipe(), source, WORLD, quiet(tmp_path / out)),
     ):
         out = str(train)[-8:-1]
         train(finished / "checkpoint", out)
@@ -191,7 +191,7 @@ def test_a_second_training_in_a_folder_is_told_who_is_there(tmp_path):
     try:
         assert other.stdout.readline() == "held\n"
         with pytest.raises(ConfigError, match=rf"another training is at work in this folder \(pid {other.pid}\)"):
-            train_checkpoint(frames(), tiny_recipe(), WORLD, tmp_path / "run", CPU, **QUIET)
+            train_checkpoint(frames(), tiny_recipe(), WORLD, quiet(tmp_path / "run"))
     finally:
         other.communicate("")
     with locked(tmp_path / "run", "training"), locked(tmp_path / "run", "training"):
@@ -271,11 +271,11 @@ def test_a_checkpoint_is_trained_on_with_data_in_other_units_and_without_labels(
 def test_heads_stay_where_the_data_label_the_same_things(finished, tmp_path):
     recipe = tiny_recipe()
     still = replace(recipe, trajectory_loop=replace(recipe.trajectory_loop, steps=1, learning_rate=0.0))
-    path = continue_checkpoint(frames(10), still, finished / "checkpoint", WORLD, tmp_path / "same", CPU, **QUIET)
+    path = continue_checkpoint(frames(10), still, finished / "checkpoint", WORLD, quiet(tmp_path / "same"))
     before, after = load_checkpoint(finished / "checkpoint")[2], load_checkpoint(path)[2]
     assert all(torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
     less = World({name: OBJECTS[name] for name in ("pusher", "red")}, (16.0, -16.0), "", ("x", "y"))
-    path = continue_checkpoint(frames(10), still, finished / "checkpoint", less, tmp_path / "less", CPU, **QUIET)
+    path = continue_checkpoint(frames(10), still, finished / "checkpoint", less, quiet(tmp_path / "less"))
     other = load_checkpoint(path)[2]
     assert other.config.objects == ("pusher", "red")
     assert torch.equal(other.transformer.lm_head.weight, before.transformer.lm_head.weight)
@@ -291,11 +291,11 @@ def test_data_that_do_not_fit_a_checkpoint_are_refused_before_anything_is_writte
     small = replace(frames(), pixels=frames().pixels[:, :32, :32])
     for cache, said in ((three, "the checkpoint's have 2 values"), (small, "takes 64 px"), (frames(4), "held_out=0")):
         with pytest.raises(DatasetError, match=said):
-            continue_checkpoint(cache, tiny_recipe(), finished / "checkpoint", WORLD, tmp_path / "out", CPU, **QUIET)
+            continue_checkpoint(cache, tiny_recipe(), finished / "checkpoint", WORLD, quiet(tmp_path / "out"))
         with pytest.raises(DatasetError, match=said):
-            adapt_checkpoint(cache, tiny_recipe(), finished / "checkpoint", tmp_path / "out", CPU, **QUIET)
+            adapt_checkpoint(cache, tiny_recipe(), finished / "checkpoint", quiet(tmp_path / "out"))
     with pytest.raises(DatasetError, match="action scale"):  # its world is the source's, and so are its units
-        adapt_checkpoint(other_scale(frames()), tiny_recipe(), finished / "checkpoint", tmp_path / "out", CPU, **QUIET)
+        adapt_checkpoint(other_scale(frames()), tiny_recipe(), finished / "checkpoint", quiet(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
@@ -312,9 +312,7 @@ def test_a_text_that_is_too_long_is_found_before_anything_is_trained(tmp_path, e
             replace(frames(), instructions=tuple(texts)),
             tiny_recipe(),
             WORLD,
-            tmp_path / "out",
-            CPU,
-            report=lines.append,
+            TrainingRun(tmp_path / "out", report=lines.append),
         )
     assert not lines and not (tmp_path / "out").exists()
 
@@ -324,9 +322,9 @@ def test_labels_that_are_not_there_are_found_before_anything_is_trained(tmp_path
     names = [name.replace("yellow.present", "yellow.seen") for name in cache.names["state"]]
     cache = replace(cache, names={**cache.names, "state": names})
     with pytest.raises(DatasetError, match=r"yellow\.present"):
-        train_checkpoint(cache, tiny_recipe(), WORLD, tmp_path / "out", CPU, **QUIET)
+        train_checkpoint(cache, tiny_recipe(), WORLD, quiet(tmp_path / "out"))
     with pytest.raises(DatasetError, match=r"yellow\.present"):
-        train_probes(cache, tuple(OBJECTS), (16.0, -16.0), SHORT, tmp_path / "out", held_out=2, **QUIET)
+        train_probes(cache, tuple(OBJECTS), (16.0, -16.0), SHORT, quiet(tmp_path / "out"), held_out=2)
     assert not (tmp_path / "out").exists()
 
 

@@ -25,6 +25,7 @@ from .static import StaticEngine
 
 ENGINES = ("eager", "compiled", "onnx", "tensorrt", "tensorrt_rtx")
 logger = logging.getLogger(__name__)
+type CachePlace = EngineCache | str | os.PathLike | None
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Trial:
 
 
 def make_engine(
-    name: str, model: TokenModel, *, precision: str = "fp32", cache: EngineCache | str | os.PathLike | None = None
+    name: str, model: TokenModel, *, precision: str = "fp32", cache: CachePlace = None
 ) -> FrameStep | StaticEngine:
     """An engine, not yet compared with anything; it builds what it needs when it is first used.
 
@@ -81,12 +82,14 @@ def make_engine(
     return StaticEngine(own, tensorrt.executors(own, flavour=name, cache=cache), name)
 
 
-def checked_engine(name: str, model: TokenModel, **options) -> StepEngine:
+def checked_engine(
+    name: str, model: TokenModel, *, precision: str = "fp32", cache: CachePlace = None
+) -> StepEngine:
     """An engine that agrees with the eager steps, or those with a warning: nothing is called by the name of what it is not.
 
     `compiled` is not compared: that would compile every step for a batch that may never be used. Arguments as `make_engine`.
     """
-    engine = make_engine(name, model, **options)
+    engine = make_engine(name, model, precision=precision, cache=cache)
     if name in ("eager", "compiled"):
         return engine
     parity = measure_parity(engine, model)
@@ -96,7 +99,9 @@ def checked_engine(name: str, model: TokenModel, **options) -> StepEngine:
     return FrameStep(model)
 
 
-def fastest_engine(model: TokenModel, batch: int, **options) -> tuple[StepEngine, list[Trial]]:
+def fastest_engine(
+    model: TokenModel, batch: int, *, precision: str = "fp32", cache: CachePlace = None
+) -> tuple[StepEngine, list[Trial]]:
     """The fastest engine that agrees with the eager steps, and what was tried; one that fails leaves it to the others.
 
     On a CPU `compiled` is left out, whose compilation takes minutes.
@@ -104,11 +109,11 @@ def fastest_engine(model: TokenModel, batch: int, **options) -> tuple[StepEngine
     Args:
         model: the token model in float32, in eval mode.
         batch: dreams at once.
-        options: as `make_engine`'s.
+        precision, cache: as `make_engine`'s.
     """
     cuda, best, trials = model.noised.is_cuda, None, []
     for name in ENGINES if cuda else ("eager", "onnx"):
-        trial, engine = try_engine(name, model, batch, **options)
+        trial, engine = try_engine(name, model, batch, precision=precision, cache=cache)
         trials.append(trial)
         if engine is not None and trial.ms is not None and (best is None or trial.ms < best[0]):
             best = (trial.ms, engine)
@@ -118,13 +123,15 @@ def fastest_engine(model: TokenModel, batch: int, **options) -> tuple[StepEngine
     return best[1], trials
 
 
-def try_engine(name: str, model: TokenModel, batch: int, **options) -> tuple[Trial, StepEngine | None]:
+def try_engine(
+    name: str, model: TokenModel, batch: int, *, precision: str = "fp32", cache: CachePlace = None
+) -> tuple[Trial, StepEngine | None]:
     """Makes an engine, compares it, and times it; the engine is None where it does not run, or does not agree.
 
     What compilers, drivers and runtimes raise, of whatever kind, is the engine's fault, told by a warning.
     """
     try:
-        engine = make_engine(name, model, **options)
+        engine = make_engine(name, model, precision=precision, cache=cache)
         parity = None if name == "eager" else measure_parity(engine, model)
         if parity is not None and not parity.holds:
             return Trial(name, None, parity, "it does not agree with the eager steps"), None

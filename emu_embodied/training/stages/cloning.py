@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +13,7 @@ from emu_embodied.baselines.goal_cloning import ClonedPolicy, CloningConfig, sav
 from emu_embodied.data.frame_cache import FrameCache
 from emu_embodied.errors import DatasetError
 from emu_embodied.training.checks import check_cache
-from emu_embodied.training.folder import facts_of, train_once
+from emu_embodied.training.folder import TrainingRun, facts_of, train_once
 from emu_embodied.training.loop import LoopConfig, train_stage
 from emu_embodied.units import ActionScale
 from emu_embodied.validation import whole_number
@@ -46,25 +44,23 @@ class Pairs:
 def train_cloning(
     cache: FrameCache,
     loop: LoopConfig,
-    folder: Path,
+    run: TrainingRun,
     *,
     ahead: int = 6,
     batch: int = 64,
     held_out: int = 100,
     seed: int = 0,
     sizes: dict[str, int] | None = None,
-    notes: Mapping[str, Any] | None = None,
-    report: Callable[[str], None] = print,
 ) -> Path:
-    """Trains a policy from where it stopped, and writes `folder / policy`.
+    """Trains a policy from where it stopped, and writes `run.folder / policy`.
 
     Args:
         cache: the dataset; its last `held_out` episodes are kept for the policy's errors.
         loop: how it is optimised, on the actions' mean absolute error.
-        folder: of the run.
+        run: where; on the CPU.
         ahead: goals are 1 up to so many steps ahead, each as often.
         batch: pairs a step.
-        held_out, seed, notes, report: as in `pipeline.train_checkpoint`.
+        held_out, seed: as in `pipeline.train_checkpoint`.
         sizes: of `CloningConfig` other than its own.
 
     Raises:
@@ -96,11 +92,12 @@ def train_cloning(
     def work() -> None:
         torch.manual_seed(seed)
         judge = evaluate if judged else None
-        policy = train_stage("cloning", ClonedPolicy(config), loss, loop, folder, evaluate=judge, report=report)
-        save_policy(folder / "policy", policy, {"episodes": cache.episodes, **settings, "errors": evaluate(policy)})
+        policy = train_stage("cloning", ClonedPolicy(config), loss, loop, run.folder, evaluate=judge, report=run.report)
+        facts = {"episodes": cache.episodes} | settings | {"errors": evaluate(policy)}
+        save_policy(run.folder / "policy", policy, facts)
 
-    facts = facts_of("cloning", cache, sizes=asdict(config), **settings)
-    return train_once(folder, "policy", facts, work, notes=notes, report=report)
+    facts = facts_of("cloning", cache, settings | {"sizes": asdict(config)})
+    return train_once(run, "policy", facts, work)
 
 
 @torch.inference_mode()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -16,7 +14,7 @@ from emu_embodied.emu35.checkpoint import Base, save_adapted
 from emu_embodied.emu35.lora import LoRAConfig, add_adapters
 from emu_embodied.errors import ConfigError
 from emu_embodied.training.checks import check_cache, check_trajectories
-from emu_embodied.training.folder import facts_of, train_once
+from emu_embodied.training.folder import TrainingRun, facts_of, train_once
 from emu_embodied.training.loop import LoopConfig, trained_state
 from emu_embodied.training.objectives import TrajectoryConfig
 from emu_embodied.training.stages.trajectory import TrajectoryJob, train_trajectory
@@ -46,7 +44,7 @@ class FineTuning:
 
     def __post_init__(self) -> None:
         if self.trajectory.soften:
-            raise ConfigError("recipe.trajectory.soften", self.trajectory.soften, "give 0: it keeps all pairs of codes")
+            raise ConfigError("trajectory.soften", self.trajectory.soften, "give 0: it keeps all pairs of codes")
 
 
 def fine_tune(
@@ -54,14 +52,9 @@ def fine_tune(
     recipe: FineTuning,
     base: Base,
     world: World,
-    folder: Path,
-    device: torch.device,
-    *,
-    evaluate_model: Callable | None = None,
-    notes: Mapping[str, Any] | None = None,
-    report: Callable[[str], None] = print,
+    run: TrainingRun,
 ) -> Path:
-    """Trains from where it stopped, and writes `folder / checkpoint`, which refers to the base.
+    """Trains from where it stopped, and writes `run.folder / checkpoint`, which refers to the base.
 
     The released weights are in bfloat16 on CUDA and in float32 on the CPU; what is trained of adapters and new parts is
     float32. With 0 steps the checkpoint is the released model with actions that do nothing yet.
@@ -71,10 +64,7 @@ def fine_tune(
         recipe: sizes and schedule.
         base: the released models.
         world: names and scales of what the frames show.
-        folder: of the run.
-        device: where to train.
-        evaluate_model: figures on held-out episodes, of (frame tokenizer, text, token model).
-        notes, report: as in `pipeline.train_checkpoint`.
+        run: where.
 
     Returns:
         The checkpoint folder.
@@ -94,20 +84,20 @@ def fine_tune(
 
     def work() -> None:
         torch.manual_seed(recipe.seed)
-        dtype = torch.bfloat16 if device.type == "cuda" and not whole else torch.float32
-        tokenizer, text, model = adopt(base.load(dtype, device), world, cache.actions.shape[1], recipe.adoption)
+        dtype = torch.bfloat16 if run.device.type == "cuda" and not whole else torch.float32
+        tokenizer, text, model = adopt(base.load(dtype, run.device), world, cache.actions.shape[1], recipe.adoption)
         check_trajectories(cache, recipe.held_out, text, model.config, world)
         tokenizer.requires_grad_(False)
         if whole:
             model.transformer.requires_grad_(True)
         else:
             add_adapters(model.transformer, recipe.lora)
-        job = TrajectoryJob(tokenizer, text, world, cache, recipe, folder)
-        model = train_trajectory(model, job, evaluate_model=evaluate_model, report=report)
+        job = TrajectoryJob(tokenizer, text, world, cache, recipe, run)
+        model = train_trajectory(model, job)
         facts_of_training = {"episodes": cache.episodes, "frames": len(cache), "recipe": asdict(recipe)}
         trained, learnt = trained_state(model), world.learnt_from(cache.known)
-        save_adapted(folder / "checkpoint", base, recipe.adoption, recipe.lora, model, trained, learnt, facts_of_training)
+        save_adapted(run.folder / "checkpoint", base, recipe.adoption, recipe.lora, model, trained, learnt, facts_of_training)
 
-    of_base = {"base": base.fingerprint, "quantisation": base.quantisation}
-    facts = facts_of("emu3.5", cache, recipe=asdict(recipe), world=asdict(world), **of_base)
-    return train_once(folder, "checkpoint", facts, work, notes=notes, report=report)
+    learns = {"recipe": asdict(recipe), "world": asdict(world)}
+    facts = facts_of("emu3.5", cache, learns | {"base": base.fingerprint, "quantisation": base.quantisation})
+    return train_once(run, "checkpoint", facts, work)

@@ -9,10 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,11 +25,12 @@ from emu_embodied.model.vocabulary import Vocabulary
 from emu_embodied.tokenizers.text import TextTokenizer
 from emu_embodied.training.checks import check_cache, check_scale, check_trajectories
 from emu_embodied.training.datasets import WindowBatch, label_columns
-from emu_embodied.training.folder import facts_of, train_once
+from emu_embodied.training.folder import TrainingRun, facts_of, train_once
 from emu_embodied.training.loop import LoopConfig, train_stage
 from emu_embodied.training.objectives import TrajectoryConfig, TrajectoryObjective
 from emu_embodied.training.stages.trajectory import encode_frames, trajectory_objective
 from emu_embodied.types import short_repr
+from emu_embodied.validation import number_fields
 
 
 @dataclass(frozen=True)
@@ -67,13 +66,11 @@ class LanguageConfig:
     instruction_length: int = 14
     caption_length: int = 20
     text_size: int = 640
-    groups: Mapping[str, float] | None = None
+    groups: dict[str, float] | None = None
     curriculum: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("share", "causal_share", "fully_hidden", "untold", "curriculum"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"language.{name}", getattr(self, name), "give a share from 0 to 1")
+        number_fields(self, dict.fromkeys(("share", "causal_share", "fully_hidden", "untold", "curriculum"), (0, 1)))
 
 
 @dataclass(frozen=True)
@@ -254,16 +251,12 @@ def teach_subgoals(
     trajectory: TrajectoryConfig,
     loop: LoopConfig,
     source: Path,
-    folder: Path,
-    device: torch.device,
+    run: TrainingRun,
     *,
     held_out: int = 100,
     seed: int = 0,
-    evaluate_model: Callable[..., dict[str, float]] | None = None,
-    notes: Mapping[str, Any] | None = None,
-    report: Callable[[str], None] = print,
 ) -> Path:
-    """Trains a world model on to draw key frames from words, and writes `folder / checkpoint`.
+    """Trains a world model on to draw key frames from words, and writes `run.folder / checkpoint`.
 
     Its frame tokenizer stays. The text tokenizer is trained anew on what is said here, and all but the text's embeddings starts
     from the source's weights; of a source that draws key frames already, all does, its text tokenizer and lengths too.
@@ -273,9 +266,8 @@ def teach_subgoals(
         rows: of the others.
         config, trajectory, loop: of language, of the dynamics beside it, and of the optimisation.
         source: the world model's checkpoint folder.
-        folder: of the run, where it goes on from where it stopped.
-        device: where to train.
-        held_out, seed, evaluate_model, notes, report: as in `pipeline.train_checkpoint`.
+        run: where.
+        held_out, seed: as in `pipeline.Recipe`.
 
     Raises:
         DatasetError: too few episodes, or frames of another size.
@@ -287,28 +279,28 @@ def teach_subgoals(
     check_scale(cache, world)
     settings = {"language": asdict(config), "loop": asdict(loop), "held_out": held_out, "seed": seed}
     trajectory = replace(trajectory, autoregressive_until=0.0)
-    learns = {"trajectory": asdict(trajectory), **settings, "source": fingerprint(source)}
-    facts, whole = facts_of("language", cache, rows=_digest(rows), **learns), cache
+    learns = {"trajectory": asdict(trajectory)} | settings | {"source": fingerprint(source)}
+    facts, whole = facts_of("language", cache, learns | {"rows": _digest(rows)}), cache
     cache, _ = cache.split(held_out)
     if not known.config.generates_subgoals:
         text = TextTokenizer.train([*rows.texts(), *cache.instructions], config.text_size)
     torch.manual_seed(seed)
-    model = (known if known.config.generates_subgoals else with_prompts(known, text, config)).to(device)
+    model = (known if known.config.generates_subgoals else with_prompts(known, text, config)).to(run.device)
     check_trajectories(whole, held_out, text, model.config, world)
     SubgoalSampler(rows, cache, torch.zeros(len(cache), 0), text, model, config, seed)  # whatever is wrong shows here
 
     def work() -> None:
-        codes_FN = encode_frames(tokenizer.to(device), cache, report)
+        codes_FN = encode_frames(tokenizer.to(run.device), cache, run.report)
         dynamics = trajectory_objective(model, tokenizer, text, world, cache, codes_FN, trajectory, loop.steps, seed)
-        sampler, judge = SubgoalSampler(rows, cache, codes_FN, text, model, config, seed), evaluate_model
+        sampler = SubgoalSampler(rows, cache, codes_FN, text, model, config, seed)
         trained = train_stage(
             "language",
             model,
             SubgoalObjective(sampler, dynamics, config, loop.steps),
             loop,
-            folder,
-            evaluate=(lambda average: judge(tokenizer, text, average)) if judge else None,
-            report=report,
+            run.folder,
+            evaluate=run.judge(tokenizer, text),
+            report=run.report,
         )
         told = {
             "episodes": cache.episodes,
@@ -316,9 +308,9 @@ def teach_subgoals(
             "rows": len(rows),
             "words": sorted({word for said in rows.texts() for word in said.split() if not word.isdecimal()}),
         }
-        save_checkpoint(folder / "checkpoint", tokenizer, text, trained, world, told | learns)
+        save_checkpoint(run.folder / "checkpoint", tokenizer, text, trained, world, told | learns)
 
-    return train_once(folder, "checkpoint", facts, work, notes=notes, report=report)
+    return train_once(run, "checkpoint", facts, work)
 
 
 def _digest(rows: SubgoalRows) -> str:

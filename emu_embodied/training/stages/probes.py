@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from emu_embodied.data.frame_cache import FrameCache
 from emu_embodied.errors import DatasetError
 from emu_embodied.training.checks import check_cache
 from emu_embodied.training.datasets import label_columns
-from emu_embodied.training.folder import facts_of, train_once
+from emu_embodied.training.folder import TrainingRun, facts_of, train_once
 from emu_embodied.training.loop import LoopConfig, train_stage
 from emu_embodied.validation import whole_number
 
@@ -53,23 +52,21 @@ def train_probes(
     objects: tuple[str, ...],
     position_scale: tuple[float, float],
     loop: LoopConfig,
-    folder: Path,
+    run: TrainingRun,
     *,
     batch: int = 64,
     held_out: int = 100,
     seed: int = 0,
-    notes: Mapping[str, Any] | None = None,
-    report: Callable[[str], None] = print,
 ) -> Path:
-    """Trains both probes, each from where it stopped, and writes `folder / probes`.
+    """Trains both probes, each from where it stopped, and writes `run.folder / probes`.
 
     Args:
         cache: the dataset; its last `held_out` episodes are kept for the probes' own floors.
         objects, position_scale: of the world; without objects there is no state probe.
         loop: optimisation of each.
-        folder: of the run.
+        run: where; on the CPU.
         batch: frames, or pairs of them, a step.
-        held_out, seed, notes, report: as in `pipeline.train_checkpoint`.
+        held_out, seed: as in `pipeline.train_checkpoint`.
 
     Raises:
         DatasetError: too few episodes, or labels that are not there.
@@ -85,23 +82,23 @@ def train_probes(
         raise DatasetError("episodes", cache.episodes, "they have one frame each: record longer ones")
     config = ProbeConfig(cache.pixels.shape[1], objects, cache.actions.shape[1])
 
+    settings = {"held_out": held_out, "batch": batch, "loop": asdict(loop), "seed": seed}
+
     def work() -> None:
         torch.manual_seed(seed)
         state = None
         if objects:
             losses = _state_loss(known, batch, seed)
-            state = train_stage("state-probe", StateProbe(config), losses, loop, folder, report=report)
+            state = train_stage("state-probe", StateProbe(config), losses, loop, run.folder, report=run.report)
         losses = _action_loss(known, batch, seed)
-        inverse = train_stage("inverse-dynamics", InverseDynamics(config), losses, loop, folder, report=report)
+        inverse = train_stage("inverse-dynamics", InverseDynamics(config), losses, loop, run.folder, report=run.report)
         probes = Probes(config, inverse, state, {})
         probes.floors = floors(probes, judged)
-        facts = {"episodes": cache.episodes, "held_out": held_out, "batch": batch, "loop": asdict(loop), "seed": seed}
-        save_probes(folder / "probes", probes, facts)
-        report(f"probes: on held-out real frames {', '.join(f'{k} {v:.3g}' for k, v in probes.floors.items())}")
+        save_probes(run.folder / "probes", probes, {"episodes": cache.episodes} | settings)
+        run.report(f"probes: on held-out real frames {', '.join(f'{k} {v:.3g}' for k, v in probes.floors.items())}")
 
-    settings = {"loop": asdict(loop), "batch": batch, "held_out": held_out, "seed": seed}
-    facts = facts_of("probes", cache, objects=objects, position_scale=position_scale, **settings)
-    return train_once(folder, "probes", facts, work, notes=notes, report=report)
+    facts = facts_of("probes", cache, settings | {"objects": objects, "position_scale": position_scale})
+    return train_once(run, "probes", facts, work)
 
 
 def floors(probes: Probes, labels: Labels) -> dict[str, float]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from emu_embodied.model.noise import make_noise
 from emu_embodied.model.token_model import TokenModel
 from emu_embodied.tokenizers.frames import FrameTokenizer
 from emu_embodied.training.datasets import WindowSampler
+from emu_embodied.training.folder import TrainingRun
 from emu_embodied.training.loop import train_stage
 from emu_embodied.training.objectives import TrajectoryConfig, TrajectoryObjective
 
@@ -27,7 +27,7 @@ class TrajectoryJob:
         tokenizer, text, world: what turns the cache into tokens, ours or a released model's, and what its frames show.
         cache: the dataset; its last `recipe.held_out` episodes are left for evaluation.
         recipe: a `Recipe` or `stages.emu35.FineTuning`: `held_out`, `seed`, `trajectory` and `trajectory_loop` count here.
-        folder: of the run.
+        run: where it is at work.
     """
 
     tokenizer: Any
@@ -35,15 +35,13 @@ class TrajectoryJob:
     world: World
     cache: FrameCache
     recipe: Any
-    folder: Path
+    run: TrainingRun
 
 
 def train_trajectory(
     model: TokenModel,
     job: TrajectoryJob,
     *,
-    evaluate_model: Callable | None = None,
-    report: Callable[[str], None] = print,
     teacher: TokenModel | None = None,
     temperature: float = 0.0,
 ) -> TokenModel:
@@ -52,12 +50,11 @@ def train_trajectory(
     Args:
         model: is trained in place, where its parameters are to be.
         job: what it is trained on.
-        evaluate_model, report: as in `train_checkpoint`.
         teacher, temperature: of `TrajectoryObjective`.
     """
     tokenizer, text, recipe, loop = job.tokenizer, job.text, job.recipe, job.recipe.trajectory_loop
     cache, _ = job.cache.split(recipe.held_out)
-    codes_FN = encode_frames(tokenizer, cache, report)
+    codes_FN = encode_frames(tokenizer, cache, job.run.report)
     objective = trajectory_objective(
         model,
         tokenizer,
@@ -71,8 +68,8 @@ def train_trajectory(
         teacher,
         temperature,
     )
-    evaluate = (lambda average: evaluate_model(tokenizer, text, average)) if evaluate_model else None
-    return train_stage("trajectory", model, objective, loop, job.folder, evaluate=evaluate, report=report)
+    evaluate, report = job.run.judge(tokenizer, text), job.run.report
+    return train_stage("trajectory", model, objective, loop, job.run.folder, evaluate=evaluate, report=report)
 
 
 def trajectory_objective(
