@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -13,10 +14,12 @@ import numpy as np
 import torch
 
 from emu_embodied.errors import CheckpointError, DatasetError
-from emu_embodied.storage.files import load_folder, save_folder
+from emu_embodied.storage.files import Folder, save_folder
 from emu_embodied.storage.regular import read_json
+from emu_embodied.storage.tensor_header import Described
 from emu_embodied.types import ACTION, OBS_ENVIRONMENT_STATE, OBS_STATE, REWARD, SUCCESS, short_repr
 
+from .images import MOST_PIXELS
 from .lerobot_files import SIDECAR, data_files, dataset_folder, own_file
 from .lerobot_info import read_info, read_statistics
 from .quality import Dropped
@@ -167,48 +170,54 @@ def load_frame_cache(path: str | Path) -> FrameCache:
         DatasetError: it is missing, damaged, or of another format.
     """
     try:
-        tensors, documents = load_folder(path)
+        folder = Folder(path)
+        document, told = folder.documents.get("cache", {}), folder.described("frames")
+        if document.get("format") != FORMAT:
+            raise CheckpointError(str(path), document.get("format"), f"expected a folder of format {FORMAT!r}")
+        if not (fault := _misfit(document, told)):
+            cache = FrameCache(
+                **{name: tensor.numpy() for name, tensor in folder.tensors("frames").items()},
+                instructions=tuple(document["instructions"]),
+                names=document["names"],
+                fps=document["fps"],
+                shares=tuple(document.get("shares", (1.0,))),
+                dropped=tuple(Dropped(**fault) for fault in folder.documents.get("report", {}).get("dropped", ())),
+            )
+            if not (fault := _odd_numbers(cache)):
+                return cache
     except CheckpointError as error:
         raise DatasetError(error.field, error.value, f"{error.remedy}; or remove it, to build it again") from error
-    document, arrays = documents.get("cache", {}), tensors.get("frames", {})
-    if document.get("format") != FORMAT:
-        raise DatasetError(str(path), document.get("format"), f"expected a folder of format {FORMAT!r}; build it again")
-    try:
-        cache = FrameCache(
-            **{name: tensor.numpy() for name, tensor in arrays.items()},
-            instructions=tuple(document["instructions"]),
-            names=document["names"],
-            fps=document["fps"],
-            shares=tuple(document.get("shares", (1.0,))),
-            dropped=tuple(Dropped(**fault) for fault in documents.get("report", {}).get("dropped", ())),
-        )
-        if not (fault := _misfit(cache)):
-            return cache
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         fault = f"{type(error).__name__}: {error}"
     raise DatasetError(str(path), fault, "it is no cache that this release wrote; remove it, to build it again")
 
 
-def _misfit(cache: FrameCache) -> str:
-    """What a cache that anybody may have written has and no cache can have; empty where nothing is."""
-    frames, episodes, starts, k = len(cache.pixels), cache.episodes, cache.episode_starts, len(cache.action_scale)
-    size = cache.actions.shape[-1]
+def _misfit(document: dict, told: Mapping[str, Described]) -> str:
+    """What a cache that anybody may have written says of its sizes and no cache can have; empty where nothing is."""
+    frames, height, width = told["pixels"].shape[:3]
+    episodes, k, size = len(document["instructions"]), told["action_scale"].shape[0], told["actions"].shape[1]
     shapes = {
-        "pixels": (np.uint8, (frames, *cache.pixels.shape[1:3], 3)),
-        "agent_pos": (np.float32, (frames, cache.agent_pos.shape[-1])),
-        "states": (np.float32, (frames, cache.states.shape[-1])),
-        "actions": (np.float32, (frames, size)),
-        "rewards": (np.float32, (frames,)),
-        "successes": (np.bool_, (frames,)),
-        "episode_starts": (np.int64, (episodes + 1,)),
-        "known": (np.bool_, (episodes, 3)),
-        "action_scale": (np.float32, (k, 2, size)),
-        "sources": (np.int64, (episodes,)),
+        "pixels": (torch.uint8, (frames, height, width, 3)),
+        "agent_pos": (torch.float32, (frames, told["agent_pos"].shape[1])),
+        "states": (torch.float32, (frames, told["states"].shape[1])),
+        "actions": (torch.float32, (frames, size)),
+        "rewards": (torch.float32, (frames,)),
+        "successes": (torch.bool, (frames,)),
+        "episode_starts": (torch.int64, (episodes + 1,)),
+        "known": (torch.bool, (episodes, 3)),
+        "action_scale": (torch.float32, (k, 2, size)),
+        "sources": (torch.int64, (episodes,)),
     }
     for name, (dtype, shape) in shapes.items():
-        found = getattr(cache, name)
+        found = told[name]
         if found.dtype != dtype or found.shape != shape:
-            return f"{name}: {found.dtype} of shape {found.shape}, not {np.dtype(dtype)} of shape {shape}"
+            return f"{name}: {found.dtype} of shape {found.shape}, not {dtype} of shape {shape}"
+    return "" if 0 < height * width <= MOST_PIXELS else f"pixels: frames of {height} x {width}"
+
+
+def _odd_numbers(cache: FrameCache) -> str:
+    """The same of its numbers and texts."""
+    frames, starts, k = len(cache), cache.episode_starts, len(cache.action_scale)
     if starts[0] != 0 or starts[-1] != frames or (np.diff(starts) < 1).any():
         return "episode_starts: not ascending from 0 to the number of frames"
     if len(cache.shares) != k or not all(0 <= share <= 1 for share in cache.shares) or not 0 < cache.fps < 1e6:

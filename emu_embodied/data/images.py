@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import io
 import math
+import re
 import struct
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from emu_embodied.errors import CheckpointError, DatasetError, InputError
-from emu_embodied.storage.regular import regular_file
+from emu_embodied.storage.regular import read_file
 
 THREADS = 2
 MOST_PIXELS = 2**25  # of a picture
+MOST_CHUNKS, MOST_SEGMENTS, MOST_SCANS = 2**15, 512, 32  # of a PNG, and of a JPEG, each scan of which goes over all its pixels
+MOST_EXIF = 4096  # bytes that are looked at; which way up a photo is stands at their beginning
 MOST_SECONDS = 1e7  # of a video
+_MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")  # of a JPEG; the others have no length, or are escaped bytes
 VIDEO_MARGIN, VIDEO_LEAST = 4, 2**22  # a video's frames may have so many times the announced pixels, and always so many
 
 
@@ -53,14 +59,42 @@ def picture_size(data: bytes) -> tuple[int, int] | None:
         return height, width
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP" and len(data) >= 30:
         return _webp_size(data)
-    at = 2 if data[:2] == b"\xff\xd8" else len(data)
-    while at + 9 <= len(data) and data[at] == 0xFF:  # JPEG's segments: a marker, a length, what is in it
-        marker = data[at + 1]
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # the frame's header
+    for marker, at in _segments(data) if data[:2] == b"\xff\xd8" else ():
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and at + 9 <= len(data):  # the frame's header
             return struct.unpack(">HH", data[at + 5 : at + 9])
-        alone = marker == 0xFF or 0xD0 <= marker <= 0xD8 or marker == 0x01  # fill bytes, and markers without a length
-        at += (1 if marker == 0xFF else 2) if alone else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     return None
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """The markers of a JPEG file, one more than it may have at most, and where they stand. What is between them is skipped."""
+    at = 2
+    for _ in range(MOST_SEGMENTS + 1):
+        found = _MARKER.search(data, at)
+        if found is None:
+            return
+        at, marker = found.start(), data[found.start() + 1]
+        yield marker, at
+        if marker == 0xD9:  # the end
+            return
+        at += 2 if marker == 0xD8 else 2 + max(2, int.from_bytes(data[at + 2 : at + 4], "big"))
+
+
+def _chunks(data: bytes) -> Iterator[int]:
+    """Where the chunks of a PNG file stand, one more than it may have at most."""
+    at = 8
+    for _ in range(MOST_CHUNKS + 1):
+        if at >= len(data):
+            return
+        yield at
+        at += 12 + int.from_bytes(data[at : at + 4], "big")
+
+
+def _has_many_parts(data: bytes) -> bool:
+    """Whether a picture is of more parts than any camera writes, each of which takes time; a file has room for millions."""
+    if data[:2] == b"\xff\xd8":
+        markers = [marker for marker, _ in _segments(data)]
+        return len(markers) > MOST_SEGMENTS or markers.count(0xDA) > MOST_SCANS
+    return data[:4] == b"\x89PNG" and len(list(_chunks(data))) > MOST_CHUNKS
 
 
 def _webp_size(data: bytes) -> tuple[int, int] | None:
@@ -87,52 +121,75 @@ def load_picture(path: str | Path, field: str = "image") -> np.ndarray:
     Raises:
         InputError: no such file, none that can be read, or a picture of more than `MOST_PIXELS`.
     """
-    import cv2
-
     try:
-        real = regular_file(path)
-        data = real.read_bytes() if real.stat().st_size <= 4 * MOST_PIXELS else b""
-        size = picture_size(data)
-        fits = size is not None and math.prod(size) <= MOST_PIXELS
-        found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if fits else None
+        data = read_file(path, 4 * MOST_PIXELS)
+        with _quiet():
+            return _decode(data, picture_size(data))
     except CheckpointError as error:
         raise InputError(field, str(path), f"{error.value}: give a PNG, JPEG or WebP file") from None
-    except (OSError, cv2.error) as error:
-        raise InputError(field, str(path), getattr(error, "strerror", None) or "no picture can be read") from None
-    if found is None:
+    except ValueError as error:
         least = f"of at most {MOST_PIXELS / 1e6:.0f} megapixels"
-        raise InputError(field, str(path), f"no image that can be read: give a PNG, JPEG or WebP file {least}")
-    return cv2.cvtColor(found, cv2.COLOR_BGR2RGB)
+        raise InputError(field, str(path), f"{error}: give a PNG, JPEG or WebP file {least}") from None
+
+
+def _decode(data: bytes, size: tuple[int, int] | None) -> np.ndarray:
+    """A PNG, JPEG or WebP file of a known size as (h, w, 3) uint8 RGB, the way up that it says.
+
+    Pillow decodes, for it bounds the texts and profiles that a file may hold, and writes no lines of its own; its pixels are
+    those of OpenCV.
+
+    Raises:
+        ValueError: a picture that is too large, of too many parts, damaged, or none.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    if size is None:
+        raise ValueError("no image that can be read")
+    if math.prod(size) > MOST_PIXELS or _has_many_parts(data):
+        raise ValueError(f"an image of {size[1]} x {size[0]} px in too many parts")
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as image:
+            image.load()
+            shown = Image.fromarray(np.uint8(np.asarray(image) >> 8)) if image.mode.startswith("I;16") else image
+            shown.info = {name: image.info[name][:MOST_EXIF] for name in ("exif",) if name in image.info}
+            return np.array(ImageOps.exif_transpose(shown).convert("RGB"))
+    except UnidentifiedImageError:  # which names an object in memory
+        raise ValueError("no image that can be read") from None
+    except Exception as error:  # Pillow raises nearly anything about a damaged file
+        raise ValueError(" ".join(str(error).split()) or repr(error)) from None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps Pillow's warnings of odd files off the terminal."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def decode_pictures(pictures: Sequence[bytes | None], into: np.ndarray, shape: tuple[int, ...]) -> dict[int, str]:
-    """Decodes PNG or JPEG pictures of `shape` (h, w, 3) into (rows, H, W, 3) RGB; those whose header tells of other sizes
-    are not decoded.
+    """Decodes PNG, JPEG or WebP pictures of `shape` (h, w, 3) into (rows, H, W, 3) RGB; those whose header tells of other
+    sizes are not decoded.
 
     Returns:
         What was wrong, by row.
     """
-    import cv2
 
     def one(i: int) -> str:
         size = picture_size(picture := pictures[i] or b"")
         if size is None or sorted(size) != sorted(shape[:2]):  # a photo's orientation may turn it
             return "cannot be decoded" if size is None else f"has the shape {(*size, 3)}, not {shape}"
         try:
-            found = cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_COLOR)
-        except cv2.error:
-            found = None
-        if found is None or found.shape != shape:
-            return "cannot be decoded" if found is None else f"has the shape {found.shape}, not {shape}"
-        if shape == into.shape[1:] and into[i].flags.c_contiguous:
-            cv2.cvtColor(found, cv2.COLOR_BGR2RGB, dst=into[i])
-        else:
-            letterbox(cv2.cvtColor(found, cv2.COLOR_BGR2RGB), into[i])
+            found = _decode(picture, size)
+        except ValueError as error:
+            return f"cannot be decoded: {error}"
+        if found.shape != shape:
+            return f"has the shape {found.shape}, not {shape}"
+        letterbox(found, into[i])
         return ""
 
-    with ThreadPoolExecutor(
-        THREADS
-    ) as pool:  # each thread takes one stretch: a task a picture costs more than a small picture
+    with _quiet(), ThreadPoolExecutor(THREADS) as pool:
+        # Each thread takes one stretch: a task a picture costs more than a small picture.
         stretches = np.array_split(np.arange(len(pictures)), THREADS)
         results = [fault for part in pool.map(lambda rows: [one(i) for i in rows], stretches) for fault in part]
     return {i: f"picture {fault}" for i, fault in enumerate(results) if fault}

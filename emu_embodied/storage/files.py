@@ -7,19 +7,19 @@ import math
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
 from emu_embodied.errors import CheckpointError
 
 from .atomic import encode_json, remove, staged, sync, write
-from .regular import MAX_JSON_BYTES, opened, read
+from .regular import MAX_JSON_BYTES, check_room, opened, read
 from .strict_json import parse_object
-from .tensor_header import RESTORE, fit, header_bytes, read_header
+from .tensor_header import RESTORE, Described, fit, header_bytes, read_header
 
 FORMAT, VERSION = "emu-embodied-folder", 1
 MANIFEST = "manifest.json"
@@ -103,6 +103,11 @@ class Folder:
                 self.documents[stem] = parse_object(str(self.path / name), data)
 
     @property
+    def tensor_bytes(self) -> int:
+        """How many bytes its tensor files take, as its manifest says; no larger ones are read."""
+        return sum(self._files[file]["bytes"] for files in self._entries.values() for file in files)
+
+    @property
     def entries(self) -> list[str]:
         """Names of what has tensors."""
         return list(self._entries)
@@ -124,23 +129,35 @@ class Folder:
             device: where they go.
 
         Raises:
-            CheckpointError: the entry is missing, damaged, hostile, not finite, or not what is expected.
+            CheckpointError: the entry is missing, damaged, hostile, not finite, not what is expected, or more than the memory
+                has room for.
         """
         if name not in self._entries:
             raise CheckpointError(str(self.path), f"has no tensors {name!r}", f"ask for one listed in {MANIFEST}")
-        headers: dict[str, Any] = {}
+        headers = self.described(name)
+        if expected is not None:
+            fit(str(self.path / self._entries[name][0]), headers, expected, kinds)
+        check_room(self.path, sum(entry.end - entry.begin for entry in headers.values()))
+        tensors: dict[str, torch.Tensor] = {}
         for file in self._entries[name]:
-            header = _peek(self.path, file, self._files[file])
+            part = _read_tensors(self.path, file, self._files[file])
+            tensors |= {key: tensor.to(device) for key, tensor in part.items()}
+        return tensors
+
+    def described(self, name: str) -> dict[str, Described]:
+        """What the files of an entry say they hold, by name; nothing more is read.
+
+        Raises:
+            CheckpointError: as `tensors`.
+        """
+        headers: dict[str, Described] = {}
+        for file in self._entries.get(name, ()):
+            with opened(self.path / file, self._files[file]["bytes"], self.path) as (source, size):
+                header, _ = _read_header(str(self.path / file), source, size)
             if twice := header.keys() & headers.keys():
                 raise CheckpointError(str(self.path / file), f"in two shards: {sorted(twice)}", "save it anew")
             headers |= header
-        if expected is not None:
-            fit(str(self.path / self._entries[name][0]), headers, expected, kinds)
-        tensors: dict[str, torch.Tensor] = {}
-        for file in self._entries[name]:
-            part = _parse_tensors(self.path / file, _read_verified(self.path, file, self._files[file]))
-            tensors |= {key: tensor.to(device) for key, tensor in part.items()}
-        return tensors
+        return headers
 
 
 def load_folder(
@@ -294,20 +311,30 @@ def _find(path: str | os.PathLike) -> Path:
     return _previous(folder) if not folder.exists() and _previous(folder).is_dir() else folder
 
 
-def _peek(folder: Path, name: str, entry: dict):
-    """What a tensor file of the folder says it holds; no more than that is read."""
-    path = str(folder / name)
+def _read_header(path: str, file: BufferedReader, size: int) -> tuple[dict[str, Described], bytes]:
+    """What a tensor file says it holds, and the bytes that say so; the file stands where its tensors begin."""
+    start = file.read(8)
+    data = start + file.read(header_bytes(path, start, size) - 8)
+    return read_header(path, data, size), data
+
+
+def _read_tensors(folder: Path, name: str, entry: dict) -> dict[str, torch.Tensor]:
+    """The tensors of a file, each in memory of its own, once; the library would hold the file beside them."""
+    path, tensors = str(folder / name), {}
     with opened(folder / name, entry["bytes"], folder) as (file, size):
-        start = file.read(8)
-        return read_header(path, start + file.read(header_bytes(path, start, size) - 8), size)
-
-
-def _parse_tensors(path: Path, data: bytes) -> dict[str, torch.Tensor]:
-    read_header(str(path), data, len(data))  # safetensors itself lets duplicate keys pass
-    try:
-        tensors = load_safetensors(data)
-        for key, tensor in tensors.items():
+        header, data = _read_header(path, file, size)
+        digest = hashlib.sha256(data)
+        for key, told in sorted(header.items(), key=lambda item: (item[1].begin, item[1].end)):
+            data = bytearray(told.end - told.begin)
+            file.readinto(data)
+            digest.update(data)
+            flat = torch.frombuffer(data, dtype=told.dtype) if data else torch.empty(0, dtype=told.dtype)
+            tensors[key] = flat.reshape(told.shape)
+    if size != entry["bytes"] or digest.hexdigest() != entry["sha256"]:
+        raise CheckpointError(path, f"{size} bytes that do not match {MANIFEST}", RESTORE)
+    for key, tensor in tensors.items():
+        try:
             _require_finite(key, tensor)
-    except Exception as error:  # a hostile header makes the library raise nearly anything
-        raise CheckpointError(str(path), str(error), f"dense, finite safetensors are read; {RESTORE}") from error
+        except ValueError as error:
+            raise CheckpointError(path, str(error), f"dense, finite safetensors are read; {RESTORE}") from error
     return tensors

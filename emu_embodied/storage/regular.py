@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from emu_embodied.errors import CheckpointError, EmuEmbodiedError
 
@@ -15,6 +17,7 @@ from .strict_json import parse_json
 from .tensor_header import RESTORE
 
 MAX_JSON_BYTES = 16 << 20  # of a JSON file, and of a text beside it
+SMALL = 64 << 20  # bytes for which nobody asks whether the memory has room
 
 
 def read_file(path: str | os.PathLike, limit: int) -> bytes:
@@ -61,6 +64,27 @@ def regular_file(path: str | os.PathLike, folder: Path | None = None) -> Path:
     return real
 
 
+def check_room(path: str | os.PathLike, size: int) -> None:
+    """Refuses to read more than half of the memory that is free: a file's size is what its maker says, holes cost nothing, and
+    the other half is for what is made of it.
+
+    Raises:
+        CheckpointError: it is more.
+    """
+    if size > SMALL and size > (room := _free_memory() / 2):
+        told = f"more than half of the memory that is free, {room / 1e9:.1f} GB, is not read: close other programs"
+        raise CheckpointError(str(path), f"{size / 1e9:.1f} GB", told)
+
+
+def _free_memory() -> float:
+    """Bytes, as Linux tells them; without end elsewhere."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return 1024 * next(float(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return math.inf
+
+
 def check_tree(folder: str | os.PathLike, error: type[EmuEmbodiedError] = CheckpointError) -> None:
     """Refuses a folder in which something leads elsewhere or waits: links out of it, pipes, devices. A missing one is empty.
 
@@ -94,11 +118,12 @@ def _homes(folder: Path) -> list[Path]:
 def read(path: Path, limit: float, folder: Path | None = None) -> bytes:
     """Reads a file of at most `limit` bytes; see `regular_file`."""
     with opened(path, limit, folder) as (file, size):
+        check_room(path, size)
         return file.read(size)
 
 
 @contextmanager
-def opened(path: Path, limit: float, folder: Path | None = None) -> Iterator[tuple[BinaryIO, int]]:
+def opened(path: Path, limit: float, folder: Path | None = None) -> Iterator[tuple[BufferedReader, int]]:
     """Such a file and its size. Nothing else is opened, for a device can act and a pipe can wait."""
     real = regular_file(path, folder)
     try:

@@ -13,6 +13,7 @@ from emu_embodied.errors import CheckpointError
 from .strict_json import parse_object
 
 MAX_HEADER_BYTES, MAX_TENSORS, MAX_SIDES = 16 << 20, 16_384, 32
+MAX_NUMBERS = 1 << 62  # of a tensor, without its sides of 0, which torch counts as well
 DTYPES = {
     **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
     **{"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "C64": torch.complex64, "BOOL": torch.bool},
@@ -106,7 +107,8 @@ def _described(path: str, name: str, entry: object) -> Described:
     """One entry of a header, checked by itself."""
     match entry:
         case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(begin), int(end)]} if dtype in DTYPES:
-            if len(shape) <= MAX_SIDES and all(type(side) is int and side >= 0 for side in shape):
+            sides = all(type(side) is int and side >= 0 for side in shape) and len(shape) <= MAX_SIDES
+            if sides and math.prod(side or 1 for side in shape) <= MAX_NUMBERS:
                 if 0 <= begin <= end and end - begin == math.prod(shape) * DTYPES[dtype].itemsize:
                     return Described(DTYPES[dtype], tuple(shape), begin, end)
     raise CheckpointError(path, f"{name}: {entry}"[:200], f"expected the dtype, shape and place of a tensor; {RESTORE}")

@@ -14,10 +14,11 @@ import torch
 from emu_embodied.errors import DatasetError
 from emu_embodied.rollouts.agents.episode import EpisodeRun
 from emu_embodied.rollouts.agents.trace import PlanRecord, PlanTrace
-from emu_embodied.storage.files import load_folder, save_folder
+from emu_embodied.storage.files import Folder, load_folder, save_folder
 from emu_embodied.types import short_repr
 
 MOST_BYTES = 3 << 24  # of a frame: 4096 x 4096
+MOST_RECORDED = 1 << 29  # bytes of a run's recorded episodes: one of 300 steps at 512 px, real and imagined, or 70 at 64 px
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,20 @@ def save_record(path: Path, run: EpisodeRun) -> None:
             {f"{i}.{name}": getattr(look, name) for i, look in enumerate(looks) for name in names}
         )
     save_folder(path, tensors, {"episode": document})
+
+
+def load_records(paths: Iterable[Path]) -> tuple[Record, ...]:
+    """Reads the recorded episodes of a run.
+
+    Raises:
+        CheckpointError, DatasetError: as `load_record`; or they are more than `MOST_RECORDED`, and none is read.
+    """
+    paths = list(paths)
+    size = sum(Folder(path).tensor_bytes for path in paths)
+    if size > MOST_RECORDED:
+        least = f"at most {MOST_RECORDED / 1e9:.1f} GB are shown: plan with fewer videos=, or smaller frames"
+        raise DatasetError(f"{paths[0].parent}: recorded episodes", f"{size / 1e9:.1f} GB", least)
+    return tuple(map(load_record, paths))
 
 
 def load_record(path: Path) -> Record:

@@ -15,7 +15,7 @@ from emu_embodied.storage.atomic import write_bytes
 from emu_embodied.storage.files import MANIFEST
 from emu_embodied.storage.regular import check_tree, read_json
 
-from .episode_record import Record, load_record
+from .episode_record import Record, load_records
 from .page_builder import Facts, build_page, film, picture, psnr
 
 PLAYBACK_FPS = 4
@@ -56,7 +56,7 @@ def read_run(folder: Path) -> Run:
         raise DatasetError(str(folder / "result.json"), repr(error), "it is no planning result; plan anew") from None
     if len(set(places)) != len(places):
         raise DatasetError(str(folder / "result.json"), f"{len(places)} episodes", "some have the same seed; plan anew")
-    records = tuple(load_record(place) for place in places if (place / MANIFEST).is_file())
+    records = load_records(place for place in places if (place / MANIFEST).is_file())
     if not records:
         raise DatasetError("run", str(folder), "it has no recorded episode; plan with videos=1 or more")
     return Run(folder, result, records)

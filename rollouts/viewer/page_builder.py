@@ -6,6 +6,7 @@ import base64
 import hashlib
 import html
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -16,6 +17,7 @@ import numpy as np
 
 from emu_embodied import metrics
 
+SHEET_PIXELS, SHEET_SIDE = 1 << 22, 16_383  # of a film, whose frames are shown smaller where they are more; of a WebP picture
 SHEET_BYTES = 320 << 10  # of a film; what does not fit without loss, such as a camera's noise, is kept with a little
 Facts = Sequence[tuple[str, str]]
 
@@ -70,6 +72,11 @@ def film(frames: np.ndarray) -> dict[str, Any] | None:
     count, height, width = frames.shape[:3]
     columns = int(np.ceil(np.sqrt(count)))
     rows = -(-count // columns)
+    sides = rows * height, columns * width
+    scale = min(SHEET_SIDE / max(sides), (SHEET_PIXELS / math.prod(sides)) ** 0.5)
+    if scale < 1:
+        height, width = max(1, int(scale * height)), max(1, int(scale * width))
+        frames = np.stack([cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA) for frame in frames])
     sheet = np.zeros((rows * columns, height, width, 3), np.uint8)
     sheet[:count] = frames
     sheet = sheet.reshape(rows, columns, height, width, 3).swapaxes(1, 2).reshape(rows * height, columns * width, 3)
@@ -95,7 +102,8 @@ def picture(image: np.ndarray, quick: bool = False) -> str:
 
 def psnr(real: np.ndarray, imagined: np.ndarray) -> list[float]:
     """Peak signal-to-noise ratio in dB of each pair of frames (T, H, W, 3) uint8, at most 60."""
-    return [round(min(60.0, float(value)), 2) for value in metrics.psnr(imagined, real)]
+    pairs = zip(imagined[:, None], real[:, None], strict=True)  # one at a time: as float64 they take 16 times as much
+    return [round(min(60.0, float(metrics.psnr(one, other)[0])), 2) for one, other in pairs]
 
 
 def _section(heading: str, pairs: Facts) -> str:

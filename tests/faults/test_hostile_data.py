@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,17 +26,19 @@ from hostile_datasets import (
     png,
     replaced,
     trials,
+    with_chunks,
     write_intact,
 )
 from hub_cache import snapshot
 
 from emu_embodied.data.frame_cache import build_frame_cache, frames_for
-from emu_embodied.data.images import picture_size, read_picture
+from emu_embodied.data.images import load_picture, picture_size, read_picture
 from emu_embodied.data.quality import QualityConfig
 from emu_embodied.data.reader import ReadOptions
 from emu_embodied.errors import DatasetError, InputError
 
 BOTH = ReadOptions(camera=(TOP, WRIST), image_size=16)
+READ = ("JPEG", "PNG of 16 bit", "PNG of two rows")  # the other rows are black
 SPECIAL = [kind for kind in FILES if kind not in ("empty", "garbage", "gone", "8 GB of holes")]
 
 
@@ -92,7 +95,7 @@ def test_a_snapshot_of_the_hubs_cache_is_a_dataset(intact, tmp_path):
         (root / name).symlink_to(link)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in PICTURES if kind not in ("JPEG", "PNG of 16 bit")])
+@pytest.mark.parametrize("kind", [kind for kind in PICTURES if kind not in READ])
 def test_a_hostile_picture_costs_its_episode(dataset, kind: str):
     hostile_datasets._picture(kind, all_rows=False)[1](dataset)
     (fault,) = build_frame_cache(dataset, BOTH).dropped
@@ -113,6 +116,55 @@ def test_a_picture_is_measured_before_it_is_decoded(dataset):
         made = cv2.imencode(".webp", picture, [cv2.IMWRITE_WEBP_QUALITY, quality])[1].tobytes()
         assert picture_size(made) == (30, 50)
         assert all(picture_size(made[:end]) in (None, (30, 50)) for end in range(len(made)))
+
+
+def test_a_picture_has_no_more_parts_than_pictures_have(tmp_path, capfd):
+    import cv2
+
+    shown = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8), (0, 0), 3)
+    for ending, options in ((".jpg", [cv2.IMWRITE_JPEG_PROGRESSIVE, 1]), (".jpg", []), (".png", []), (".webp", [])):
+        made = cv2.imencode(ending, shown, options)[1].tobytes()
+        (tmp_path / "good").write_bytes(made)
+        decoded = cv2.imdecode(np.frombuffer(made, np.uint8), cv2.IMREAD_COLOR)
+        assert np.array_equal(load_picture(tmp_path / "good"), decoded[..., ::-1])
+    texts = with_chunks(png(24, 32), b"tEXt", b"Author\0Somebody", 100)
+    (tmp_path / "good").write_bytes(texts)
+    assert load_picture(tmp_path / "good").shape == (24, 32, 3)
+    for kind in ("JPEG of 3,000 scans", "JPEG of 50,000 segments", "PNG of texts that grow", "PNG of 40,000 chunks"):
+        (tmp_path / "bad").write_bytes(PICTURES[kind]())
+        with pytest.raises(InputError, match="^image: .*bad; "):
+            read_picture(tmp_path / "bad", 64)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_who_decodes_pictures_writes_no_lines_of_its_own(tmp_path, capfd):
+    import cv2
+
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (64, 64, 3), np.uint8)
+    for ending in (".png", ".jpg", ".webp"):
+        whole = bytearray(cv2.imencode(ending, noise)[1].tobytes())
+        for trial in range(40):
+            spoilt = bytearray(whole)
+            if trial % 2:
+                del spoilt[rng.integers(20, len(spoilt)) :]
+            else:
+                spoilt[rng.integers(20, len(spoilt))] ^= int(rng.integers(1, 256))
+            (tmp_path / "x").write_bytes(spoilt)
+            with suppress(InputError):
+                load_picture(tmp_path / "x")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_photo_is_shown_the_way_up_that_it_says(tmp_path):
+    from PIL import Image
+
+    sides, exif = np.zeros((20, 30, 3), np.uint8), Image.Exif()
+    sides[:, :15] = 250
+    exif[0x0112] = 6  # to be turned by 90 degrees, clockwise
+    Image.fromarray(sides).save(tmp_path / "x.jpg", exif=exif, quality=100)
+    found = load_picture(tmp_path / "x.jpg")
+    assert found.shape == (30, 20, 3) and found[:13].min() > 200 and found[17:].max() < 50
 
 
 def test_a_picture_that_a_user_names_is_a_regular_file_of_bounded_size(tmp_path):

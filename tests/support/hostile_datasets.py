@@ -220,6 +220,21 @@ def png(height: int, width: int, rows: int | None = None, depth: int = 8) -> byt
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
+def with_chunks(picture: bytes, kind: bytes, data: bytes, count: int) -> bytes:
+    """A PNG with so many more chunks of a kind behind its header."""
+    chunk = struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    return picture[:33] + chunk * count + picture[33:]
+
+
+def scans(height: int, width: int, count: int) -> bytes:
+    """A progressive JPEG whose last scan is there so many times more."""
+    import cv2
+
+    picture = np.zeros((height, width, 3), np.uint8)
+    data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes()
+    return data[:-2] + data[data.rindex(b"\xff\xda") : -2] * count + data[-2:]
+
+
 def _jpeg(height: int, width: int) -> bytes:
     import cv2
 
@@ -241,7 +256,16 @@ PICTURES: dict[str, Callable[[], bytes]] = {
     "PNG of no rows": lambda: png(0, 0),
     "PNG turned": lambda: png(32, 24),
     "PNG header alone": lambda: png(24, 32)[:33],
+    "PNG of texts that grow": lambda: with_chunks(
+        png(24, 32), b"zTXt", b"k\0\0" + zlib.compress(b"a" * 7_900_000, 9), 60
+    ),
+    "PNG of a profile that grows": lambda: with_chunks(
+        png(24, 32), b"iCCP", b"k\0\0" + zlib.compress(b"a" * 10**8, 9), 1
+    ),
+    "PNG of 40,000 chunks": lambda: with_chunks(png(24, 32), b"tEXt", b"k\0x", 40_000),
     "JPEG": lambda: _jpeg(24, 32),
+    "JPEG of 3,000 scans": lambda: scans(24, 32, 3000),
+    "JPEG of 50,000 segments": lambda: b"\xff\xd8" + b"\xff\xe1\x00\x02" * 50_000 + _jpeg(24, 32)[2:],
     "JPEG of 5000 px": lambda: _jpeg(5000, 5000),
     "JPEG that tells of 65,000": lambda: _patched(_jpeg(24, 32), 65_000, 65_000),
     "JPEG without a frame": lambda: b"\xff\xd8" + b"\xff\xe0\x00\x02" * 2000,
