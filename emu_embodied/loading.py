@@ -24,10 +24,11 @@ from emu_embodied.validation import whole_number
 from emu_embodied.world_model import TokenWorldModel
 
 
-def weights_label(name_or_path: str | Path, passes: int, engine: str = "eager") -> str:
-    """Names a checkpoint, its weights, K and the engine, so that a journal of planned episodes is not continued with others."""
+def weights_label(name_or_path: str | Path, passes: int, engine: str = "eager", dataset: int | None = None) -> str:
+    """Names a checkpoint, its weights and how it is loaded, so that no journal of planned episodes is continued with others."""
     label = f"{name_or_path} {fingerprint(checkpoint_path(name_or_path))} passes={passes}"
-    return label if engine == "eager" else f"{label} engine={engine}"
+    label += "" if engine == "eager" else f" engine={engine}"
+    return label if dataset is None else f"{label} dataset={dataset}"
 
 
 def load(

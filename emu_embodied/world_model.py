@@ -131,15 +131,15 @@ class TokenWorldModel:
 
     @torch.inference_mode()
     def rollout(
-        self, history: History, actions: np.ndarray | torch.Tensor, seeds: Sequence[int] | None = None
+        self, history: History, actions: np.ndarray | torch.Tensor, seeds: Sequence[int] | WorldNoise | None = None
     ) -> Rollout:
         """Imagines the futures of actions (B, S, T, A) in [-1, 1]; the S candidates of a world share its prefix.
 
         Args:
             history: of B worlds.
             actions: of S candidates for each.
-            seeds: of each world's sampling noise in this call, so that no world changes with its neighbours; by default all
-                worlds go on with the model's own.
+            seeds: of each world's sampling noise in this call, or the noise itself where it goes on from call to call: so that
+                no world changes with its neighbours; by default all worlds go on with the model's own.
 
         Raises:
             InputError: actions of another shape or dtype, out of range or not finite, or another number of seeds.
@@ -151,7 +151,7 @@ class TokenWorldModel:
         parts = []
         for first in range(0, len(history), self.chunk):
             worlds = slice(first, first + self.chunk)
-            own = noise.select(worlds) if isinstance(noise, WorldNoise) else noise
+            own = noise.select(range(len(history))[worlds]) if isinstance(noise, WorldNoise) else noise
             parts.append(self._futures(history.select(worlds), actions_BSTA[worlds], own))
         return self._rollout(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
@@ -252,13 +252,13 @@ class TokenWorldModel:
         ]
         return [torch.cat(pieces, 1) for pieces in zip(*parts, strict=True)]
 
-    def _noise(self, seeds: Sequence[int] | None, worlds: int) -> torch.Generator | WorldNoise:
+    def _noise(self, seeds: Sequence[int] | WorldNoise | None, worlds: int) -> torch.Generator | WorldNoise:
         """What draws in a call: the worlds' own generators, where something is drawn and they have seeds."""
         if seeds is None:
             return self.generator
-        if len(seeds) != worlds:
-            raise InputError("seeds", f"{len(seeds)} of them", f"give one for each of {worlds} worlds")
-        noise = WorldNoise([check_seed(seed) for seed in seeds])
+        noise = seeds if isinstance(seeds, WorldNoise) else WorldNoise([check_seed(seed) for seed in seeds])
+        if len(noise.seeds) != worlds:
+            raise InputError("seeds", f"{len(noise.seeds)} of them", f"give one for each of {worlds} worlds")
         return noise if self._draws else self.generator  # whom engines know how to capture; it is not asked
 
     def _dream(self, cache, actions_BTA: torch.Tensor, noise) -> tuple[torch.Tensor, ...]:

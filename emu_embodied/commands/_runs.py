@@ -46,6 +46,22 @@ def run_folder(out: str, resume: str | None, journal: str) -> Path:
     raise ConfigError("out", out, "a thousand runs began in this second; choose another folder")
 
 
+def starting_dataset(config: DictConfig, image_size: int):
+    """The dataset whose frames dreams start in, `starts=` and `camera=`: its folder, and how it is read.
+
+    Raises:
+        ConfigError: several cameras.
+        DatasetError: no such dataset.
+    """
+    from emu_embodied.data.lerobot_files import dataset_folder
+    from emu_embodied.data.reader import ReadOptions
+
+    if config.camera is not None and not isinstance(config.camera, str):
+        raise ConfigError("camera", config.camera, "give one camera's name")
+    options = ReadOptions(camera=(config.camera,) if config.camera else (), image_size=image_size)
+    return dataset_folder(config.starts), options
+
+
 def env_options(env: DictConfig) -> dict[str, Any]:
     """The keywords that an env is made with.
 

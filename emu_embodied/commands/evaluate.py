@@ -24,6 +24,7 @@ from emu_embodied.validation import registered_id
 from ._config import as_dict, compose_config, group_options
 from ._runs import env_options
 
+ELSE = ("out", "workers", "card", "worst")  # what changes no figure
 PACKAGES = ("emu-embodied", "torch", "mujoco", "gym-pusht", "pymunk", "gymnasium", "numpy")
 
 
@@ -31,23 +32,35 @@ def run(config: DictConfig) -> None:
     """Prints the table, and writes it as JSON and Markdown with pictures of the worst windows.
 
     Raises:
-        ConfigError: a number below its least, or nothing to judge the model on.
+        ConfigError: a number below its least, nothing to judge the model on, or a folder with the figures of something else.
         CheckpointError: the checkpoint is missing or damaged.
     """
-    from emu_embodied.checkpoint import add_card
+    from emu_embodied.storage.runs import locked
+
+    with locked(Path(config.out), "evaluation"):
+        _evaluate(config)
+
+
+def _evaluate(config: DictConfig) -> None:
+    from emu_embodied.checkpoint import add_card, fingerprint
     from emu_embodied.loading import checkpoint_path, load
     from emu_embodied.rollouts.collection.episodes import record_frames
     from emu_embodied.rollouts.evaluation import frame_metrics, prediction, prediction_metrics
     from emu_embodied.storage.atomic import write_bytes, write_json
-    from emu_embodied.storage.regular import check_tree
 
     model = load(config.checkpoint, passes=config.passes, engine=config.engine)
     env = _environment(config, model.world.env_id) if model.objects else _unlabelled(config, model)
     options, began = env_options(env), time.monotonic()
     horizon = config.horizon or env.quality.horizon
+    planning = env.quality.planning if config.planning is None and model.objects else config.planning or 0
     folder = Path(config.out)
-    check_tree(folder, ConfigError)
-    folder.mkdir(parents=True, exist_ok=True)
+    facts = {
+        "checkpoint": str(config.checkpoint),
+        "weights": fingerprint(checkpoint_path(config.checkpoint)),
+        "settings": as_dict(config) | {"env": as_dict(env), "horizon": horizon, "planning": planning},
+        "frames": None if config.data is None else _frames_label(config, model),
+    }
+    _refuse_other(folder, facts)
     if config.data is None:
         print(f"evaluate: {config.episodes} held-out episodes", flush=True)
         cache = record_frames(env.id, options, range(config.seed, config.seed + config.episodes), config.steps)
@@ -61,17 +74,14 @@ def run(config: DictConfig) -> None:
         truth = prediction.Truth(cache, model.world, frame_metrics.START + horizon + 1)
         figures = frame_metrics.frame_table(model, truth, horizon)
     rows = _long_dreams(config, model, truth)
-    planning = env.quality.planning if config.planning is None and model.objects else config.planning or 0
     if planning:
         _print(figures)
         figures += _planning(config, env, planning, folder)
-    asked = as_dict(config) | {"env": as_dict(env)}
     versions = {name: found.version for name in PACKAGES for found in metadata.distributions(name=name)}
     result = {
-        "checkpoint": str(config.checkpoint),
+        **facts,
         "figures": [asdict(figure) for figure in figures],
         "rollouts": [asdict(row) for row in rows],
-        "settings": asked | {"horizon": horizon, "planning": planning},
         "engine": model.engine.name,
         "seeds": {"held_out": [config.seed, config.seed + config.episodes], "planning": config.planning_seed},
         "seconds": round(time.monotonic() - began, 1),
@@ -90,16 +100,51 @@ def run(config: DictConfig) -> None:
 def _of_dataset(config: DictConfig, model):
     """The frames of the dataset that was given, all of it or its last `episodes`, with actions as the model knows them."""
     from emu_embodied.data.frame_cache import frames_for
-    from emu_embodied.data.reader import ReadOptions
 
-    camera = as_dict(config)["camera"] or ()
-    camera = (camera,) if isinstance(camera, str) else tuple(camera)
-    cache = frames_for(str(config.data), ReadOptions(camera=camera, image_size=model.image_size))
+    cache = frames_for(str(config.data), _read_options(config, model))
     if cache.actions.shape[1] != model.action_dim:
         found = f"actions of {cache.actions.shape[1]} elements, {cache.names['action']}"
         raise ConfigError("data", str(config.data), f"it has {found}, the checkpoint's have {model.action_dim}")
     cache = cache.select(range(max(0, cache.episodes - config.episodes), cache.episodes))
     return rescaled(cache, np.array(model.world.action_scale, np.float32))
+
+
+def _read_options(config: DictConfig, model):
+    """How the dataset is read."""
+    from emu_embodied.data.reader import ReadOptions
+
+    camera = as_dict(config)["camera"] or ()
+    return ReadOptions(camera=(camera,) if isinstance(camera, str) else tuple(camera), image_size=model.image_size)
+
+
+def _frames_label(config: DictConfig, model) -> str:
+    """A digest of the dataset's frames as they are read."""
+    from emu_embodied.data.frame_cache import fingerprint
+    from emu_embodied.data.lerobot_files import dataset_folder
+
+    return fingerprint(dataset_folder(str(config.data)), _read_options(config, model))
+
+
+def _refuse_other(folder: Path, facts: dict) -> None:
+    """Refuses a folder that holds other figures than those that are asked for.
+
+    Raises:
+        ConfigError: it does; what differs is named.
+    """
+    from emu_embodied.storage.regular import read_json
+    from emu_embodied.storage.runs import refuse_other
+
+    if not (folder / "result.json").is_file():
+        return
+    then = read_json(folder / "result.json")
+    if not isinstance(then, dict) or not isinstance(then.get("settings"), dict):
+        raise ConfigError("out", str(folder), "its result.json is none of an evaluation: use another out=")
+    now, then = (
+        {name: those.get(name) for name in facts}
+        | {"settings": {name: value for name, value in those["settings"].items() if name not in ELSE}}
+        for those in (facts, then)
+    )
+    refuse_other(now, then, folder, "use another out=")
 
 
 def rescaled(cache, scales: np.ndarray):

@@ -98,10 +98,8 @@ def _agent(config: DictConfig):
     if policy == "expert":
         return ExpertAgent(config.stray), f"{policy} stray={config.stray:g}"
     if policy == "emu_mpc":
-        agent = lerobot.planning_agent(
-            str(config.checkpoint), device, passes=config.passes, engine=config.engine, seed=config.seed
-        )
-        label = weights_label(config.checkpoint, config.passes, config.engine)
+        agent = lerobot.planning_agent(str(config.checkpoint), device, seed=config.seed, **_loading(config))
+        label = weights_label(config.checkpoint, *_loading(config).values())
         return agent, f"emu_mpc {label} seed={config.seed}"
     if not Path(policy).is_dir():
         remedy = f"give a folder that lerobot-train saved (pretrained_model), or one of {BUILT_IN}"
@@ -116,7 +114,7 @@ def _worlds(config: DictConfig) -> dict[str, Any]:
 
     options, objects, worlds = env_options(config.env), tuple(config.env.world.objects), {}
     if config.world != "real":
-        model = load(config.checkpoint, passes=config.passes, engine=config.engine, device=_device(config))
+        model = load(config.checkpoint, device=_device(config), **_loading(config))
         worlds["imagined"], objects = DreamtWorlds(model, config.env.id, options), model.objects
     if config.world != "imagined":
         worlds["real"] = RealWorlds(config.env.id, options, objects)
@@ -128,8 +126,12 @@ def _settings(config: DictConfig, name: str, label: str):
     from emu_embodied.rollouts.evaluation.policy_ranking import PolicySettings
 
     options = env_options(config.env)
-    model = weights_label(config.checkpoint, config.passes, config.engine) if name == "imagined" else ""
+    model = weights_label(config.checkpoint, *_loading(config).values()) if name == "imagined" else ""
     return PolicySettings(label, name, config.env.id, options, model, config.batch, config.steps)
+
+
+def _loading(config: DictConfig) -> dict[str, Any]:
+    return {"passes": config.passes, "engine": config.engine, "dataset": config.dataset}
 
 
 def _device(config: DictConfig) -> str | None:

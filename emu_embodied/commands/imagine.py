@@ -11,6 +11,8 @@ from omegaconf import DictConfig
 
 from emu_embodied.errors import ConfigError
 
+from ._runs import starting_dataset
+
 
 def run(config: DictConfig) -> None:
     """Dreams, and prints what the dataset holds.
@@ -22,21 +24,16 @@ def run(config: DictConfig) -> None:
     """
     from emu_embodied import checkpoint
     from emu_embodied.data.frame_cache import fingerprint, frames_for
-    from emu_embodied.data.lerobot_files import dataset_folder
-    from emu_embodied.data.reader import ReadOptions
     from emu_embodied.loading import checkpoint_path, load
     from emu_embodied.rollouts.collection.imagined import ImagineSettings, imagine
 
-    if config.camera is not None and not isinstance(config.camera, str):
-        raise ConfigError("camera", config.camera, "give one camera's name")
     model = load(config.checkpoint, engine=config.engine, passes=config.passes, temperature=config.temperature)
     starts = None
     if config.starts is None and not model.world.env_id:
         rule = "the checkpoint names no env whose resets dreams could start from: give starts=DATASET"
         raise ConfigError("starts", None, rule)
     if config.starts is not None:
-        options = ReadOptions(camera=(config.camera,) if config.camera else (), image_size=model.image_size)
-        starts = dataset_folder(config.starts), options
+        starts = starting_dataset(config, model.image_size)
     settings = ImagineSettings(
         str(config.checkpoint),
         checkpoint.fingerprint(checkpoint_path(config.checkpoint)),

@@ -3,21 +3,24 @@
 The model is asked what would happen; the simulator decides what did. `agent=oracle` gives the same planner the true
 simulator to imagine in, `agent=random` and `agent=expert` are the controls. An evaluation that was stopped goes on with
 `resume=FOLDER` and the same settings. `emu-embodied report` makes a page of the folder. `goal=language` follows the
-subgoals that `subgoals=` draws from the instruction and what is seen.
+subgoals that `subgoals=` draws from the instruction and what is seen. In an env of one's own (`env.id=MODULE:ID`) the goal is
+`reward`, or what `picture=` shows.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import platform
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 from rich.console import Console
 
-from emu_embodied.errors import ConfigError
+from emu_embodied.errors import CheckpointError, ConfigError
 
 from ._config import as_dict, typed
 from ._runs import env_options, run_folder, shipped_proposer
@@ -87,11 +90,26 @@ def _settings(config: DictConfig):
         config.goal,
         typed(CONFIGS[config.planner], config),
         config.steps,
-        weights_label(config.checkpoint, config.passes, config.engine) if config.agent == "model" else "",
+        weights_label(config.checkpoint, *_loading(config).values()) if config.agent == "model" else "",
         config.effort,
         config.uncertainty,
         _following(config),
+        *_picture(config),
     )
+
+
+def _picture(config: DictConfig) -> tuple[str | None, str | None]:
+    """The path of the picture of what is wanted, and its digest; None where there is none."""
+    from emu_embodied.data.images import MOST_PIXELS
+    from emu_embodied.storage.regular import read_file
+
+    if config.picture is None:
+        return None, None
+    try:
+        content = read_file(config.picture, 4 * MOST_PIXELS)
+    except CheckpointError as error:
+        raise ConfigError("picture", config.picture, f"{error.value}: give a PNG, JPEG or WebP file") from None
+    return config.picture, hashlib.sha256(content).hexdigest()
 
 
 def _following(config: DictConfig):
@@ -119,7 +137,11 @@ def _model_maker(config: DictConfig):
     """What loads the model, in this process or in a worker's."""
     from emu_embodied.loading import load
 
-    return functools.partial(load, config.checkpoint, passes=config.passes, engine=config.engine)
+    return functools.partial(load, config.checkpoint, **_loading(config))
+
+
+def _loading(config: DictConfig) -> dict[str, Any]:
+    return {"passes": config.passes, "engine": config.engine, "dataset": config.dataset}
 
 
 def _proposer_name(config: DictConfig) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from emu_embodied.errors import CheckpointError, DatasetError, InputError
+from emu_embodied.framing import fitted, letterbox
 from emu_embodied.storage.regular import read_file
 
 THREADS = 2
@@ -35,21 +36,6 @@ def tiles(cameras: int, height: int, width: int) -> list[tuple[slice, slice]]:
         (slice(i // columns * h, (i // columns + 1) * h), slice(i % columns * w, (i % columns + 1) * w))
         for i in range(cameras)
     ]
-
-
-def letterbox(picture: np.ndarray, into: np.ndarray) -> None:
-    """Writes a picture (h, w, 3) into one of another size (H, W, 3), whole, in the middle; the rest becomes black."""
-    import cv2
-
-    if picture.shape == into.shape:
-        into[:] = picture
-        return
-    scale = min(into.shape[0] / picture.shape[0], into.shape[1] / picture.shape[1])
-    h, w = (max(1, round(scale * side)) for side in picture.shape[:2])
-    small = cv2.resize(picture, (w, h), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-    top, left = (into.shape[0] - h) // 2, (into.shape[1] - w) // 2
-    into[:] = 0
-    into[top : top + h, left : left + w] = small
 
 
 def picture_size(data: bytes) -> tuple[int, int] | None:
@@ -108,11 +94,9 @@ def _webp_size(data: bytes) -> tuple[int, int] | None:
     return (height & 0x3FFF, width & 0x3FFF) if data[12:16] == b"VP8 " else None
 
 
-def read_picture(path: str | Path, size: int) -> np.ndarray:
+def read_picture(path: str | Path, size: int, field: str = "image") -> np.ndarray:
     """A picture file as (size, size, 3) uint8 RGB, letterboxed; see `load_picture`."""
-    frame = np.empty((size, size, 3), np.uint8)
-    letterbox(load_picture(path), frame)
-    return frame
+    return fitted(load_picture(path, field), size)
 
 
 def load_picture(path: str | Path, field: str = "image") -> np.ndarray:

@@ -19,6 +19,7 @@ from emu_embodied.inference.decoding.config import DecodingConfig
 from emu_embodied.inference.decoding.guidance import GuidedCache, GuidedEngine
 from emu_embodied.inference.decoding.sampling import log_probs, sample
 from emu_embodied.inference.ragged_kv_cache import Streams
+from emu_embodied.model.noise import WorldNoise
 from emu_embodied.protocols import StepEngine
 from emu_embodied.tokenizers.text import TextTokenizer
 from emu_embodied.types import DONE, History, Observation, Subgoal
@@ -183,19 +184,20 @@ class TokenSubgoals:
     @torch.inference_mode()
     def _chains(self, pixels, instruction: str, count: int, seed: int, heed: bool, on_caption=None) -> list[list[Subgoal]]:
         """`samples` chains from one frame; a caption that says "done" ends one where that is heeded."""
-        count, seed = whole_number("count", count, 1, MOST, InputError), check_seed(seed)
-        samples = self.config.samples
+        count, samples = whole_number("count", count, 1, MOST, InputError), self.config.samples
+        seeds = _seeds(check_seed(seed), samples)
         chains: list[list[Subgoal]] = [[] for _ in range(samples)]
         live, codes_BN, ids_BI = list(range(samples)), self._codes(pixels, samples), self._ids([instruction])
-        self.world_model.seed(seed)
+        noise = WorldNoise(seeds)
         for _ in range(count + heed):
             hear = on_caption if 0 in live else None
-            captions, sure = self._captions(ids_BI.expand(len(live), -1), codes_BN, seed, hear)
+            captions, sure = self._captions(ids_BI.expand(len(live), -1), codes_BN, [seeds[i] for i in live], hear)
             before = [chains[i][-1].caption if chains[i] else "" for i in live]
             stuck = [i for i, caption in enumerate(captions) if repeats(self.text.decode(caption), before[i])]
             if stuck:  # nothing would come of it: what else is there to say?
                 barred = [captions[i][0] for i in stuck]
-                anew = self._captions(ids_BI.expand(len(stuck), -1), codes_BN[stuck], seed, None, barred)
+                their = [seeds[live[i]] for i in stuck]
+                anew = self._captions(ids_BI.expand(len(stuck), -1), codes_BN[stuck], their, None, barred)
                 for i, caption, sureness in zip(stuck, *anew, strict=True):
                     captions[i], sure[i] = caption, sureness
             going = [i for i, caption in enumerate(captions) if not (heed and self.text.decode(caption) == DONE)]
@@ -206,17 +208,17 @@ class TokenSubgoals:
                 break
             live, said = [live[i] for i in going], [captions[i] for i in going]
             words = ids_BI.expand(len(live), -1)
-            codes_BN, places, frame_sure = self._draw(words, codes_BN[going], self._closed(said))
+            codes_BN, places, frame_sure = self._draw(words, codes_BN[going], self._closed(said), noise.select(live))
             for row, frame in enumerate(self.world_model.decode(codes_BN)):
                 log_prob = (sure[going[row]] + frame_sure[row]) / 2
                 drawn = (frame, places[row], float(log_prob), False, codes_BN[row])
                 chains[live[row]].append(Subgoal(self.text.decode(said[row]), *drawn))
         return chains
 
-    def _captions(self, ids_BI, codes_BN, seed: int, hear, barred=()) -> tuple[list[list[int]], list[float]]:
+    def _captions(self, ids_BI, codes_BN, seeds, hear, barred=()) -> tuple[list[list[int]], list[float]]:
         """Ids of each row's next caption, without its end, and their mean log-probabilities; nothing but text and the end.
 
-        `barred` are ids that the rows' captions may not begin with.
+        `seeds` are of the rows' noise, `barred` ids that their captions may not begin with.
         """
         c, v, how = self.model.config, self.model.config.vocabulary, self.config.caption
         nothing = codes_BN.new_full((len(codes_BN), c.caption_length), v.pad)
@@ -224,7 +226,7 @@ class TokenSubgoals:
         streams, rows = Streams(self.model.transformer, len(codes_BN), c.text_length), list(range(len(codes_BN)))
         states = dict(zip(rows, streams.read(rows, prompt_BP.tolist()), strict=True))
         captions: list[list[int]] = [[] for _ in rows]
-        sums, generator = [0.0] * len(rows), torch.Generator(codes_BN.device).manual_seed(seed)
+        sums, noise = [0.0] * len(rows), WorldNoise(seeds)
         while rows:
             logits_RV = self.model.transformer.lm_head(torch.stack([states[row] for row in rows])).float()
             allowed = torch.zeros(logits_RV.shape[1], dtype=torch.bool, device=logits_RV.device)
@@ -233,7 +235,7 @@ class TokenSubgoals:
             if barred and not captions[rows[0]]:
                 logits_RV[rows, barred] = -torch.inf
             scores_RV = log_probs(logits_RV, how)
-            tokens_R, sure_R = sample(scores_RV, how, generator)
+            tokens_R, sure_R = sample(scores_RV, how, noise.select(rows))
             self.world_model.require_finite(caption=sure_R)
             written = dict(zip(rows, tokens_R.tolist(), strict=True))
             for row, sure in zip(rows, sure_R.tolist(), strict=True):
@@ -248,12 +250,14 @@ class TokenSubgoals:
         return captions, [total / (len(ids) + 1) for total, ids in zip(sums, captions, strict=True)]
 
     @torch.inference_mode()
-    def _draw(self, ids_BI, codes_BN, caption_BS) -> tuple[torch.Tensor, np.ndarray, torch.Tensor]:
+    def _draw(
+        self, ids_BI, codes_BN, caption_BS, noise: WorldNoise | None = None
+    ) -> tuple[torch.Tensor, np.ndarray, torch.Tensor]:
         """Key frames (B, N), where things are in them (B, O, 3), and the tokens' mean log-probabilities (B,) one by one."""
         still = codes_BN.new_zeros(len(codes_BN), 1, 1, self.model.config.action_dim, dtype=torch.float32)
         text_BL = self.model.prompt(ids_BI, codes_BN, caption_BS)
         history = History(codes_BN[:, None], still[:, 0, :0], text_BL)
-        rollout = self.world_model.rollout(history, still)
+        rollout = self.world_model.rollout(history, still, noise)
         sampled_BN = rollout.codes_BSTN[:, 0, 0]
         places = torch.cat([rollout.positions_BSTOD[:, 0, 0], rollout.presence_BSTO[:, 0, 0, :, None]], -1)
         engine = self.world_model.engine
@@ -277,6 +281,11 @@ class TokenSubgoals:
         v, length = self.model.config.vocabulary, self.model.config.caption_length
         rows = [[*ids, v.end, *[v.pad] * (length - len(ids) - 1)] for ids in captions]
         return torch.tensor(rows, device=self.world_model.device)
+
+
+def _seeds(seed: int, samples: int) -> list[int]:
+    """Of the chains' noise: the first has the seed itself, so that it is the same however many others there are."""
+    return [seed, *(int(np.random.SeedSequence([seed, i]).generate_state(1)[0]) for i in range(1, samples))]
 
 
 def likelihood(chain: Sequence[Subgoal]) -> float:

@@ -159,9 +159,11 @@ class WorldNoise:
         """One a world."""
         return [torch.Generator().manual_seed(seed) for seed in self.seeds]
 
-    def select(self, worlds: slice) -> WorldNoise:
-        """That of some of the worlds, from its beginning."""
-        return WorldNoise(self.seeds[worlds])
+    def select(self, worlds: Sequence[int] | range) -> WorldNoise:
+        """That of some of the worlds, from where it is; what is drawn from it is drawn from this one."""
+        some = WorldNoise([self.seeds[world] for world in worlds])
+        some.generators = [self.generators[world] for world in worlds]
+        return some
 
     def uniform(self, shape) -> torch.Tensor:
         """Uniform numbers in [0, 1) (B * S, ...): of S rows of the first world, then of the next."""

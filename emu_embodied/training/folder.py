@@ -27,7 +27,8 @@ from emu_embodied.storage.runs import locked, refuse_other
 RUN = "run.json"
 INTERVALS = ("evaluate_every", "save_every", "log_every")  # what may change between two calls
 CHOOSING = ("data", "frames", "camera", "action_keys", "fps", "skipped_actions", "action_range", "quality")  # of data
-ROOMS = ("", "training", "tokenizers", "decoding", "emu35")  # of the package: where a change of code changes weights
+# Of the package: where a change of code changes weights; "" has what lies in none.
+ROOMS = ("", "training", "training/stages", "model", "tokenizers", "inference", "inference/decoding", "emu35")
 
 
 @dataclass(frozen=True)

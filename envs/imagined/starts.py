@@ -200,11 +200,13 @@ def check_spaces(
     scale: ActionScale | None = None,
 ) -> tuple[gymnasium.spaces.Dict, gymnasium.spaces.Box]:
     """Returns the spaces, or raises an InputError: they are not those of a model of this size, and of its robot's units."""
-    size = world_model.image_size
+    size, blind = world_model.image_size, world_model.agent_dim == 0
     wanted = {PIXELS: (size, size, 3), AGENT_POS: (world_model.agent_dim,)}
     found = observation_space
     if isinstance(observation_space, gymnasium.spaces.Dict):
         found = {name: space.shape for name, space in observation_space.items()}
+        if blind and AGENT_POS in found:  # the model does not look at it
+            found[AGENT_POS] = (0,)
     if not isinstance(observation_space, gymnasium.spaces.Dict) or found != wanted:
         raise InputError("real_env.observation_space", found, f"this model needs {wanted}: make the env so")
     (scale or ActionScale.of(world_model)).check(action_space, "real_env.action_space")

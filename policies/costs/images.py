@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from emu_embodied.errors import InputError
+from emu_embodied.framing import fitted
 from emu_embodied.protocols import WorldModel
 from emu_embodied.types import Rollout
 from emu_embodied.validation import whole_number
@@ -23,12 +24,12 @@ class GoalImage:
     The coarse terms see how far apart things are that do not overlap; the factor k makes up for what averaging takes away.
 
     Args:
-        goal: (H, W, 3) uint8.
+        goal: (H, W, 3) uint8; of another size than the model's frames it is letterboxed as those of its data were.
         foreground: weight of pixels that are not background.
-        coarseness: the k, in px, at most the goal's sides.
+        coarseness: the k, in px, at most the sides of goal and frames.
 
     Raises:
-        InputError: a goal of another dtype or shape, when called also of another size than the model's frames.
+        InputError: a goal of another dtype or shape, or a k out of range.
     """
 
     def __init__(self, goal: np.ndarray, foreground: float = 8.0, coarseness: Sequence[int] = (1, 4, 16, 32)) -> None:
@@ -38,19 +39,23 @@ class GoalImage:
             raise InputError("goal image", found, "give uint8 RGB of shape (H, W, 3)")
         _check_coarseness(coarseness, shape[:2])
         self.foreground, self.coarseness = foreground, tuple(coarseness)
-        self.goal_3HW = torch.from_numpy(goal.astype(np.float32) / 255).permute(2, 0, 1)
-        self.background_3HW = self.goal_3HW.flatten(1).median(1).values[:, None, None]
-        self.weight_1HW = self._weight(self.goal_3HW)
+        self._aim(goal)
 
     def __call__(self, model: WorldModel, rollout: Rollout, actions: torch.Tensor) -> torch.Tensor:
-        height, width = self.goal_3HW.shape[1:]
-        if (height, width) != (model.image_size, model.image_size):
-            raise InputError("goal image", f"{height} x {width} px", f"give {model.image_size} x {model.image_size} px")
+        if self.goal.shape[:2] != (model.image_size, model.image_size):
+            _check_coarseness(self.coarseness, (model.image_size, model.image_size))
+            self._aim(fitted(self.goal, model.image_size))
         frames = model.decode(rollout.codes_BSTN[:, :, -1])  # (B, S, H, W, 3)
         pixels_M3HW = torch.from_numpy(frames).flatten(0, 1).permute(0, 3, 1, 2).float() / 255
         weight_M1HW = torch.maximum(self._weight(pixels_M3HW), self.weight_1HW)
         cost_M = _smoothed_error(pixels_M3HW - self.goal_3HW, weight_M1HW, self.weight_1HW, self.coarseness)
         return cost_M.reshape(frames.shape[:2]).to(rollout.rewards_BST.device)
+
+    def _aim(self, goal: np.ndarray) -> None:
+        self.goal = goal
+        self.goal_3HW = torch.from_numpy(goal.astype(np.float32) / 255).permute(2, 0, 1)
+        self.background_3HW = self.goal_3HW.flatten(1).median(1).values[:, None, None]
+        self.weight_1HW = self._weight(self.goal_3HW)
 
     def _weight(self, pixels: torch.Tensor) -> torch.Tensor:
         """`foreground` where pixels (..., 3, H, W) are not background, else 1: (..., 1, H, W)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from lerobot.configs import PreTrainedConfig
@@ -28,7 +29,9 @@ class EmuMpcConfig(PreTrainedConfig):
         instruction: what to do where the env names no task.
         world: what the env speaks, see `dialects`: "own" (as the model's world), "pusht" (LeRobot's PushT, for a model of
             ours) or "auto": pusht for a PushT model that is shown pictures of another size than its own, else own.
-        camera: key of the pictures that the model sees.
+        camera: key of the pictures that the model sees; "" takes `observation.image`, or the only ones that there are, after
+            `--rename_map` has renamed them.
+        dataset: of a model of several robots, which one it drives: see `loading.load`.
         letterbox: fit pictures of another size into the model's, as training does; otherwise they are an error.
         horizon, candidates, iterations, elites, execute: the planner's, in the model's steps; see `planners.cem.CEMConfig`.
         passes: parallel passes per imagined frame.
@@ -41,7 +44,8 @@ class EmuMpcConfig(PreTrainedConfig):
     goal: str = "auto"
     instruction: str = ""
     world: str = "auto"
-    camera: str = OBS_IMAGE
+    camera: str = ""
+    dataset: int | None = None
     letterbox: bool = False
     horizon: int = 8
     candidates: int = 64
@@ -76,13 +80,25 @@ class EmuMpcConfig(PreTrainedConfig):
         return CEMConfig(**{name: getattr(self, name) for name in names})
 
     def validate_features(self) -> None:
-        """Checks that the env or dataset has the camera.
+        """Checks that the env or dataset has the camera, where one is named.
 
         Raises:
             InputError: it has not.
         """
-        if self.image_features and self.camera not in self.image_features:
-            raise InputError("camera", self.camera, f"choose one of {sorted(self.image_features)}")
+        if self.image_features and self.camera:
+            self.choose_camera(self.image_features)
+
+    def choose_camera(self, there: Collection[str]) -> str:
+        """Which of the pictures that are there the model sees.
+
+        Raises:
+            InputError: not the camera that is named, or several and none is.
+        """
+        if self.camera in there or self.camera == "" and OBS_IMAGE in there:
+            return self.camera or OBS_IMAGE
+        if self.camera == "" and len(there) == 1:
+            return next(iter(there))
+        raise InputError("camera", self.camera, f"choose one of {sorted(there) or 'none that is there'}: --policy.camera=...")
 
     @property
     def observation_delta_indices(self) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from emu_embodied.envs.pusht.geometry import REACH_CM, SIDE_PX, STEP_CM, TASK, to_cm, to_px
 from emu_embodied.errors import ConfigError, InputError
+from emu_embodied.framing import fitted
 from emu_embodied.types import OBS_STATE, Observation
 
 WORLDS = ("auto", "own", "pusht")
@@ -66,7 +67,7 @@ class OwnWorld:
         if (height, width) != (size, size) and not self.letterbox:
             rule = f"the model sees {size} x {size} px: give those, or let --policy.letterbox=true fit them"
             raise InputError(self.camera, f"{height} x {width} px", rule)
-        return Observation(_fitted(observation.pixels, size), observation.agent_pos, observation.instruction)
+        return Observation(fitted(observation.pixels, size), observation.agent_pos, observation.instruction)
 
     def to_env_action(self, actions_TA: np.ndarray, agent_pos: np.ndarray) -> np.ndarray:
         """See `Dialect`."""
@@ -100,7 +101,7 @@ class GymPushT:
         drawn = np.full((SIDE_PX, SIDE_PX, 3), WHITE, np.uint8)
         drawn[low : SIDE_PX - low, low : SIDE_PX - low] = WALL_GREY
         drawn[high : SIDE_PX - high, high : SIDE_PX - high] = WHITE
-        self._walls = _fitted(drawn, image_size)
+        self._walls = fitted(drawn, image_size)
         self._border = np.ones((image_size, image_size), bool)
         blurred = max(1, 2 * high * image_size // SIDE_PX)  # px that sampling may have touched
         self._border[blurred:-blurred, blurred:-blurred] = False
@@ -117,7 +118,7 @@ class GymPushT:
         if agent.shape != (2,) or agent.min() < 0 or agent.max() > SIDE_PX:
             remedy = f"PushT's pusher is at x, y from 0 to {SIDE_PX} px: --env.obs_type=pixels_agent_pos tells them"
             raise InputError(OBS_STATE, agent.tolist(), remedy)
-        frame = _fitted(pixels, self.image_size)
+        frame = fitted(pixels, self.image_size)
         faint = (
             self._border & (frame.min(-1) > 200) & (np.ptp(frame, axis=-1) < 4)
         )  # a wall or nothing, no T and no pusher
@@ -156,11 +157,3 @@ def choose(world: str, env_id: str, image_size: int, shown: int | None) -> str:
         return "pusht" if env_id == PUSHT_ID and shown not in (None, image_size) else "own"
     return world
 
-
-def _fitted(picture: np.ndarray, size: int) -> np.ndarray:
-    """A picture (h, w, 3) as (size, size, 3), letterboxed."""
-    from emu_embodied.data.images import letterbox
-
-    frame = np.empty((size, size, 3), np.uint8)
-    letterbox(picture, frame)
-    return frame

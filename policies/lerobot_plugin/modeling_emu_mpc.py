@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from lerobot.configs import PreTrainedConfig
 from lerobot.policies import PreTrainedPolicy
-from lerobot.utils.constants import OBS_STATE
+from lerobot.utils.constants import OBS_IMAGE, OBS_IMAGES, OBS_STATE
 from torch import Tensor
 
 from emu_embodied.errors import InputError
@@ -56,7 +56,7 @@ class EmuMpcPolicy(PreTrainedPolicy):
         from emu_embodied.loading import load
 
         config.check()
-        options = {"device": config.device, "engine": config.engine, "passes": config.passes, "seed": config.seed}
+        options = {name: getattr(config, name) for name in ("device", "engine", "passes", "seed", "dataset")}
         self.world_model = load(config.checkpoint, **options)
         found = config.action_feature.shape if config.action_feature else (self.world_model.action_dim,)
         if tuple(found) != (self.world_model.action_dim,):
@@ -81,8 +81,8 @@ class EmuMpcPolicy(PreTrainedPolicy):
         """The next action of each env, (B, A) float32 in the env's units.
 
         Args:
-            batch: `config.camera` (B, 3, H, W) float in [0, 1], `observation.state` (B, D), and "task", B sentences; all of the
-                env, in its units.
+            batch: the camera's pictures (B, 3, H, W) float in [0, 1], `observation.state` (B, D), and "task", B sentences; all
+                of the env, in its units.
 
         Raises:
             InputError: a batch that does not fit the model.
@@ -135,15 +135,18 @@ class EmuMpcPolicy(PreTrainedPolicy):
     def _dialect(self) -> Dialect:
         """The env's, as far as the config and LeRobot's features tell."""
         config, model = self.config, self.world_model
-        feature = (config.image_features or {}).get(config.camera)
-        shown = feature.shape[-2] if feature is not None else None
+        features = config.image_features or {}
+        camera = config.camera or (next(iter(features)) if len(features) == 1 else OBS_IMAGE)
+        shown = features[camera].shape[-2] if camera in features else None
         if choose(config.world, model.world.env_id, model.image_size, shown) == "pusht":
-            return GymPushT(model.image_size, config.camera)
-        return OwnWorld(model.image_size, config.camera, config.letterbox)
+            return GymPushT(model.image_size, camera)
+        return OwnWorld(model.image_size, camera, config.letterbox)
 
     def _observations(self, batch: Mapping[str, Any]) -> list[Observation]:
         """Checks a batch once, at the boundary, and gives each env's part of it."""
-        pixels_BHWC = _pixels(self.config.camera, batch.get(self.config.camera))
+        pictures = [name for name in batch if name == OBS_IMAGE or name.startswith(f"{OBS_IMAGES}.")]
+        camera = self.config.choose_camera(pictures)
+        pixels_BHWC = _pixels(camera, batch[camera])
         envs, otherwise = len(pixels_BHWC), self.config.instruction or self.dialect.instruction
         state = batch.get(OBS_STATE, torch.zeros(envs, self.world_model.agent_dim))
         if not isinstance(state, Tensor) or state.ndim != 2 or len(state) != envs or not torch.isfinite(state).all():

@@ -181,7 +181,8 @@ class Recorder:
         self._frames.append(observation[PIXELS])
         self._distances.append(info.get("distance", float("nan")))
         self.success = self.success or bool(info.get(IS_SUCCESS, False))
-        self.observation = Observation(observation[PIXELS], observation[AGENT_POS], self.instruction)
+        place = observation.get(AGENT_POS, np.zeros(0, np.float32))  # an env need not tell what its model does not know
+        self.observation = Observation(observation[PIXELS], place, self.instruction)
 
 
 def run_policy(

@@ -131,6 +131,12 @@ def check_folder(folder: Path) -> list[dict[str, Any]]:
         if not isinstance(found, list) or not all(isinstance(step, dict) and "registry_name" in step for step in found):
             remedy = "it names code to import; only LeRobot's registered steps are run"
             raise CheckpointError("policy", str(folder / name), remedy)
+        for step in found:
+            config = {} if step.get("config") is None else step["config"]
+            names = config.get("rename_map") or {} if isinstance(config, dict) else None
+            if not isinstance(names, dict) or not all(isinstance(there, str) for there in names.values()):
+                remedy = "a step's config is a mapping, and its rename_map one of names: save the policy anew"
+                raise CheckpointError("policy", str(folder / name), remedy)
         steps += found
     return steps
 
@@ -157,9 +163,12 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _renamed(steps: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """The policy's names -> the env's, where its preprocessor renames."""
-    maps = [step.get("config", {}).get("rename_map") or {} for step in steps]
-    return {there: here for one in maps for here, there in one.items()}
+    """The policy's names -> the env's, where its preprocessor renames, perhaps in several steps."""
+    names: dict[str, str] = {}
+    for step in steps:
+        renamed = (step.get("config") or {}).get("rename_map") or {}
+        names |= {there: names.pop(here, here) for here, there in renamed.items()}
+    return names
 
 
 def _load(folder: Path, device: str, steps: Sequence[Mapping[str, Any]]):

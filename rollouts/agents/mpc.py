@@ -12,6 +12,7 @@ import gymnasium
 import numpy as np
 import torch
 
+from emu_embodied.envs.letterboxed import as_seen
 from emu_embodied.policies.costs import PerWorld
 from emu_embodied.policies.planners.cem import CEM
 from emu_embodied.policies.subgoal_manager import SubgoalManager, see_places
@@ -209,7 +210,7 @@ def run_episode(
     """Plays one episode in the real env, until success or the end.
 
     Args:
-        env: the real environment; reset here.
+        env: the real environment; reset here. Pictures of another size than the model's are letterboxed as in training.
         model: where plans are imagined.
         planner: None is CEM as configured by default.
         cost_builder: (env, model) -> the episode's cost; called once, after the reset. None is `build_cost("positions", ...)`.
@@ -224,11 +225,12 @@ def run_episode(
 
     Raises:
         ConfigError, InputError, SimulationError: see `MPCAgent`; an InputError too for an env whose action space is not that of
-            the checkpoint's robot.
+            the checkpoint's robot, or that shows no pictures.
     """
     planner = planner or CEM(seed=seed)
     agent = MPCAgent(model, planner, MPCConfig(execute))
     agent.scale.check(env.action_space)
+    env = as_seen(env, model.image_size)
     recorder = Recorder(env, seed, max_steps, options, on_step)
     agent.on_plan = recorder.listener(model, execute, pictures)
     goal = (guide or cost_builder or functools.partial(build_cost, "positions"))(env, model)

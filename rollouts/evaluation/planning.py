@@ -11,6 +11,8 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from emu_embodied.data.images import load_picture
+from emu_embodied.envs.letterboxed import as_seen
 from emu_embodied.envs.opening import open_env
 from emu_embodied.envs.tabletop.tasks import task_of
 from emu_embodied.errors import ConfigError, InputError
@@ -46,12 +48,12 @@ class PlanningSettings:
         max_steps: model steps of an episode.
         model: names the world model in the journal; empty for other agents.
         effort, uncertainty: weights of the actions' and of the tokens' uncertainty in the cost; see `task_costs.build_cost`.
-
         following: who proposes the subgoals of goal "language", and how they are followed; None for other goals.
+        picture, picture_digest: a file that shows what a goal by a frame is to reach, and the SHA-256 of what is in it.
 
     Raises:
-        ConfigError: an unknown agent or goal, subgoals without their goal or with an agent that does not plan, a goal without
-            the gradient that the planner needs, max_steps below 1, or a weight that is not a number of at least 0.
+        ConfigError: an unknown agent or goal, subgoals or a picture without their goal or with an agent that does not plan, a
+            goal without the gradient that the planner needs, max_steps below 1, or a weight that is not a number of at least 0.
     """
 
     env_id: str
@@ -64,6 +66,8 @@ class PlanningSettings:
     effort: float = 0.0
     uncertainty: float = 0.0
     following: Following | None = None
+    picture: str | None = None
+    picture_digest: str | None = None
 
     def __post_init__(self) -> None:
         if self.agent not in AGENTS:
@@ -77,6 +81,9 @@ class PlanningSettings:
             )
         if self.goal == LANGUAGE and self.agent not in ("model", "oracle"):
             raise ConfigError("agent", self.agent, "it does not plan: goal=language needs agent=model or agent=oracle")
+        if self.picture is not None and (self.goal not in FRAME_GOALS or self.agent not in ("model", "oracle")):
+            rule = f"who plans with one of goal={', '.join(FRAME_GOALS)} aims at it: give goal=image and agent=model too"
+            raise ConfigError("picture", self.picture, rule)
         if self.planner.name == "gradient" and self.agent == "oracle":
             raise ConfigError(
                 "planner", "gradient", "the simulator has no gradient: use agent=model, or another planner"
@@ -101,8 +108,9 @@ class Player:
 
     Raises:
         ConfigError: an unknown env, or agent "model" without a model, or subgoals without their proposer.
-        InputError: env options out of range, an env without a task, or a model that sees frames of another size than the env
-            shows, drives another robot, or does not know the reward that is the goal.
+        InputError: env options out of range, an env without a task, a picture that cannot be read, or a model that sees frames
+            of another size than an env shows that could show it, drives another robot, or does not know the reward that is the
+            goal. Frames of any other env are letterboxed; see `run_episode`.
     """
 
     def __init__(
@@ -120,6 +128,7 @@ class Player:
         self.model = make_model() if settings.agent == "model" else None
         if self.model is not None:
             self._check_model(self.model)
+        self.picture = None if settings.picture is None else load_picture(settings.picture, "picture")
         self.follower = Follower(settings.following, self.env, make_proposer) if settings.following else None
 
     def _check_env(self) -> None:
@@ -127,18 +136,20 @@ class Player:
         if not isinstance(space, gymnasium.spaces.Dict) or not {PIXELS, AGENT_POS} <= set(space):
             rule = f"show a Dict of {PIXELS!r}, (H, W, 3) uint8, and {AGENT_POS!r}, a vector"
             raise InputError("env_id", s.env_id, f"planning looks at it: {rule}")
-        by_reward = s.agent == "random" or (s.agent == "model" and s.goal == "reward")
-        if not by_reward and not can_plan(self.env):
-            rule = "its goals are those of the table-top and of PushT: choose goal=reward with agent=model, or agent=random"
+        anywhere = s.goal == "reward" or s.picture is not None
+        if s.agent != "random" and not (s.agent == "model" and anywhere) and not can_plan(self.env):
+            rule = (
+                "its goals are those of the table-top and of PushT: choose goal=reward, or goal=image with picture=FILE, with "
+                "agent=model, or agent=random"
+            )
             raise InputError("env_id", s.env_id, rule)
 
     def _check_model(self, model: WorldModel) -> None:
         """What a plan or an action would find wrong later; see `run_episode`."""
-        shape = self.env.observation_space[PIXELS].shape
-        side = model.image_size
-        if shape != (side, side, 3):
-            found = shape[0] if shape[0] == shape[1] else f"{shape[0]} x {shape[1]}"
-            raise InputError("image_size", found, f"the model sees frames of {side} px: let the env show {side} x {side}")
+        shape, side = self.env.observation_space[PIXELS].shape, model.image_size
+        if shape != (side, side, 3) and "image_size" in self.settings.env_options:  # better drawn so than resized
+            raise InputError("image_size", shape[0], f"the model sees frames of {side} px: let the env show {side} x {side}")
+        self.env = as_seen(self.env, side)
         ActionScale.of(model).check(self.env.action_space)
         if self.settings.goal == "reward" and task_of(self.env.unwrapped) is None:
             need(model, "reward", "goal=reward")
@@ -151,7 +162,7 @@ class Player:
         model = OracleWorldModel(self.env, seed) if s.agent == "oracle" else self.model
         if isinstance(model, Seedable):
             model.seed(seed)
-        cost = functools.partial(build_cost, s.goal, effort=s.effort, uncertainty=s.uncertainty)
+        cost = functools.partial(build_cost, s.goal, effort=s.effort, uncertainty=s.uncertainty, picture=self.picture)
         planner = make_planner(s.planner, seed)
         guide = functools.partial(self.follower.begin, seed=seed) if self.follower else None
         return run_episode(

@@ -24,6 +24,7 @@ from emu_embodied.envs.tabletop.tasks import (
     task_of,
 )
 from emu_embodied.errors import ConfigError, InputError
+from emu_embodied.framing import fitted
 from emu_embodied.policies.costs import (
     ActionEffort,
     BehindObject,
@@ -41,6 +42,7 @@ from emu_embodied.policies.experts.tabletop_avoiding import AvoidingExpert
 from emu_embodied.protocols import Cost, WorldModel
 from emu_embodied.rollouts.collection.data_policies import behaviour_of, cube_and_others
 from emu_embodied.types import Observation
+from emu_embodied.validation import choice
 
 GOALS = ("positions", "reward", "image", "tokens", "features")
 FRAME_GOALS = {"image": 100.0, "tokens": 20.0, "features": 15.0}  # goals that are a frame -> weights, of like effect
@@ -184,7 +186,14 @@ def can_plan(env: gymnasium.Env) -> bool:
     return isinstance(env.unwrapped, TaskWorld | MarkedWorld)
 
 
-def build_cost(goal: str, env: gymnasium.Env, model: WorldModel, effort: float = 0.0, uncertainty: float = 0.0) -> Cost:
+def build_cost(
+    goal: str,
+    env: gymnasium.Env,
+    model: WorldModel,
+    effort: float = 0.0,
+    uncertainty: float = 0.0,
+    picture: np.ndarray | None = None,
+) -> Cost:
     """The cost of a goal mode for the scene in front of the robot.
 
     Args:
@@ -195,6 +204,7 @@ def build_cost(goal: str, env: gymnasium.Env, model: WorldModel, effort: float =
             has positions and reward, any other env reward alone.
         env, model: the scene, and who imagines.
         effort, uncertainty: weights of `costs.ActionEffort` and `costs.Uncertainty` beside it.
+        picture: (H, W, 3) uint8, what a goal by a frame is to reach instead, in any env and with nothing added.
 
     Raises:
         ConfigError: another goal, or a weight below 0.
@@ -203,7 +213,11 @@ def build_cost(goal: str, env: gymnasium.Env, model: WorldModel, effort: float =
     """
     if goal not in GOALS:
         raise ConfigError("goal", goal, f"choose one of {GOALS}")
-    cost = _goal_cost(goal, env, model)
+    if picture is None:
+        cost = _goal_cost(goal, env, model)
+    else:
+        frame = fitted(picture, model.image_size)
+        cost = WeightedSum([(FRAME_GOALS[choice("goal", goal, FRAME_GOALS)], _frame_cost(goal, frame, model))])
     penalties = [(effort, ActionEffort()), (uncertainty, Uncertainty())]
     asked = [(weight, penalty) for weight, penalty in penalties if weight]
     return WeightedSum([(1.0, cost), *asked]) if asked else cost
@@ -217,7 +231,10 @@ def _goal_cost(goal: str, env: gymnasium.Env, model: WorldModel) -> Cost:
     if goal == "reward" and task is None:
         return WeightedSum([(10.0, RewardHead())])
     if task is None:
-        rule = "its instructions are not understood: give a cost_builder, as lambda env, model: GoalImage(frame)"
+        rule = (
+            "its instructions are not understood: give a cost_builder, as lambda env, model: GoalImage(frame), or on the "
+            "command line goal=image and picture=FILE"
+        )
         raise InputError("env", type(world).__name__, rule)
     if goal not in FRAME_GOALS:
         return task_cost(goal, task, model.objects)

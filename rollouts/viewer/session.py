@@ -13,6 +13,7 @@ import gymnasium
 import numpy as np
 
 from emu_embodied.envs.imagined.starts import check_spaces
+from emu_embodied.envs.letterboxed import as_seen
 from emu_embodied.envs.tabletop.tasks import TaskWorld
 from emu_embodied.errors import InputError
 from emu_embodied.labels import knows
@@ -57,7 +58,8 @@ class Play:
 
     Args:
         model: what dreams.
-        env: the real environment, for the scenes' starts, and to be played beside the dream; closed by `close`.
+        env: the real environment, for the scenes' starts, and to be played beside the dream; closed by `close`. Pictures of
+            another size than the model's are letterboxed.
         checkpoint: its name, for people.
         real: step the env with the same actions, too. Branches of PushT differ a little from its own future: see
             `PushTEnv.set_state`.
@@ -71,7 +73,8 @@ class Play:
 
     def __init__(self, model: WorldModel, env: gymnasium.Env, checkpoint: str = "", real: bool = False) -> None:
         self.model, self.world, self.checkpoint, self.real = model, env.unwrapped, checkpoint, real
-        check_spaces(model, env.observation_space, env.action_space)
+        self._env = as_seen(self.world, model.image_size)
+        check_spaces(model, self._env.observation_space, self._env.action_space)
         self._units = ActionScale.of(model)
         if real and not isinstance(self.world, Rewindable):
             raise InputError(
@@ -137,7 +140,7 @@ class Play:
 
     def _begin(self, seed: int, instruction: str | None) -> tuple[dict[str, np.ndarray], dict[str, Any], History]:
         options = {"instruction": instruction} if instruction and isinstance(self.world, TaskWorld) else None
-        observation, info = self.world.reset(seed=seed, options=options)
+        observation, info = self._env.reset(seed=seed, options=options)
         text = instruction or info.get(TASK, "")
         return observation, info, self.model.encode([Observation(observation[PIXELS], observation[AGENT_POS], text)])
 
@@ -175,8 +178,8 @@ class Play:
             self.world.set_state(state)
             self.world.np_random.bit_generator.state = rng
         self._ahead = -1  # should the physics fail, the world stands nowhere
-        observation, _, _, _, info = self.world.step(self._units.to_robot(action_A))
-        return observation[PIXELS], info.get("distance"), bool(info[IS_SUCCESS])
+        observation, _, _, _, info = self._env.step(self._units.to_robot(action_A))
+        return observation[PIXELS], info.get("distance"), bool(info.get(IS_SUCCESS))
 
     def _remember(self) -> tuple[np.ndarray, Mapping[str, Any]] | None:
         if not self.real or not isinstance(self.world, Rewindable):

@@ -73,6 +73,18 @@ def test_the_same_seed_draws_the_same():
     assert not same(chains[0], chains[2])
 
 
+def test_a_chain_is_the_same_whatever_is_drawn_beside_it():
+    """A chain's noise is its own, word by word and frame by frame; others end earlier, and are asked again."""
+    how = {"caption_temperature": 1.0, "frames": {"temperature": 1.0, "passes": 2}}
+    chains = {n: proposer(samples=n, **how).chains(start(), 3, 4) for n in (1, 2, 5)}
+
+    def drawn(samples: int, chain: int) -> list:
+        return [(subgoal.caption, subgoal.codes.tolist(), subgoal.last) for subgoal in chains[samples][chain]]
+
+    assert drawn(1, 0) == drawn(2, 0) == drawn(5, 0) and drawn(2, 1) == drawn(5, 1)
+    assert len({str(drawn(5, chain)) for chain in range(5)}) == 5
+
+
 def test_again_draws_by_chance_with_the_same_weights():
     draws = proposer()
     again = draws.again

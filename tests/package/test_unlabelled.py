@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import gymnasium
 import numpy as np
 import pytest
+from arm import arm_model
+from foreign import TOP, WRIST, write_foreign
 from tiny import WORLD, tiny_world_model
 
 import emu_embodied.envs  # noqa: F401
@@ -18,8 +22,16 @@ from emu_embodied.commands._config import compose_config
 from emu_embodied.commands._runs import env_options
 from emu_embodied.commands.evaluate import rescaled
 from emu_embodied.data.frame_cache import FrameCache
+from emu_embodied.data.images import letterbox
+from emu_embodied.envs.imagined.recorded import RecordedStarts
 from emu_embodied.errors import ConfigError, DatasetError, InputError
+from emu_embodied.loading import load
+from emu_embodied.policies.costs import GoalImage
+from emu_embodied.policies.planners.cem import CEM, CEMConfig
+from emu_embodied.rollouts.agents.mpc import run_episode
 from emu_embodied.rollouts.evaluation import frame_metrics, prediction, prediction_metrics
+from emu_embodied.rollouts.viewer.session import Play
+from emu_embodied.units import ActionScale
 
 OWN = "own_robot/Arm-v0"
 UNLABELLED = replace(WORLD, objects={}, env_id="", eye="", landmarks={}, known=("reward",))
@@ -41,8 +53,35 @@ class Arm(gymnasium.Env):
         return self.observation_space.sample(), 0.0, False, False, {}
 
 
+class Camera(gymnasium.Env):
+    """An arm that shows its native camera, which is wider than high, and where its disc is; it says nothing of itself."""
+
+    action_space = gymnasium.spaces.Box(-1, 1, (2,))
+    observation_space = gymnasium.spaces.Dict(
+        pixels=gymnasium.spaces.Box(0, 255, (48, 80, 3), np.uint8), agent_pos=gymnasium.spaces.Box(-9, 9, (7,))
+    )
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.place = self.np_random.uniform(8, 40, 2)
+        return self.seen(), {"task": "reach"}
+
+    def step(self, action):
+        self.place = np.clip(self.place + 4 * action, 8, 40)
+        return self.seen(), 0.0, False, False, {"is_success": bool(self.place[0] < 8)}
+
+    def seen(self):
+        pixels, (y, x) = np.full((48, 80, 3), 200, np.uint8), self.place.astype(int)
+        pixels[y - 4 : y + 4, x : x + 8] = (200, 30, 30)
+        return {"pixels": pixels, "agent_pos": np.zeros(7, np.float32)}
+
+
+WIDE = "own_robot/Camera-v0"
+BUDGET = ["candidates=4", "elites=2", "iterations=1", "horizon=2"]
+
 if OWN not in gymnasium.registry:
     gymnasium.register(OWN, Arm)
+    gymnasium.register(WIDE, Camera)
 
 
 @pytest.fixture(scope="module")
@@ -112,10 +151,8 @@ def test_planning_by_reward_in_an_env_of_ones_own(checkpoint: str, tmp_path: Pat
     words = ["plan", f"env.id={OWN}", f"checkpoint={checkpoint}", "steps=2", f"out={tmp_path}"]
     assert main([*words, "env.options.size=64"]) == 2
     assert "choose goal=reward" in capsys.readouterr().err
-    assert main([*words, "goal=reward"]) == 2
-    assert "image_size: 96; the model sees frames of 64 px" in capsys.readouterr().err
     assert not list(tmp_path.glob("*/episodes.jsonl")), "what does not fit is said before a folder is made"
-    budget = ["goal=reward", "env.options.size=64", "candidates=4", "elites=2", "iterations=1", "horizon=2"]
+    budget = ["goal=reward", "env.options.size=64", *BUDGET]
     assert main([*words, *budget]) == 0
     assert "not done  1 plans" in capsys.readouterr().out
     (result,) = tmp_path.glob("*/result.json")
@@ -143,3 +180,99 @@ def test_a_datasets_actions_are_judged_in_the_checkpoints_scale(capsys):
     assert "are clipped" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="several robots"):
         rescaled(cache, np.stack([wider, 2 * wider]))
+
+
+def test_an_envs_own_frames_are_seen_as_its_datasets_are(checkpoint: str):
+    model, seen = load(checkpoint), []
+    real = model.encode
+    model.encode = lambda observations: seen.extend(observations) or real(observations)
+    planner, env = CEM(CEMConfig(candidates=4, elites=2, iterations=1, horizon=2)), Camera()
+    run = run_episode(env, model, planner, lambda env, model: GoalImage(Camera.seen(env.unwrapped)["pixels"]), max_steps=3)
+    assert run.frames.shape == run.imagined.shape == (4, 64, 64, 3)
+    env.reset(seed=0)
+    into = np.empty((64, 64, 3), np.uint8)
+    letterbox(env.seen()["pixels"], into)
+    assert np.array_equal(run.frames[0], into) and np.array_equal(seen[0].pixels, into)
+    assert not into[:12].any() and not into[-12:].any(), "black above and below, as in training"
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        gymnasium.spaces.Box(0, 255, (48, 80, 3), np.uint8),
+        gymnasium.spaces.Dict(agent_pos=gymnasium.spaces.Box(-1, 1, (2,))),
+        gymnasium.spaces.Dict(pixels=gymnasium.spaces.Box(0, 255, (48, 80), np.uint8)),
+        gymnasium.spaces.Dict(pixels=gymnasium.spaces.Box(0, 1, (48, 80, 3), np.float32)),
+    ],
+)
+def test_an_env_without_pictures_is_refused_before_it_is_reset(checkpoint: str, space: gymnasium.Space):
+    env = Camera()
+    env.observation_space = space
+    with pytest.raises(InputError, match="env.observation_space"):
+        run_episode(env, load(checkpoint), max_steps=1)
+    assert not hasattr(env, "place")
+
+
+def test_the_command_plans_to_a_picture_in_an_env_of_ones_own(checkpoint: str, tmp_path: Path, capsys):
+    env = Camera()
+    env.reset(seed=3)
+    cv2.imwrite(str(tmp_path / "goal.png"), env.seen()["pixels"])
+    words = ["plan", f"env.id={WIDE}", f"checkpoint={checkpoint}", "steps=2", f"out={tmp_path / 'out'}", *BUDGET]
+    assert main([*words, "goal=image"]) == 2
+    assert "picture=FILE" in capsys.readouterr().err
+    wrong = {"picture=nowhere.png goal=image": "picture: nowhere.png", f"picture={__file__} goal=image": "PNG"}
+    wrong |= {f"picture={tmp_path / 'goal.png'} goal=reward": "give goal=image"}
+    for asked, said in wrong.items():
+        assert main([*words, *asked.split()]) == 2 and said in (error := capsys.readouterr().err), error
+    assert not (tmp_path / "out").exists()
+    for goal in ("image", "tokens", "features"):
+        assert main([*words, f"goal={goal}", f"picture={tmp_path / 'goal.png'}"]) == 0, capsys.readouterr().err
+    folder = min((tmp_path / "out").iterdir())
+    cv2.imwrite(str(tmp_path / "goal.png"), np.zeros((48, 80, 3), np.uint8))
+    again = [*words, "goal=image", f"picture={tmp_path / 'goal.png'}", "episodes=2", f"resume={folder}"]
+    assert main(again) == 2 and "picture_digest" in capsys.readouterr().err, "another picture is another goal"
+
+
+@pytest.mark.parametrize("where", ["env", "starts"])
+def test_a_robot_without_a_simulator_is_played_from_its_own_frames(checkpoint: str, where: str, tmp_path: Path):
+    model = load(checkpoint)
+    env = Camera() if where == "env" else RecordedStarts(recordings((4, 5)), ActionScale.of(model))
+    play = Play(model, env)
+    try:
+        shown = [play.reset(seed) for seed in (1, 1, 2)]
+        assert shown[0]["frame"]["imagined"] == shown[1]["frame"]["imagined"] != shown[2]["frame"]["imagined"]
+        assert play.step(shown[2]["scene"]["number"], 0, [0.5, 0.5])["frame"]["id"] == 1
+    finally:
+        play.close()
+    with pytest.raises(InputError, match="real"):
+        Play(model, env, real=True)
+
+
+def test_play_says_where_scenes_begin(checkpoint: str, capsys):
+    assert main(["play", f"checkpoint={checkpoint}", "port=0", f"env.id={WIDE}", "starts=here"]) == 2
+    assert "give one of both" in capsys.readouterr().err
+    assert main(["play", f"checkpoint={checkpoint}", "port=0", "env.id=nobody/Env-v0"]) == 2
+    assert "env.id: nobody/Env-v0" in capsys.readouterr().err
+    assert main(["play", f"checkpoint={checkpoint}", "port=0", "starts=nowhere"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_another_evaluation_never_overwrites_the_first(tmp_path: Path, capsys):
+    model, data = arm_model(), tmp_path / "data"
+    save_checkpoint(tmp_path / "arm", model.tokenizer, model.text, model.model, model.world, {})
+    write_foreign(data, lengths=(14, 14), cameras=(TOP, WRIST))
+    words = ["evaluate", f"checkpoint={tmp_path / 'arm'}", "episodes=2", "horizon=3", "horizons=[]", "worst=0"]
+    words += [f"out={tmp_path / 'judged'}", f"data={data}", "camera=top"]
+    assert main(words) == 0, capsys.readouterr().err
+    before = (tmp_path / "judged/result.json").read_bytes()
+    for other in ("camera=wrist", "passes=2", "horizon=2", "episodes=1", "engine=onnx"):
+        assert main([*words, other]) == 2
+        error = capsys.readouterr().err
+        assert f"settings.{other.partition('=')[0]}" in error and "use another out=" in error
+        assert (tmp_path / "judged/result.json").read_bytes() == before
+    assert main([*words, "workers=1"]) == 0, "what changes no figure may change"
+    shutil.rmtree(data)
+    write_foreign(data, lengths=(14, 15), cameras=(TOP, WRIST))
+    assert main(words) == 2 and "frames: " in capsys.readouterr().err, "the same place, and other data"
+    (tmp_path / "judged/result.json").write_text("[]")
+    assert main(words) == 2 and "none of an evaluation" in capsys.readouterr().err

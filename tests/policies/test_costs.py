@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emu_embodied.errors import InputError
+from emu_embodied.framing import fitted
 from emu_embodied.policies import costs
 from emu_embodied.protocols import Cost
 from emu_embodied.types import Rollout
@@ -139,10 +140,12 @@ def test_a_goal_that_is_no_image_is_refused(goal):
         costs.GoalImage(goal)
 
 
-def test_a_goal_image_of_another_size_is_refused():
-    goal = costs.GoalImage(np.zeros((96, 96, 3), np.uint8))
-    with pytest.raises(InputError, match="goal image: 96 x 96 px; give 64 x 64 px"):
-        score(goal, rollout())
+def test_a_goal_image_of_another_size_is_letterboxed_as_frames_are():
+    wide = np.random.default_rng(0).integers(0, 256, (48, 96, 3), dtype=np.uint8)
+    assert torch.equal(score(costs.GoalImage(wide), rollout()), score(costs.GoalImage(fitted(wide, 64)), rollout()))
+    small = costs.GoalImage(np.zeros((96, 96, 3), np.uint8), coarseness=(80,))
+    with pytest.raises(InputError, match="coarseness: 80"):
+        score(small, rollout())
     with pytest.raises(InputError, match="coarseness: 97"):
         costs.GoalImage(np.zeros((96, 96, 3), np.uint8), coarseness=(97,))
 

@@ -198,8 +198,42 @@ def test_actions_of_another_shape_are_refused(checkpoint: str):
 
 def test_a_model_of_several_action_scales_is_refused(tmp_path: Path):
     scales = (((0.0, 0.0), (1.0, 1.0)), ((0.0, 0.0), (2.0, 2.0)))
+    mixed = str(saved(tmp_path / "mixed", action_scale=scales))
     with pytest.raises(ConfigError, match="action scales"):
-        policy_of(str(saved(tmp_path / "mixed", action_scale=scales)))
+        policy_of(mixed)
+    first, second = (policy_of(mixed, dataset=i).select_action(batch()) for i in (0, 1))
+    assert torch.equal(2 * first, second)
+    with pytest.raises(InputError, match="dataset: 2"):
+        policy_of(mixed, dataset=2)
+
+
+def test_pictures_of_another_name_are_the_camera_where_there_are_no_others(checkpoint: str):
+    expected, top = policy_of(checkpoint).select_action(batch()), "observation.images.top"
+
+    def called(*names: str) -> dict:
+        seen = batch()
+        picture = seen.pop("observation.image")
+        return {**seen, **dict.fromkeys(names, picture)}
+
+    policy = make_policy(make_policy_config("emu_mpc", **options(checkpoint, execute=1)), env_cfg=renamed_env(top))
+    assert torch.equal(policy.select_action(called(top)), expected)
+    policy.reset()
+    assert torch.equal(policy.select_action(called("observation.image")), expected)  # as after --rename_map
+    policy.reset()
+    assert torch.equal(policy.select_action(called(top, "observation.image")), expected)
+    with pytest.raises(InputError, match="camera: .*choose one of .*top.*wrist"):
+        policy.select_action(called(top, "observation.images.wrist"))
+    with pytest.raises(InputError, match="camera: .*none that is there"):
+        policy.select_action(called())
+    named = make_policy_config("emu_mpc", **options(checkpoint, camera=top))
+    assert torch.equal(make_policy(named, env_cfg=renamed_env(top)).select_action(called(top, "x")), expected)
+
+
+def renamed_env(camera: str):
+    """The table-top's env, whose pictures have another name."""
+    env = make_env_config("emu_tabletop")
+    env.features_map = {**env.features_map, "pixels": camera}
+    return env
 
 
 @pytest.mark.parametrize(

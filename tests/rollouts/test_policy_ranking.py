@@ -305,6 +305,16 @@ def test_what_the_preprocessor_renames_is_asked_for_by_the_envs_name(copy):
     assert OBS_STATE in load_agent(copy, "cpu").inputs
     steps = [{"config": {"rename_map": {OBS_IMAGE: "observation.images.top"}}}]
     assert lerobot._renamed(steps) == {"observation.images.top": OBS_IMAGE}
+    steps += [{"config": None}, {"config": {"rename_map": {"observation.images.top": "observation.images.cam", "a": "b"}}}]
+    assert lerobot._renamed(steps) == {"observation.images.cam": OBS_IMAGE, "b": "a"}
+    assert lerobot._renamed([{"config": {"rename_map": {"a": "b", "b": "a"}}}]) == {"a": "b", "b": "a"}
+
+
+@pytest.mark.parametrize("config", [[], "x", 3, {"rename_map": ["a"]}, {"rename_map": {"a": 1}}])
+def test_a_processor_whose_steps_are_no_mappings_is_refused(copy, config):
+    edit(copy / "policy_preprocessor.json", lambda saved: saved["steps"][0].update(config=config))
+    with pytest.raises(CheckpointError, match=r"policy_preprocessor.json.*(mapping)"):
+        load_agent(copy)
 
 
 def test_other_weights_are_another_policy(copy, act):

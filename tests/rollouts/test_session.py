@@ -151,8 +151,16 @@ def test_what_does_not_fit_is_refused(game: Play, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(play_module, "MAX_FRAMES", 1)
     with pytest.raises(InputError, match="that is enough"):
         game.step(scene, 0, ACTIONS[0])
-    with pytest.raises(InputError, match="observation_space: .*96"):
-        make(env_options={"image_size": 96})
+    with pytest.raises(InputError, match="observation_space"):
+        Play(tiny_world_model(), gymnasium.make("CartPole-v1"))
+
+
+def test_pictures_of_another_size_are_letterboxed():
+    large = make(real=True, env_options={"image_size": 96})
+    shown = large.reset(0)
+    step = large.step(shown["scene"]["number"], 0, ACTIONS[0])["frame"]
+    large.close()
+    assert pixels(shown["frame"]["real"]).shape == pixels(step["real"]).shape == pixels(step["imagined"]).shape == (64, 64, 3)
 
 
 # The server

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from emu_embodied.commands import main
 from emu_embodied.data.frame_cache import content_digest, save_frame_cache
 from emu_embodied.errors import CheckpointError, ConfigError, DatasetError
 from emu_embodied.storage.runs import locked, refuse_other
-from emu_embodied.training.folder import TrainingRun
+from emu_embodied.training.folder import ROOMS, TrainingRun
 from emu_embodied.training.loop import LoopConfig
 from emu_embodied.training.pipeline import adapt_checkpoint, continue_checkpoint, train_checkpoint
 from emu_embodied.training.stages.cloning import train_cloning
@@ -49,6 +50,16 @@ def other_scale(cache):
 
 def other_names(cache):
     return replace(cache, names={**cache.names, "action": ["a", "b"]})
+
+
+def test_the_code_that_a_run_knows_is_that_which_makes_its_weights():
+    """Rooms may be moved; what a training imports of model and decoding has to stay among them."""
+    root = Path(emu_embodied.__file__).parent
+    known = {path for room in ROOMS for path in (root / room).glob("*.py")}
+    assert all((root / room).is_dir() for room in ROOMS)
+    needed = ("model/token_model", "model/noise", "training/loop", "training/stages/trajectory", "training/stages/language")
+    needed += ("inference/frame_step", "inference/decoding/dida", "tokenizers/frames", "emu35/lora", "world_model")
+    assert {root / f"{name}.py" for name in needed} <= known
 
 
 @pytest.mark.parametrize("change", [other_actions, other_texts, other_scale, other_names])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from emu_embodied.errors import CheckpointError
-from emu_embodied.model.noise import uniform
+from emu_embodied.model.noise import WorldNoise, uniform
 from emu_embodied.protocols import StepEngine
 from emu_embodied.types import Proposal
 
@@ -64,7 +64,7 @@ def log_probs(logits: torch.Tensor, config: DecodingConfig) -> torch.Tensor:
 
 
 def sample(
-    log_probs: torch.Tensor, config: DecodingConfig, generator: torch.Generator | None
+    log_probs: torch.Tensor, config: DecodingConfig, generator: torch.Generator | WorldNoise | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Samples codes (...) from log-probabilities (..., V) by Gumbel noise (at temperature 0 the likeliest); and theirs."""
     return _sample(log_probs, gumbel_noise(log_probs.shape, log_probs, generator) if config.temperature > 0 else None)
@@ -75,7 +75,7 @@ def _sample(log_probs: torch.Tensor, gumbel: torch.Tensor | None) -> tuple[torch
     return codes, log_probs.gather(-1, codes[..., None])[..., 0]
 
 
-def gumbel_noise(shape, like: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+def gumbel_noise(shape, like: torch.Tensor, generator: torch.Generator | WorldNoise | None) -> torch.Tensor:
     """Standard Gumbel noise, where `like` is."""
     return -torch.log(-torch.log(uniform(shape, like, generator).clamp_(1e-9, 1 - 1e-7)))
 
