@@ -48,7 +48,7 @@ def _evaluate(config: DictConfig) -> None:
     from emu_embodied.rollouts.evaluation import frame_metrics, prediction, prediction_metrics
     from emu_embodied.storage.atomic import write_bytes, write_json
 
-    model = load(config.checkpoint, passes=config.passes, engine=config.engine)
+    model = load(config.checkpoint, passes=config.passes, engine=config.engine, precision=config.precision)
     env = _environment(config, model.world.env_id) if model.objects else _unlabelled(config, model)
     options, began = env_options(env), time.monotonic()
     horizon = config.horizon or env.quality.horizon
@@ -247,9 +247,10 @@ def _planning(config: DictConfig, env: DictConfig, episodes: int, folder: Path) 
     from emu_embodied.rollouts.evaluation.prediction import Figure
 
     seeds = range(config.planning_seed, config.planning_seed + episodes)
-    make_model = functools.partial(load, config.checkpoint, passes=config.passes, engine=config.engine, device="cpu")
+    how = {"passes": config.passes, "engine": config.engine, "precision": config.precision}
+    make_model = functools.partial(load, config.checkpoint, **how, device="cpu")
     options = env_options(env)
-    name = weights_label(config.checkpoint, config.passes, config.engine)
+    name = weights_label(config.checkpoint, config.passes, config.engine, config.precision)
     rows = {}
     for agent in ("random", "oracle", "model"):
         label, make = (name, make_model) if agent == "model" else ("", None)

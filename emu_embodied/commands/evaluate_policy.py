@@ -99,7 +99,7 @@ def _agent(config: DictConfig):
         return ExpertAgent(config.stray), f"{policy} stray={config.stray:g}"
     if policy == "emu_mpc":
         agent = lerobot.planning_agent(str(config.checkpoint), device, seed=config.seed, **_loading(config))
-        label = weights_label(config.checkpoint, *_loading(config).values())
+        label = weights_label(config.checkpoint, **_loading(config))
         return agent, f"emu_mpc {label} seed={config.seed}"
     if not Path(policy).is_dir():
         remedy = f"give a folder that lerobot-train saved (pretrained_model), or one of {BUILT_IN}"
@@ -126,12 +126,12 @@ def _settings(config: DictConfig, name: str, label: str):
     from emu_embodied.rollouts.evaluation.policy_ranking import PolicySettings
 
     options = env_options(config.env)
-    model = weights_label(config.checkpoint, *_loading(config).values()) if name == "imagined" else ""
+    model = weights_label(config.checkpoint, **_loading(config)) if name == "imagined" else ""
     return PolicySettings(label, name, config.env.id, options, model, config.batch, config.steps)
 
 
 def _loading(config: DictConfig) -> dict[str, Any]:
-    return {"passes": config.passes, "engine": config.engine, "dataset": config.dataset}
+    return {"passes": config.passes, "engine": config.engine, "precision": config.precision, "dataset": config.dataset}
 
 
 def _device(config: DictConfig) -> str | None:

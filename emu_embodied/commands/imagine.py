@@ -27,7 +27,8 @@ def run(config: DictConfig) -> None:
     from emu_embodied.loading import checkpoint_path, load
     from emu_embodied.rollouts.collection.imagined import ImagineSettings, imagine
 
-    model = load(config.checkpoint, engine=config.engine, passes=config.passes, temperature=config.temperature)
+    how = ("passes", "temperature", "engine", *(("precision",) if config.precision != "fp32" else ()))
+    model = load(config.checkpoint, **{name: config[name] for name in how})
     starts = None
     if config.starts is None and not model.world.env_id:
         rule = "the checkpoint names no env whose resets dreams could start from: give starts=DATASET"
@@ -42,7 +43,7 @@ def run(config: DictConfig) -> None:
         config.policy,
         config.seed,
         "" if starts is None else f"{config.starts} {fingerprint(*starts)[:12]}",
-        {name: config[name] for name in ("passes", "temperature", "engine")},
+        {name: config[name] for name in how},
     )
     starts = None if starts is None else frames_for(*starts)
     out = Path(config.out)

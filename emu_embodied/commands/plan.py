@@ -43,7 +43,9 @@ def run(config: DictConfig) -> None:
     settings, make_model, make_proposer = _settings(config), _model_maker(config), _proposer_maker(config)
     seeds = list(range(config.seed, config.seed + config.episodes))
     pictured = seeds[: config.videos]
-    player = planning.Player(settings, make_model, make_proposer, pictured)  # says what is wrong before anything is written
+    player = planning.Player(
+        settings, make_model, make_proposer, pictured
+    )  # says what is wrong before anything is written
     folder = run_folder(config.out, config.resume, "episodes.jsonl")
     console = Console(soft_wrap=True, highlight=False)
     show = functools.partial(_show, console, folder, pictured)
@@ -90,7 +92,7 @@ def _settings(config: DictConfig):
         config.goal,
         typed(CONFIGS[config.planner], config),
         config.steps,
-        weights_label(config.checkpoint, *_loading(config).values()) if config.agent == "model" else "",
+        weights_label(config.checkpoint, **_loading(config)) if config.agent == "model" else "",
         config.effort,
         config.uncertainty,
         _following(config),
@@ -141,7 +143,7 @@ def _model_maker(config: DictConfig):
 
 
 def _loading(config: DictConfig) -> dict[str, Any]:
-    return {"passes": config.passes, "engine": config.engine, "dataset": config.dataset}
+    return {"passes": config.passes, "engine": config.engine, "precision": config.precision, "dataset": config.dataset}
 
 
 def _proposer_name(config: DictConfig) -> str:

@@ -26,7 +26,8 @@ def run(config: DictConfig) -> None:
     from emu_embodied.rollouts.viewer.server import PlayServer
     from emu_embodied.rollouts.viewer.session import Play
 
-    model = load(config.checkpoint, passes=config.passes, engine=config.engine, dataset=config.dataset)
+    how = {"passes": config.passes, "engine": config.engine, "precision": config.precision}
+    model = load(config.checkpoint, dataset=config.dataset, **how)
     play = Play(model, _beginnings(config, model), str(config.checkpoint), config.real)
     try:
         play.reset(config.seed, config.instruction)  # whatever is wrong shows here, in the terminal

@@ -59,6 +59,18 @@ def test_unknown_engines_and_precisions_are_refused(options, field):
 def test_half_precision_is_refused_where_there_is_none():
     with pytest.raises(InputError, match="precision: bf16"):
         make_engine("onnx", tiny_model(), precision="bf16")
+    with pytest.raises(InputError, match="precision: fp16"):
+        make_engine("eager", tiny_model(), precision="fp16")
+
+
+def test_the_eager_steps_compute_in_half_precision_and_the_heads_do_not():
+    model = load("nano-tabletop", precision="bf16")
+    history = model.encode([_observation()])
+    dreamt = model.rollout(history, torch.zeros(1, 2, 2, 2))
+    assert model.engine.model.noised.dtype == torch.bfloat16 and model.model.noised.dtype == torch.float32
+    assert dreamt.positions_BSTOD.dtype == torch.float32
+    reference = load("nano-tabletop").rollout(history, torch.zeros(1, 2, 2, 2))
+    assert (dreamt.codes_BSTN == reference.codes_BSTN).float().mean() > 0.8
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
