@@ -21,6 +21,12 @@ def as_box(space: gymnasium.Space) -> gymnasium.spaces.Box:
     return space
 
 
+def bounds(space: gymnasium.Space) -> tuple[np.ndarray, np.ndarray]:
+    """The least and the largest action (A,) of a box, float64."""
+    box = as_box(space)
+    return box.low.astype(np.float64), box.high.astype(np.float64)
+
+
 def check_action(action: Any, space: gymnasium.Space) -> np.ndarray:
     """Returns the action, or a vector env's batch of them, as float64 after checking it once, at the boundary.
 

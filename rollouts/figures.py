@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -148,7 +149,7 @@ def film(sides: Mapping[str, np.ndarray], path: str | Path, caption: str = "", f
     Raises:
         InputError: no frames, or of another dtype or shape.
     """
-    import imageio
+    import imageio.v2 as imageio
 
     for frames in sides.values():
         _check(frames, frames)
@@ -162,10 +163,12 @@ def film(sides: Mapping[str, np.ndarray], path: str | Path, caption: str = "", f
     h264 = {"fps": fps, "codec": "libx264", "pixelformat": "yuv420p", "quality": 8}
     how = {"mode": "I", "duration": 1000 / fps, "loop": 0} if path.suffix == ".gif" else h264
     try:
-        with writing(path), imageio.get_writer(partial, **how) as writer:
-            for t in [*range(steps), *[steps - 1] * round(HOLD_SECONDS * fps)]:
-                now = [(name, frames[min(t, len(frames) - 1)]) for name, frames in sides.items()]
-                writer.append_data(_page(now, f"t={t}", caption, scale))
+        with writing(path):
+            writer: Any = imageio.get_writer(partial, **how)
+            with writer:
+                for t in [*range(steps), *[steps - 1] * round(HOLD_SECONDS * fps)]:
+                    now = [(name, frames[min(t, len(frames) - 1)]) for name, frames in sides.items()]
+                    writer.append_data(_page(now, f"t={t}", caption, scale))
         os.replace(partial, path)
     finally:
         with suppress(OSError):

@@ -60,19 +60,19 @@ def work_in_parallel(
         busy = list(crew)
         while busy:
             worker, kind, value = _hear(inbox, busy, patience)
-            if kind == "told" and value is not None:
-                yield worker.job, value
-            elif kind == "done" and todo:
+            if kind == "error":
+                if failed is None or isinstance(value, ConfigError):  # of what is set up, whatever the job
+                    raise value
+                raise failed(worker.job, f"{type(value).__name__}: {value}")
+            if kind == "lost":
+                raise (failed or _failed)(worker.job, worker.fate(value))
+            if kind == "done" and todo:
                 worker.give(todo.popleft())
             elif kind == "done":
                 worker.give(None)
                 busy.remove(worker)
-            elif kind == "error":
-                if failed is None or isinstance(value, ConfigError):  # of what is set up, whatever the job
-                    raise value
-                raise failed(worker.job, f"{type(value).__name__}: {value}")
-            elif kind == "lost":
-                raise (failed or _failed)(worker.job, worker.fate(value))
+            elif value is not None:
+                yield worker.job, value
         for worker in crew:
             worker.process.join(10)
     finally:
@@ -188,9 +188,9 @@ def _hear(inbox: queue.SimpleQueue, busy: list[_Worker], patience: float) -> tup
             return worker, kind, value
 
 
-def _is_stopped(pid: int) -> bool:
+def _is_stopped(pid: int | None) -> bool:
     """Whether a child is stopped by a signal, where the system can tell."""
-    if not hasattr(os, "waitid"):
+    if pid is None or not hasattr(os, "waitid"):
         return False
     try:
         return os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
@@ -224,7 +224,9 @@ def _work(pipe: connection.Connection) -> None:
 
 
 def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
     os._exit(1)
 
 

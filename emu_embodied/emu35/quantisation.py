@@ -62,9 +62,11 @@ def _to_int4(module: nn.Linear, name: str) -> None:
         fault = f"int4 takes rows that one of {GROUPS} divides, and multiples of 16 rows: choose int8"
         raise EngineError(f"{name}.weight", tuple(weight.shape), fault)
     if weight.is_cuda:
+        from torchao.quantization.quantize_.workflows.int4.int4_packing_format import Int4PackingFormat
+
         if weight.dtype != torch.bfloat16:
             raise EngineError(f"{name}.weight", weight.dtype, "int4 on CUDA takes bfloat16: choose dtype bfloat16")
-        quantize_(module, Int4WeightOnlyConfig(group_size=group, int4_packing_format="tile_packed_to_4d"))
+        quantize_(module, Int4WeightOnlyConfig(group_size=group, int4_packing_format=Int4PackingFormat.TILE_PACKED_TO_4D))
         return
     try:
         from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig

@@ -111,7 +111,8 @@ class Recorder:
         self.env, self.seed, self.max_steps, self.on_step = env, seed, max_steps, on_step
         observation, info = env.reset(seed=seed, options=options)
         self.instruction = info.get("task", "")
-        self.success, self.model = False, None
+        self.success = False
+        self.model: WorldModel | None = None
         self._frames, self._actions, self._distances = [], [], []
         self._plans: list[Plan] = []
         self._records: list[PlanRecord] = []
@@ -158,8 +159,10 @@ class Recorder:
             foreseen: codes (N,) of what was imagined for each moment.
             manager: who followed subgoals.
         """
-        frames = np.stack(self._frames)
-        shown = torch.stack(list(foreseen[: len(frames)])) if self.model else None
+        frames, model = np.stack(self._frames), self.model
+        imagined = np.empty((0, *frames.shape[1:]), np.uint8)
+        if model:
+            imagined = model.decode(torch.stack(list(foreseen[: len(frames)])))
         return EpisodeRun(
             self.seed,
             self.instruction,
@@ -168,11 +171,11 @@ class Recorder:
             np.array(self._distances, np.float32),
             np.reshape(self._actions, (-1, *as_box(self.env.action_space).shape)).astype(np.float32),
             frames,
-            self.model.decode(shown) if self.model else np.empty((0, *frames.shape[1:]), np.uint8),
+            imagined,
             tuple(plan.seconds for plan in self._plans),
             tuple(plan.cost for plan in self._plans),
             sum(plan.predicted_frames for plan in self._plans),
-            PlanTrace(*scene_of(self.model), tuple(self._records)) if self.model else None,
+            PlanTrace(*scene_of(model), tuple(self._records)) if model else None,
             tuple(manager.pursued) if manager else (),
             manager.stopped_at if manager else None,
         )

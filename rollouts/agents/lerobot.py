@@ -185,8 +185,8 @@ def _load(folder: Path, device: str, steps: Sequence[Mapping[str, Any]]):
         with contextlib.redirect_stdout(io.StringIO()):
             config = PreTrainedConfig.from_pretrained(folder)
             config.device, config.pretrained_path = device, folder
-            if hasattr(config, "pretrained_backbone_weights"):
-                config.pretrained_backbone_weights = None  # its own weights follow; nothing is fetched
+            for name in vars(config).keys() & {"pretrained_backbone_weights"}:
+                setattr(config, name, None)  # its own weights follow; nothing is fetched
             policy = get_policy_class(config.type).from_pretrained(folder, config=config, strict=True)
             processors = make_pre_post_processors(config, str(folder), preprocessor_overrides=before)
     except EmuEmbodiedError:

@@ -24,6 +24,9 @@ from emu_embodied.units import ActionScale
 from .episode import EpisodeRun, Recorder
 from .progress import EpisodeProgress
 
+UNSEEN = Observation(np.empty((0, 0, 3), np.uint8), np.empty(0, np.float32))
+"""What is shown in imagination to who follows subgoals that were drawn before."""
+
 CostBuilder = Callable[[gymnasium.Env, WorldModel], Cost]
 Guide = Callable[[gymnasium.Env, WorldModel], SubgoalManager]
 
@@ -120,9 +123,11 @@ class MPCAgent:
         """
         envs = range(len(seen)) if envs is None else envs
         self.planner.reset(envs)
-        if not isinstance(seen[0], History):
-            seen = self.model.encode([_heard(now, goal) for now, goal in zip(seen, goals, strict=True)]).split()
-        for env, goal, history in zip(envs, goals, seen, strict=True):
+        begun = [now for now in seen if isinstance(now, History)]
+        if not begun:
+            pairs = [(now, goal) for now, goal in zip(seen, goals, strict=True) if isinstance(now, Observation)]
+            begun = self.model.encode([_to_model_observation(now, goal) for now, goal in pairs]).split()
+        for env, goal, history in zip(envs, goals, begun, strict=True):
             self.pursuits[env] = Pursuit(goal, history, foreseen=[history.codes_BCN[0, -1]])
 
     def act(self, seen: Sequence[Observation | History], envs: Sequence[int] | None = None) -> np.ndarray:
@@ -141,13 +146,14 @@ class MPCAgent:
         envs = range(len(seen)) if envs is None else envs
         self._observe(seen, envs)
         due = {env: now for env, now in zip(envs, seen, strict=True) if not self.pursuits[env].actions}
-        costs = {env: self._cost(self.pursuits[env], now) for env, now in due.items()}
-        moving, plans = [env for env, cost in costs.items() if cost is not None], dict[int, Plan]()
+        wanted = {env: self._cost(self.pursuits[env], now) for env, now in due.items()}
+        costs = {env: cost for env, cost in wanted.items() if cost is not None}
+        moving, plans = list(costs), dict[int, Plan]()
         if moving:
             if not self.config.warm:
                 self.planner.reset(moving)
             history = History.cat([self.pursuits[env].history for env in moving])
-            cost = costs[moving[0]] if len(moving) == 1 else PerWorld([costs[env] for env in moving])
+            cost = costs[moving[0]] if len(moving) == 1 else PerWorld(list(costs.values()))
             plans = dict(zip(moving, self.planner.plan_batch(self.model, history, cost, moving), strict=True))
         for env in due:
             self._follow(env, plans.get(env))
@@ -173,23 +179,26 @@ class MPCAgent:
         if not isinstance(pursuit.goal, SubgoalManager):
             return pursuit.goal
         pursuit.looked.append(see_places(self.model, pursuit.history))
-        return pursuit.goal.look(seen, pursuit.looked[-1], pursuit.steps)
+        shown = seen if isinstance(seen, Observation) else UNSEEN
+        return pursuit.goal.look(shown, pursuit.looked[-1], pursuit.steps)
 
     def _observe(self, seen: Sequence[Observation | History], envs: Sequence[int]) -> None:
         """Adds what the last actions led to."""
         acted = [(self.pursuits[env], now) for env, now in zip(envs, seen, strict=True) if self.pursuits[env].steps]
         if not acted:
             return
-        pursuits, seen = zip(*acted, strict=True)
-        if not isinstance(seen[0], History):
-            history = History.cat([pursuit.history for pursuit in pursuits])
-            seen = self.model.observe(history, np.stack([pursuit.last for pursuit in pursuits]), seen).split()
-        for pursuit, grown in zip(pursuits, seen, strict=True):
-            pursuit.history = grown
+        grown = [now for _, now in acted if isinstance(now, History)]
+        if not grown:
+            history = History.cat([pursuit.history for pursuit, _ in acted])
+            actions = np.stack([pursuit.last for pursuit, _ in acted if pursuit.last is not None])
+            shown = [now for _, now in acted if isinstance(now, Observation)]
+            grown = self.model.observe(history, actions, shown).split()
+        for (pursuit, _), history in zip(acted, grown, strict=True):
+            pursuit.history = history
 
 
-def _heard(seen: Observation, goal: Cost | SubgoalManager) -> Observation:
-    """What the model is told: who follows subgoals needs no words for the way."""
+def _to_model_observation(seen: Observation, goal: Cost | SubgoalManager) -> Observation:
+    """What is seen as the model takes it: without the instruction where subgoals are followed."""
     return replace(seen, instruction="") if isinstance(goal, SubgoalManager) else seen
 
 
@@ -233,11 +242,12 @@ def run_episode(
     env = as_seen(env, model.image_size)
     recorder = Recorder(env, seed, max_steps, options, on_step)
     agent.on_plan = recorder.listener(model, execute, pictures)
-    goal = (guide or cost_builder or functools.partial(build_cost, "positions"))(env, model)
-    agent.reset([recorder.observation], [goal])
+    manager = guide(env, model) if guide else None
+    build = cost_builder or functools.partial(build_cost, "positions")
+    agent.reset([recorder.observation], [manager or build(env, model)])
     name = progress if isinstance(progress, str) else recorder.instruction or f"seed {seed}"
     with EpisodeProgress(planner, max_steps, name, bool(progress), on_step) as bar:
         while not recorder.over:
             recorder.act(agent.act([recorder.observation])[0])
             bar.step()
-    return recorder.finish(agent.pursuits[0].foreseen, goal if guide else None)
+    return recorder.finish(agent.pursuits[0].foreseen, manager)

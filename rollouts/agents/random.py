@@ -7,14 +7,15 @@ from collections.abc import Iterator, Sequence
 import gymnasium
 import numpy as np
 
+from emu_embodied.envs.checks import bounds
 from emu_embodied.rollouts.vector_envs import DreamtWorlds, Moment, RealWorlds
 
 
-def random_actions(space: gymnasium.spaces.Box, seed: int) -> Iterator[np.ndarray]:
+def random_actions(space: gymnasium.Space, seed: int) -> Iterator[np.ndarray]:
     """Actions (A,) float32, uniform within a space's bounds; the same seed, the same actions."""
-    rng = np.random.default_rng([seed, 5])
+    rng, (low, high) = np.random.default_rng([seed, 5]), bounds(space)
     while True:
-        yield rng.uniform(space.low, space.high).astype(np.float32)
+        yield rng.uniform(low, high).astype(np.float32)
 
 
 class RandomAgent:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from emu_embodied.envs.checks import bounds
 from emu_embodied.envs.pusht.geometry import AIMS_CM, BOXES_CM, PUSHER_CM, REACH_CM, STEP_CM
 from emu_embodied.envs.tabletop.tasks import OBJECTS, parse_task
 from emu_embodied.errors import ConfigError
@@ -49,7 +50,7 @@ class ExpertAgent:
     def begin(self, worlds: RealWorlds | DreamtWorlds, seeds: Sequence[int]) -> None:
         """See `Agent`."""
         self.objects, self._tee = worlds.objects, "tip" in worlds.objects
-        self._space, self._rngs = worlds.action_space, [np.random.default_rng([seed, 7]) for seed in seeds]
+        self._bounds, self._rngs = bounds(worlds.action_space), [np.random.default_rng([seed, 7]) for seed in seeds]
         boxes = tuple(map(tuple, BOXES_CM))
         config = TeeConfig(boxes, pusher=PUSHER_CM, step=TEE_STEPS * STEP_CM, reach=REACH_CM)
         self._acts = [TeePusher(config, rng) if self._tee else Expert() for rng in self._rngs]
@@ -61,7 +62,7 @@ class ExpertAgent:
         wanted = [decide(i, places[i], moment.tasks[i]) for i in range(len(places))]
         for i, rng in enumerate(self._rngs):
             if rng.random() < self.stray:
-                wanted[i] = rng.uniform(self._space.low, self._space.high)
+                wanted[i] = rng.uniform(*self._bounds)
         return np.stack(wanted)
 
     def _on_table(self, i: int, places: np.ndarray, instruction: str) -> np.ndarray:

@@ -76,13 +76,15 @@ def record_plan(plan: Plan, at: int, execute: int, left: Measure | None) -> Plan
         execute: its steps that are carried out.
         left: what is left to go; see `left_to_go`.
     """
-    future, candidates = plan.future.map(lambda x: x[0, 0].cpu()), plan.candidates.map(lambda x: x[0].cpu())
+    future, candidates, costs = plan.future, plan.candidates, plan.candidate_costs
+    assert future is not None and candidates is not None and costs is not None
+    future, candidates = future.map(lambda x: x[0, 0].cpu()), candidates.map(lambda x: x[0].cpu())
     walked_EO2 = future.positions_BSTOD[:execute]
-    order = plan.candidate_costs.argsort(stable=True)[:KEPT]
+    order = costs.argsort(stable=True)[:KEPT]
     return PlanRecord(
         at,
         candidates.positions_BSTOD[order].float().numpy(),
-        plan.candidate_costs[order].float().numpy(),
+        costs[order].float().numpy(),
         future.positions_BSTOD.float().numpy(),
         future.entropy_BST[:execute].float().numpy(),
         left(walked_EO2).float().numpy() if left else np.empty(0, np.float32),

@@ -7,12 +7,13 @@ Frechet Video Distance", arXiv 2404.12391). So figures compare with others of th
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from emu_embodied.errors import ConfigError
-from emu_embodied.metrics import frechet_distance
 from emu_embodied.validation import choice, number, whole_number
 
 from .prediction_metrics import Rollouts, Row
@@ -58,9 +59,10 @@ class VideoReader:
             config = VideoMAEConfig(**sizes, **flags, **shape)
             found = {"missing_keys": []}
             if kind == "videomae":
-                self.model, found = VideoMAEModel.from_pretrained(
+                loaded: Any = VideoMAEModel.from_pretrained(
                     source, config=config, use_safetensors=True, trust_remote_code=False, output_loading_info=True
                 )
+                self.model, found = loaded
         except ConfigError:
             raise
         except Exception as error:  # transformers raises what its parts raise
@@ -70,7 +72,7 @@ class VideoReader:
         if found["missing_keys"]:
             raise ConfigError("fvd", source, f"weights are missing, {sorted(found['missing_keys'])[0]}: {remedy}")
         self.model.eval()
-        self.length, self.size = config.num_frames, config.image_size
+        self.length, self.size = config.num_frames, whole_number("image_size", config.image_size, 1)
 
     @torch.inference_mode()
     def features(self, clips: np.ndarray) -> np.ndarray:
@@ -94,9 +96,5 @@ def video_distance_row(rollouts: Rollouts, reader: VideoReader) -> Row:
     if rollouts.steps < reader.length:
         rule = f"it reads clips of {reader.length} frames, dreams have {rollouts.steps}: give longer horizons and steps"
         raise ConfigError("fvd", rollouts.steps, rule)
-    real = reader.features(rollouts.real[:, : reader.length])
-    apart = {
-        way: frechet_distance(reader.features(frames[:, : reader.length]), real)
-        for way, frames in rollouts.frames.items()
-    }
-    return Row("FVD, VideoMAE", reader.length, len(real), **apart)
+    length = reader.length
+    return rollouts.distance_row("FVD, VideoMAE", length, lambda frames: reader.features(frames[:, :length]))

@@ -7,7 +7,6 @@ looked for after each block. A model sees the start's frame, the goal's frame an
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +15,12 @@ from typing import Any, NamedTuple
 import gymnasium
 import numpy as np
 
+from emu_embodied.envs.checks import as_box
 from emu_embodied.envs.imagined.beliefs import believe
 from emu_embodied.errors import ConfigError, InputError
 from emu_embodied.policies.planners.base import PlannerConfig
 from emu_embodied.policies.planners.registry import PLANNERS, make_planner, planner_config
-from emu_embodied.protocols import GoalPolicy, Seedable, WorldModel
+from emu_embodied.protocols import GoalPolicy, Seedable, SimulatedWorld, Trained, WorldModel
 from emu_embodied.rollouts.agents.mpc import MPCAgent, MPCConfig
 from emu_embodied.rollouts.agents.random import random_actions
 from emu_embodied.rollouts.collection.data_policies import behaviour_of
@@ -144,11 +144,21 @@ class Stage:
 
         if settings.agent in ("model", "cloning") and make_model is None:
             raise ConfigError("agent", settings.agent, "give make_model too, which loads one")
-        self.settings, self.rule, self.model = settings, RULES[settings.env], None
-        self._make_model = make_model
-        shift = {"shift": "background"} if settings.goals == "background" else {}
+        self.settings, self.rule, self._make_model = settings, RULES[settings.env], make_model
+        self._loaded: WorldModel | GoalPolicy | None = None
+        shift: dict[str, Any] = {"shift": "background"} if settings.goals == "background" else {}
         self.env = gymnasium.make(self.rule.env_id, max_episode_steps=-1, terminate_on_success=False, **shift)
-        self.world = self.env.unwrapped
+        world = self.env.unwrapped
+        assert isinstance(world, SimulatedWorld)
+        self.world = world
+
+    @property
+    def model(self) -> WorldModel | GoalPolicy:
+        """The world model or the cloned policy, loaded when it is first asked for."""
+        if self._loaded is None:
+            assert self._make_model is not None  # agents that need one have it
+            self._loaded = self._make_model()
+        return self._loaded
 
     def draw(self, count: int) -> list[Row]:
         """The first rows of the protocol, one of each recorded episode that has one; more of them begin with these."""
@@ -205,7 +215,8 @@ class Stage:
             actions = iter(scene.actions) if agent == "expert" else random_actions(self.env.action_space, row.seed)
             return lambda seen: next(actions)
         if agent == "cloning":
-            policy = self.model = self.model or self._make_model()
+            policy = self.model
+            assert isinstance(policy, GoalPolicy)
             return lambda seen: policy.act(seen.pixels, scene.goal.pixels)
         return self._planner(scene, row, plans)
 
@@ -217,7 +228,8 @@ class Stage:
             known = [name.partition(".")[0] for name in self.world.state_names[::4]]
             places = scene.places[[known.index(name) for name in model.objects]][:, [0, 1, 3]]
         else:
-            model = self.model = self.model or self._make_model()
+            model = self.model
+            assert isinstance(model, WorldModel)
             if isinstance(model, Seedable):
                 model.seed(row.seed)
             places = seen_places(model, scene.goal)
@@ -234,7 +246,7 @@ class Stage:
         self.env.reset(seed=seed)
         rng, style = np.random.default_rng([seed, 77]), GOALS[self.settings.goals]
         act = behaviour_of(self.rule.env_id).begin(self.world, style, rng)
-        yield np.zeros(self.env.action_space.shape, np.float32)
+        yield np.zeros(as_box(self.env.action_space).shape, np.float32)
         for _ in range(steps):
             action = act(self.world.environment_state())
             self.world.act(action)
@@ -247,6 +259,7 @@ class Stage:
 
 def seen_places(model: WorldModel, seen: Observation) -> np.ndarray:
     """Where a model sees its objects in a frame: (O, 3) float32, x and y in world units and presence."""
+    assert isinstance(model, Trained)
     beliefs = believe(model, model.encode([seen]))[0]
     scale = np.abs(np.asarray(model.world.position_scale, np.float32))
     return np.concatenate([beliefs[:, :2] * scale, beliefs[:, 2:]], -1)
@@ -277,7 +290,10 @@ def play_protocol(
     stage = Stage(settings, make_model)
     try:
         rows = {row.seed: row for row in stage.draw(episodes)}
-        play = functools.partial(map, lambda seed: stage.play(rows[seed]))
+
+        def play(seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
+            return (stage.play(rows[seed]) for seed in seeds)
+
         return evaluate(settings, list(rows), play, journal=journal, on_episode=on_episode)
     finally:
         stage.env.close()

@@ -87,7 +87,9 @@ def players(make: Callable[[], Any], workers: int = 1, progress: bool = False, p
         if crew > 1:
             yield from counted(play_in_parallel(make, seeds, crew), len(seeds), "episodes", progress)
             return
-        here = player or (make() if seeds else None)
+        if not seeds:
+            return
+        here = player or make()
         for i, seed in enumerate(seeds, 1):
             yield here.play(seed, progress=f"episode {i} of {len(seeds)}, seed {seed}" if progress else False)
 

@@ -67,7 +67,7 @@ def _is(value: object, kind: type) -> bool:
     if kind is list:
         return isinstance(value, list) and all(_is(item, float) for item in value)
     if kind in (int, float):
-        return type(value) in (int, kind) and abs(value) < LARGEST
+        return isinstance(value, int | float) and type(value) in (int, kind) and abs(value) < LARGEST
     return type(value) is kind
 
 

@@ -12,6 +12,7 @@ import gymnasium
 import numpy as np
 
 from emu_embodied.data.images import load_picture
+from emu_embodied.envs.checks import as_box
 from emu_embodied.envs.letterboxed import as_seen
 from emu_embodied.envs.opening import open_env
 from emu_embodied.envs.tabletop.tasks import task_of
@@ -122,16 +123,18 @@ class Player:
     ) -> None:
         self.settings, self.pictured = settings, pictured
         self.env = open_env(settings.env_id, "env_id", max_episode_steps=settings.max_steps, **settings.env_options)
-        self._check_env()
-        if settings.agent == "model" and make_model is None:
-            raise ConfigError("agent", "model", "give make_model too, which loads one")
-        self.model = make_model() if settings.agent == "model" else None
-        if self.model is not None:
-            self._check_model(self.model)
+        shape = self._check_env()
+        self.model: WorldModel | None = None
+        if settings.agent == "model":
+            if make_model is None:
+                raise ConfigError("agent", "model", "give make_model too, which loads one")
+            self.model = make_model()
+            self._check_model(self.model, shape)
         self.picture = None if settings.picture is None else load_picture(settings.picture, "picture")
         self.follower = Follower(settings.following, self.env, make_proposer) if settings.following else None
 
-    def _check_env(self) -> None:
+    def _check_env(self) -> tuple[int, ...]:
+        """Whether the env can be planned in; the shape of its frames."""
         s, space = self.settings, self.env.observation_space
         if not isinstance(space, gymnasium.spaces.Dict) or not {PIXELS, AGENT_POS} <= set(space):
             rule = f"show a Dict of {PIXELS!r}, (H, W, 3) uint8, and {AGENT_POS!r}, a vector"
@@ -143,10 +146,11 @@ class Player:
                 "agent=model, or agent=random"
             )
             raise InputError("env_id", s.env_id, rule)
+        return as_box(space[PIXELS]).shape
 
-    def _check_model(self, model: WorldModel) -> None:
+    def _check_model(self, model: WorldModel, shape: tuple[int, ...]) -> None:
         """What a plan or an action would find wrong later; see `run_episode`."""
-        shape, side = self.env.observation_space[PIXELS].shape, model.image_size
+        side = model.image_size
         if shape != (side, side, 3) and "image_size" in self.settings.env_options:  # better drawn so than resized
             raise InputError("image_size", shape[0], f"the model sees frames of {side} px: let the env show {side} x {side}")
         self.env = as_seen(self.env, side)
@@ -160,6 +164,7 @@ class Player:
         if s.agent in ("random", "expert"):
             return run_policy(self.env, s.agent, seed, s.max_steps, on_step=on_step)
         model = OracleWorldModel(self.env, seed) if s.agent == "oracle" else self.model
+        assert model is not None  # agent "model" has one
         if isinstance(model, Seedable):
             model.seed(seed)
         cost = functools.partial(build_cost, s.goal, effort=s.effort, uncertainty=s.uncertainty, picture=self.picture)

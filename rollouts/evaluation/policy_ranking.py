@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from emu_embodied.envs.checks import bounds
 from emu_embodied.errors import ConfigError, SimulationError
 from emu_embodied.metrics import bootstrap_interval, wilson_interval
 from emu_embodied.rollouts.goals.task_costs import MAX_STEPS
@@ -110,7 +111,7 @@ def play_batch(worlds: Worlds, agent: Agent, seeds: Sequence[int], max_steps: in
         SimulationError: actions that are not finite.
         InputError: actions of another shape than the world's.
     """
-    space, count = worlds.action_space, len(seeds)
+    (low, high), count = bounds(worlds.action_space), len(seeds)
     moment = worlds.begin(seeds)
     agent.begin(worlds, seeds)
     frames, tasks = [moment.pixels], list(moment.tasks)
@@ -122,7 +123,7 @@ def play_batch(worlds: Worlds, agent: Agent, seeds: Sequence[int], max_steps: in
             raise SimulationError(
                 "policy's action", "NaN or inf", f"see what it makes of the episodes of seeds {list(seeds)}"
             )
-        within = np.clip(actions, space.low, space.high)
+        within = np.clip(actions, low, high)
         moment = worlds.step(within.astype(np.float32))
         going = ~done
         clipped += going * (np.abs(actions - within) > 1e-6).mean(-1)

@@ -43,7 +43,7 @@ class Truth:
             tuple(world.objects),
             np.array([tuple(c) for c in world.objects.values()], np.float32),
         )
-        self.eye = detector_named(world.eye) if self.names else None
+        self.detector = detector_named(world.eye) if self.names else None
         self.bodies = np.array([i > 0 and name not in world.landmarks for i, name in enumerate(self.names)])
         self.landmarks = [(self.names.index(body), self.names.index(name)) for name, body in world.landmarks.items()]
         lengths = np.diff(cache.episode_starts)
@@ -74,15 +74,16 @@ class Truth:
 
     def see(self, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Positions (..., O, 2) in px, NaN where an object is not found, and whether it was found (..., O)."""
-        flat, lead = frames.reshape(-1, *frames.shape[-3:]), (*frames.shape[:-3], len(self.names))
-        if not self.names:
+        flat, lead, see = frames.reshape(-1, *frames.shape[-3:]), (*frames.shape[:-3], len(self.names)), self.detector
+        if see is None:
             return np.empty((*lead, 2)), np.empty(lead, bool)
-        parts = [self.eye(flat[i : i + 512], self.palette) for i in range(0, len(flat), 512)]
-        return tuple(np.concatenate(part).reshape(*lead, *part[0].shape[2:]) for part in zip(*parts, strict=True))
+        positions, found = zip(*(see(flat[i : i + 512], self.palette) for i in range(0, len(flat), 512)), strict=True)
+        return np.concatenate(positions).reshape(*lead, 2), np.concatenate(found).reshape(lead)
 
     def angle_errors(self, seen: np.ndarray, found: np.ndarray, true: np.ndarray) -> np.ndarray:
         """Degrees (..., L) between seen and true angles of the objects with a landmark; a missing one counts 180."""
-        return np.stack([_turn(seen, true, found, *pair) for pair in self.landmarks], -1)
+        turned = [_turn(seen, true, found, *pair) for pair in self.landmarks]
+        return np.stack(turned, -1) if turned else np.empty((*found.shape[:-1], 0))
 
 
 def _turn(seen: np.ndarray, true: np.ndarray, found: np.ndarray, body: int, landmark: int) -> np.ndarray:
@@ -106,7 +107,7 @@ def tokenizer_quality(tokenizer, truth: Truth, episodes: int = 40) -> dict[str, 
     seen, found = truth.see(decoded)
     errors, present = position_errors(seen, found, truth.positions[:episodes]), truth.present[:episodes]
     of_bodies = errors[..., truth.bodies][present[..., truth.bodies]]
-    angles = truth.angle_errors(seen, found, truth.positions[:episodes]) if truth.landmarks else None
+    angles = truth.angle_errors(seen, found, truth.positions[:episodes])
     patch, grid = tokenizer.config.patch, tokenizer.config.grid
     change = np.abs(pixels[:, 1:].astype(np.int16) - pixels[:, :-1]).max(-1)
     change = change.reshape(*change.shape[:2], grid, patch, grid, patch).max((3, 5))
@@ -115,7 +116,7 @@ def tokenizer_quality(tokenizer, truth: Truth, episodes: int = 40) -> dict[str, 
     return {
         "robot_p95_px": float(np.percentile(errors[..., 0][present[..., 0]], 95)),
         "object_p95_px": float(np.percentile(of_bodies, 95)),
-        **({} if angles is None else {"angle_p95_deg": float(np.percentile(angles, 95))}),
+        **({} if not truth.landmarks else {"angle_p95_deg": float(np.percentile(angles, 95))}),
         "missing": float((~found)[present].mean()),
         "invented": float(found[~present].sum() / max(1, (~present).sum())),
         "static_flicker": float((codes[:, 1:] != codes[:, :-1])[change <= 8].mean()),
@@ -137,7 +138,7 @@ class OpenLoop:
 
     Attributes:
         errors, copy_errors, head_errors: (W, steps, O) px of a 64 px frame.
-        angle_errors, copy_angle_errors, head_angle_errors: (W, steps, L) degrees, of the objects with a landmark; or None.
+        angle_errors, copy_angle_errors, head_angle_errors: (W, steps, L) degrees, of the objects with a landmark.
         found: (W, steps, O) bool; present: (W, O) bool.
         moved: (W, steps, O) px of true motion since the start.
         true: (W, steps, O, 2) px, the true positions.
@@ -176,12 +177,10 @@ class OpenLoop:
         head = 32 + 32 * rollout.positions_BSTOD[:, 0].cpu().numpy() / scale
         self.head_errors = np.linalg.norm(head - true, axis=-1)
         self.moved = self.copy_errors = np.linalg.norm(true - start, axis=-1)
-        self.angle_errors = self.copy_angle_errors = self.head_angle_errors = None
-        if truth.landmarks:
-            there = np.ones_like(self.found)
-            self.angle_errors = truth.angle_errors(seen, self.found, true)
-            self.copy_angle_errors = truth.angle_errors(np.broadcast_to(start, true.shape), there, true)
-            self.head_angle_errors = truth.angle_errors(head, there, true)
+        there = np.ones_like(self.found)
+        self.angle_errors = truth.angle_errors(seen, self.found, true)
+        self.copy_angle_errors = truth.angle_errors(np.broadcast_to(start, true.shape), there, true)
+        self.head_angle_errors = truth.angle_errors(head, there, true)
 
 
 def quick_quality(model, truth: Truth, steps: int = 8) -> dict[str, float]:
@@ -256,7 +255,7 @@ def quality_table(
     if truth.landmarks:
         of_tokenizer.insert(2, ("object angle, p95 degrees", trip["angle_p95_deg"], "-", "-"))
     rows = [
-        Figure(f"tokenizer: {name}", value, None, trip["frames"], None, None, must, aim)
+        Figure(f"tokenizer: {name}", value, None, int(trip["frames"]), None, None, must, aim)
         for name, value, must, aim in of_tokenizer
     ]
     ratio = _paired_ratio(real.errors[:, 0][one], real.copy_errors[:, 0][one])
@@ -265,14 +264,14 @@ def quality_table(
     rows.append(Figure(name, *ratio, int(one.sum()), 1.0, floor, "<= 0.35", "0.15"))
     moving = f"{steps} steps, {things} that {move} >= 4 px: median"
     for name, errors in (("by eye", real.errors), ("by the position head", real.head_errors)):
-        ends = (e[:, -1][far] for e in (errors, real.copy_errors, trip_errors))
-        rows.append(_median(f"{moving} error {name}, px", *ends, position))
+        own, copied, trips = (e[:, -1][far] for e in (errors, real.copy_errors, trip_errors))
+        rows.append(_median(f"{moving} error {name}, px", own, copied, trips, position))
     if truth.landmarks:
         turned = far[:, [body for body, _ in truth.landmarks]]
         trip_angles = truth.angle_errors(seen, found, real.true)
         for name, errors in (("by eye", real.angle_errors), ("by the position head", real.head_angle_errors)):
-            ends = (e[:, -1][turned] for e in (errors, real.copy_angle_errors, trip_angles))
-            rows.append(_median(f"{moving} angle error {name}, degrees", *ends, angle))
+            own, copied, trips = (e[:, -1][turned] for e in (errors, real.copy_angle_errors, trip_angles))
+            rows.append(_median(f"{moving} angle error {name}, degrees", own, copied, trips, angle))
     there = real.present[:, truth.bodies].sum(-1)
     wrong, trip_wrong = ((x[:, -1] != real.present)[:, truth.bodies].sum(-1) for x in (real.found, found))
     share, interval = _paired_ratio(100.0 * wrong, there)

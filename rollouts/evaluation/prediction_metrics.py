@@ -82,7 +82,14 @@ class Rollouts:
         known = {way: found[np.isfinite(found)] for way, found in values.items()}
         figures = {way: float(statistic(found)) if len(found) else None for way, found in known.items()}
         own = known["model"]
-        return Row(metric, k, len(own), **figures, interval=bootstrap_interval(own, statistic) if len(own) else None)
+        interval = bootstrap_interval(own, statistic) if len(own) else None
+        return Row(metric, k, len(own), *(figures.get(way) for way in WAYS), interval=interval)
+
+    def distance_row(self, metric: str, k: int, features: Callable[[np.ndarray], np.ndarray]) -> Row:
+        """A row of the Frechet distances of features (W, D) of dreams (W, T, H, W, 3) to those of what really came."""
+        wanted = features(self.real)
+        apart = {way: frechet_distance(features(frames), wanted) for way, frames in self.frames.items()}
+        return Row(metric, k, len(wanted), apart["model"], apart["copy_last"], apart["round_trip"])
 
 
 def rollout_table(
@@ -214,9 +221,7 @@ def agreement_rows(rollouts: Rollouts, probes) -> list[Row]:
 
 def feature_row(rollouts: Rollouts, probes, k: int) -> Row:
     """The Frechet distance of the state probe's features at step k."""
-    wanted = probes.features(rollouts.real[:, k - 1])
-    apart = {way: frechet_distance(probes.features(f[:, k - 1]), wanted) for way, f in rollouts.frames.items()}
-    return Row("probe-FD", k, len(wanted), **apart)
+    return rollouts.distance_row("probe-FD", k, lambda frames: probes.features(frames[:, k - 1]))
 
 
 @torch.inference_mode()
@@ -278,5 +283,7 @@ def _ssim(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Structural similarity of each pair of frames (W, H, W, 3) uint8."""
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    pair = (torch.from_numpy(frames).movedim(-1, 1).float() for frames in (one, other))
-    return structural_similarity_index_measure(*pair, data_range=255.0, reduction="none").numpy()
+    mine, theirs = (torch.from_numpy(frames).movedim(-1, 1).float() for frames in (one, other))
+    found = structural_similarity_index_measure(mine, theirs, data_range=255.0, reduction="none")
+    assert isinstance(found, torch.Tensor)
+    return found.numpy()

@@ -13,7 +13,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from emu_embodied.envs.tabletop.tasks import OBJECTS, Task
+from emu_embodied.envs.tabletop.tasks import OBJECTS, Task, task_of
 from emu_embodied.errors import ConfigError
 from emu_embodied.policies.planners.cem import CEM, CEMConfig
 from emu_embodied.protocols import Seedable, SubgoalProposer, WorldModel
@@ -133,7 +133,7 @@ class Bench:
 
     def follower(self, following: Following) -> Follower:
         """Who makes the one that follows, for each episode; the learnt proposer is loaded once."""
-        make = (lambda: self._load("proposer", self.make_proposer)) if self.make_proposer else None
+        make = self.make_proposer and functools.partial(self._load, "proposer", self.make_proposer)
         return self._load(repr(following), lambda: Follower(following, self.env, make))
 
     def _load(self, name: str, make: Callable[[], Any]) -> Any:
@@ -255,7 +255,9 @@ def _reachable(
     bench: Bench, s: ImageSettings, start: Observation, chain: Sequence[Any], objects: Sequence[str], seed: int
 ) -> dict[str, Any]:
     """How near a planner in the true simulator gets, which is left as it was."""
-    oracle, cube = OracleWorldModel(bench.env, seed), bench.env.unwrapped.task_spec.cube
+    oracle, task = OracleWorldModel(bench.env, seed), task_of(bench.env.unwrapped)
+    assert task is not None
+    cube = task.cube
     wanted = chain[-1].places[list(objects).index(cube)] if cube in objects else np.zeros(3)
     if wanted[2] <= 0.5:
         return {"miss_cm": None, "reachable": False}

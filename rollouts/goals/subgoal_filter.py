@@ -144,6 +144,7 @@ def carry_out(
     pursuit = agent.pursuits[0]
     while manager.stopped_at is None and pursuit.steps < steps:
         agent.act([history])
+        assert pursuit.last is not None
         history, _ = model.step(history, pursuit.last[None])
     last = [] if manager.stopped_at is not None else [see_places(model, history)]
     return np.stack(pursuit.looked + last)
@@ -201,7 +202,9 @@ class FilteredProposer:
             if not chain:
                 return []
             wrong = sum(len(faults(observation, subgoal, self.objects, self.sight)) for subgoal in chain)
-            far = self._miss(observation, chain) if self.model and not wrong else 0.0
+            far = 0.0
+            if self.model is not None and self.planner is not None and not wrong:
+                far = self._miss(self.model, self.planner, observation, chain)
             self.drawn += 1
             if not wrong and far <= REACH_CM:
                 return chain
@@ -209,17 +212,20 @@ class FilteredProposer:
             unlikely = -float(np.mean([subgoal.log_prob for subgoal in chain]))
             if best is None or (wrong, far, unlikely) < best[0]:
                 best = (wrong, far, unlikely), chain
+        assert best is not None  # of the first try
         return best[1]
 
-    def _miss(self, observation: Observation, chain: list[Subgoal]) -> float:
+    def _miss(
+        self, model: WorldModel, planner: SearchPlanner, observation: Observation, chain: list[Subgoal]
+    ) -> float:
         """How near in world units imagination brings the things that a chain moves to where its end has them."""
-        history = self.model.encode([replace(observation, instruction="")])  # whose words it may not know
-        before = dict(zip(self.model.objects, see_places(self.model, history), strict=True))
+        history = model.encode([replace(observation, instruction="")])  # whose words it may not know
+        before = dict(zip(model.objects, see_places(model, history), strict=True))
         wanted = dict(zip(self.objects, chain[-1].places, strict=True))
         named = named_things(observation.instruction, self.sight.names, self.sight.landmarks)
         things = [name for name in named if name in wanted and name in before]
         moved = [name for name in things if np.linalg.norm(wanted[name][:2] - before[name][:2]) > MOVED_CM]
         if not moved:
             return 0.0
-        path = carry_out(self.model, history, chain, self.objects, self.planner, self.config)
-        return closest(path, self.model.objects, {name: wanted[name] for name in moved})
+        path = carry_out(model, history, chain, self.objects, planner, self.config)
+        return closest(path, model.objects, {name: wanted[name] for name in moved})

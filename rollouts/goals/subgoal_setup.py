@@ -101,8 +101,9 @@ class Follower:
         if f.tries == 1:
             return proposer
         sight = Sight.of(model.world) if isinstance(model, Trained) else Sight.of_tabletop()
-        trial = (model, CEM(TRIAL, seed)) if f.imagine and model is not None else ()
-        return FilteredProposer(proposer, sight, f.tries, *trial, config=f.habits)
+        if not f.imagine or model is None:
+            return FilteredProposer(proposer, sight, f.tries, config=f.habits)
+        return FilteredProposer(proposer, sight, f.tries, model, CEM(TRIAL, seed), f.habits)
 
     def begin(self, env: gymnasium.Env, model: WorldModel, seed: int) -> SubgoalManager:
         """Who follows the subgoals of the episode of a seed, after the env's reset, in places that the model believes."""
