@@ -35,7 +35,7 @@ def prepare() -> None:
 
 
 def warn_of_spinning(threads: int) -> None:
-    """Says, once, that torch's threads spin because it was loaded before they could be told not to.
+    """Says, once, that torch's threads spin because it was loaded before the environment variables against it were set.
 
     Args:
         threads: that torch computes with; a single one waits for no other.

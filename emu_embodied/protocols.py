@@ -60,7 +60,7 @@ class WorldModel(Protocol):
 
 @runtime_checkable
 class Seedable(Protocol):
-    """Who draws, and can be told from where on; a world model's `step` and `rollout` then take seeds for each world too."""
+    """Samples from a seed that can be set; a world model's `step` and `rollout` then take seeds for each world too."""
 
     def seed(self, seed: int) -> None:
         """Restarts the noise."""

@@ -1,4 +1,4 @@
-"""Eyes: where objects are in frames, read from pixels by fixed rules. They know colours and shapes, no learned model.
+"""Where objects are in frames, read from pixels by fixed rules. Knows colours and shapes, no learned model.
 
 An environment's configuration names the detector for its frames; all report px of a 64 px frame, x right, y down.
 """

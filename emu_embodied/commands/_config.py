@@ -39,7 +39,12 @@ KINDS = {
     list: "a list",
     dict: "a mapping",
 }
-RENAMED = {"root": "out", "max_steps": "steps"}  # what keys were called before -> what they are called in every verb
+RENAMED = {  # what keys were called before -> what they are called now
+    "root": "out",
+    "max_steps": "steps",
+    "recipe.trajectory.untold": "recipe.trajectory.unconditional",
+    "language.untold": "language.unconditional",
+}
 QUOTING = "write key=value; quote a text with unusual characters, key=\"'a, b!'\", and write lists as key=[a,b]"
 
 

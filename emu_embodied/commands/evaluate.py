@@ -148,7 +148,7 @@ def _refuse_other(folder: Path, facts: dict) -> None:
 
 
 def rescaled(cache, scales: np.ndarray):
-    """A dataset's frames with actions in a checkpoint's scale instead of their own; those beyond it are clipped, and told.
+    """A dataset's frames with actions in a checkpoint's scale; a line says how many are beyond it and clipped.
 
     Args:
         cache: of one dataset.

@@ -180,8 +180,8 @@ def _teach_subgoals(config: DictConfig) -> None:
 
 
 def _world(config: DictConfig, cache, source=None):
-    """What a new model is told about the frames: the source's description or the environment's, or, where the dataset labels
-    none of their objects, what the dataset calls its actions."""
+    """What a new checkpoint records about the frames: the source's description or the environment's, or, where the dataset
+    labels none of their objects, what the dataset calls its actions."""
     from emu_embodied.checkpoint import World
     from emu_embodied.validation import registered_id
 

@@ -124,7 +124,7 @@ def _open(folder: Path, result: str, facts: Mapping[str, Any], notes: Mapping[st
 
 def _refuse_other(folder: Path, facts: Mapping[str, Any], run: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
     """Refuses other facts than the run's. Other data are named by the keys that chose them, where those differ: a digest
-    tells nobody what to give."""
+    does not say what to give."""
     now, then, asked, begun = dict(facts), dict(run["determined_by"]), _choice(notes), _choice(run.get("begun"))
     if now["data"] != then.get("data") and asked and begun and asked != begun:
         now, then = now | asked, then | begun

@@ -268,8 +268,8 @@ def _moments(folder: Path, tensors: dict[str, torch.Tensor], optimisers) -> list
     found: list[dict[int, dict[str, torch.Tensor]]] = [{} for _ in optimisers]
     for key, value in tensors.items():
         if wanted.get(key) != (value.shape, value.dtype):
-            told = f"{key}: {value.dtype} of shape {tuple(value.shape)}"
-            raise CheckpointError(f"{folder}: optimiser", told, "it is of another model: use another run folder")
+            found_here = f"{key}: {value.dtype} of shape {tuple(value.shape)}"
+            raise CheckpointError(f"{folder}: optimiser", found_here, "it is of another model: use another run folder")
         which, index, name = key.split(".")
         found[int(which)].setdefault(int(index), {})[name] = value
     for which, optimiser in enumerate(optimisers):

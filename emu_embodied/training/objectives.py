@@ -95,7 +95,8 @@ class TrajectoryConfig:
         causal: weight of the next-token loss beside the noisy one.
         position, reward, success: weights of the state heads' losses.
         language: weight of the next-token loss on text and action tokens.
-        untold: share of windows whose tokens see an empty instruction, for classifier-free guidance; the heads see it all.
+        unconditional: share of windows whose tokens see an empty instruction, for classifier-free guidance; the heads see
+            the whole one.
         shift_frames: most frames by which windows are moved away from the text.
 
     Raises:
@@ -118,7 +119,7 @@ class TrajectoryConfig:
     reward: float = 0.1
     success: float = 0.1
     language: float = 0.02
-    untold: float = 0.0
+    unconditional: float = 0.0
     shift_frames: int = 12
 
     def __post_init__(self) -> None:
@@ -127,7 +128,7 @@ class TrajectoryConfig:
         weights = ("changed", "soften", "causal", "position", "reward", "success", "language")
         shares = ("autoregressive_until", "joint_until", "causal_share", "fully_hidden", "corruption", "contact_share")
         number_fields(self, dict.fromkeys(weights, (0, None)))
-        number_fields(self, dict.fromkeys((*shares, "untold"), (0, 1)))
+        number_fields(self, dict.fromkeys((*shares, "unconditional"), (0, 1)))
 
 
 class TrajectoryObjective:
@@ -185,9 +186,9 @@ class TrajectoryObjective:
         )
         copies, hidden = self._noise(batch, generator) if noisy else (None, None)
         text_BL = batch.text_BL
-        if c.untold:
-            untold = torch.rand(c.batch, 1, generator=generator).to(device) < c.untold
-            text_BL = text_BL.masked_fill(untold, module.config.vocabulary.pad)
+        if c.unconditional:
+            without_B1 = torch.rand(c.batch, 1, generator=generator).to(device) < c.unconditional
+            text_BL = text_BL.masked_fill(without_B1, module.config.vocabulary.pad)
         states = module(text_BL, context, batch.actions_BFA, copies, hidden, shift, causal)
         return self._loss(module, batch, text_BL, states, hidden, real)
 

@@ -22,7 +22,7 @@ def belief_space(world_model: WorldModel) -> gymnasium.spaces.Box:
     """The space of `beliefs`, (O, 3) float32; see `Beliefs`.
 
     Raises:
-        InputError: the model knows no objects, or no labels told it where they are.
+        InputError: the model knows no objects, or was trained without labels of where they are.
     """
     if not world_model.objects or not isinstance(world_model, Trained) or not knows(world_model, "positions"):
         raise InputError(

@@ -31,7 +31,7 @@ from emu_embodied.units import ActionScale
 from .beliefs import belief_space, believe, believed, instruction_space, instruction_words
 
 RENDER_PX = 256
-DEFAULT = (PIXELS, AGENT_POS)  # what dreams show unless told otherwise: what the real env does
+DEFAULT = (PIXELS, AGENT_POS)  # what dreams show by default: what the real env does
 OBSERVATIONS = (*DEFAULT, BELIEFS, INSTRUCTION)
 
 
@@ -58,7 +58,7 @@ class Dreams:
     Args:
         world_model: what they are dreamt with. If it draws (has `seed`), each dream's noise is set anew for every step, from
             its own seed and age, so that neither its neighbours nor anybody else who uses the model changes a dream. Of what
-            its data had no labels of, nothing is told: rewards are 0 then, and nothing succeeds.
+            its data had no labels of, nothing is reported: rewards are 0 then, and nothing succeeds.
         agent_space: bounds of `agent_pos`.
         count: B.
         scale: of the robot's actions; by default the model's own.
@@ -149,7 +149,7 @@ class Dreams:
         return knows(self.model, "success")
 
     def _info_before(self, start: Observation) -> dict[str, Any]:
-        """A step's info before the first step: the same keys, as recorders want them; NaN for what no step has told yet."""
+        """A step's info before the first step: the same keys, as recorders want them; NaN for what only a step reports."""
         judged = {IS_SUCCESS: False, "success_probability": math.nan} if self._judges else {}
         info = {**judged, "entropy": math.nan, TASK: start.instruction}
         if knows(self.model, "positions"):
@@ -189,7 +189,7 @@ class Dreams:
 
 
 def _noise(model: WorldModel, seeds: Sequence[int], ages: Sequence[int] | np.ndarray) -> tuple[list[int], ...]:
-    """The argument by which a model that draws is told each dream's noise at its age."""
+    """The argument that gives a model that samples at random each dream's noise at its age."""
     if not isinstance(model, Seedable):
         return ()
     states = [np.random.SeedSequence(pair).generate_state(1, np.uint64) for pair in zip(seeds, ages, strict=True)]

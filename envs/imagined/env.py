@@ -43,7 +43,7 @@ class ImaginedEnv(gymnasium.Env):
     | `info["is_success"]`, `info["task"]` | bool; the instruction, also `env.unwrapped.task` |
     | `info["success_probability"]`, `info["entropy"]` | float; the tokens' mean entropy in nats as they were chosen |
     | `info["positions"]`, `info["presence"]` | name -> (x, y) in the real env's unit; name -> probability |
-    | `reset`'s info | the same keys; NaN for what no step has told yet |
+    | `reset`'s info | the same keys; NaN for what only a step reports |
 
     What the model's data had no labels of (success, positions) is absent from the infos.
 

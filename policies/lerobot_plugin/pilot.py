@@ -57,10 +57,10 @@ class Pilot:
         fresh = {env: now for env, now in seen.items() if self._instruction(env) != now.instruction}
         due = {env: now for env, now in seen.items() if env in fresh or not self._held[env].left}
         if due:
-            heard = {env: self.dialect.to_model_observation(now) for env, now in due.items()}
-            self._begin({env: heard[env] for env in fresh})
-            actions = self.agent.act(list(heard.values()), list(heard))
-            for action, (env, now) in zip(actions, heard.items(), strict=True):
+            shown = {env: self.dialect.to_model_observation(now) for env, now in due.items()}
+            self._begin({env: shown[env] for env in fresh})
+            actions = self.agent.act(list(shown.values()), list(shown))
+            for action, (env, now) in zip(actions, shown.items(), strict=True):
                 (mine,) = self.dialect.to_env_action(action[None], now.agent_pos)
                 self._held[env] = Held(seen[env].instruction, mine, self.dialect.hold)
         for env in seen:
@@ -69,14 +69,14 @@ class Pilot:
 
     def chunk(self, observations: Sequence[Observation]) -> np.ndarray:
         """The envs' actions (B, T, A) for the first steps of a plan from these frames alone, as at an episode's beginning."""
-        heard = [self.dialect.to_model_observation(seen) for seen in observations]
-        self._begin(dict(enumerate(heard)))
-        self.agent.act(heard)
-        pursuits = [self.agent.pursuits[env] for env in range(len(heard))]
+        shown = [self.dialect.to_model_observation(seen) for seen in observations]
+        self._begin(dict(enumerate(shown)))
+        self.agent.act(shown)
+        pursuits = [self.agent.pursuits[env] for env in range(len(shown))]
         planned = [[x for x in (one.last, *one.actions) if x is not None] for one in pursuits]
         actions_BTA = [self.agent.scale.to_robot(np.stack(actions)) for actions in planned]
         self.reset()
-        rows = zip(actions_BTA, heard, strict=True)
+        rows = zip(actions_BTA, shown, strict=True)
         return np.stack([self.dialect.to_env_action(row, seen.agent_pos) for row, seen in rows]).repeat(
             self.dialect.hold, 1
         )
@@ -84,8 +84,8 @@ class Pilot:
     def _instruction(self, env: int) -> str | None:
         return self._held[env].instruction if env in self._held else None
 
-    def _begin(self, heard: dict[int, Observation]) -> None:
-        if heard:
+    def _begin(self, shown: dict[int, Observation]) -> None:
+        if shown:
             self.agent.reset(
-                list(heard.values()), [self.cost_of(seen.instruction) for seen in heard.values()], list(heard)
+                list(shown.values()), [self.cost_of(seen.instruction) for seen in shown.values()], list(shown)
             )

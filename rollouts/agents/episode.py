@@ -35,10 +35,10 @@ class EpisodeRun:
         frames: (T + 1, H, W, 3) uint8, real.
         imagined: (T + 1, H, W, 3) uint8, what each plan's steps were imagined to lead to, from the last observation before
             the plan; the first is the model's rendering of the first real frame. Where there was no plan, the last frame seen.
-            Empty without a model, and where nobody asked for pictures.
+            Empty without a model, and without `pictures`.
         plan_seconds, plan_costs: one entry per plan.
         predicted_frames: of all plans together.
-        thoughts: what the plans were chosen among; None where `imagined` is empty.
+        trace: what the plans were chosen among; None where `imagined` is empty.
         subgoals: what was pursued in turn, and from which step on; empty without subgoals.
         stopped_at: the step at which the proposer of subgoals believed that all is done; None where it never did.
     """
@@ -54,7 +54,7 @@ class EpisodeRun:
     plan_seconds: tuple[float, ...] = ()
     plan_costs: tuple[float, ...] = ()
     predicted_frames: int = 0
-    thoughts: PlanTrace | None = None
+    trace: PlanTrace | None = None
     subgoals: tuple[Pursued, ...] = ()
     stopped_at: int | None = None
 

@@ -113,9 +113,9 @@ class MPCAgent:
 
         Args:
             seen: for each of them the first observation, or a history of one world.
-            goals: for each the cost to minimise, or who follows subgoals: it looks before each plan and says what to minimise;
-                where it believes that all is done, the robot stays where it is. The model is then told no instruction, which
-                may be of words that it does not know.
+            goals: for each the cost to minimise, or who follows subgoals: it is asked before each plan for the cost;
+                where it believes that all is done, the robot stays where it is. The model's instruction is empty then, for
+                the episode's may have words that it does not know.
             envs: their numbers, by default 0, 1, ...
 
         Raises:

@@ -40,9 +40,9 @@ class ExpertAgent:
         Raises:
             ConfigError: worlds without a scripted expert, or that do not report where their objects are.
         """
-        names, told = set(worlds.objects), worlds.shapes[OBS_ENVIRONMENT_STATE]
+        names, layouts = set(worlds.objects), worlds.shapes[OBS_ENVIRONMENT_STATE]
         scripted = {"pusher", "T", "tip"} <= names or "pusher" in names <= set(OBJECTS)
-        if not scripted or (3 * len(worlds.objects),) not in told:
+        if not scripted or (3 * len(worlds.objects),) not in layouts:
             raise ConfigError(
                 "policy", "expert", "it is for the table-top and PushT, with the objects that their models know"
             )

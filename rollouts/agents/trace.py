@@ -53,13 +53,13 @@ class PlanTrace:
         objects: O names.
         colours: name -> RGB in 0..255, as far as the model knows them.
         scale: world units at the frame's right and lower edge.
-        looks: one entry a plan.
+        plans: one entry a plan.
     """
 
     objects: tuple[str, ...]
     colours: dict[str, tuple[int, int, int]]
     scale: tuple[float, float]
-    looks: tuple[PlanRecord, ...] = field(default=())
+    plans: tuple[PlanRecord, ...] = field(default=())
 
     __repr__ = short_repr
 

@@ -149,8 +149,8 @@ def state_names(model: WorldModel, real: Names | None = None) -> Names:
         OBS_ENVIRONMENT_STATE: believed_names(_located(model)),
         ACTION: actions if len(actions) == model.action_dim else [str(i) for i in range(model.action_dim)],
     }
-    told = own[OBS_ENVIRONMENT_STATE]
-    if not (real and told and set(told) <= set(real[OBS_ENVIRONMENT_STATE])):
+    names = own[OBS_ENVIRONMENT_STATE]
+    if not (real and names and set(names) <= set(real[OBS_ENVIRONMENT_STATE])):
         return own
     return real if all(len(real[key]) == len(own[key]) for key in (OBS_STATE, ACTION)) else own
 

@@ -344,6 +344,6 @@ def picture_worst(model, truth: Truth, count: int, folder: Path, steps: int = 8)
         errors, unit = -psnr(loop.frames[:, -1], loop.real[:, -1]), "dB"
     worst = errors.argsort()[::-1][:count]
     for rank, window in enumerate(worst, 1):
-        told = f"{abs(errors[window]):.1f} {unit} at step {steps}"
-        strip(loop.real[window], loop.frames[window], folder / f"worst-{rank:02d}.png", told)
+        caption = f"{abs(errors[window]):.1f} {unit} at step {steps}"
+        strip(loop.real[window], loop.frames[window], folder / f"worst-{rank:02d}.png", caption)
     return len(worst)

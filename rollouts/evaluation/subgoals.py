@@ -30,7 +30,7 @@ from .harness import evaluate
 ENV_ID = "emu_embodied/TabletopPush-v0"
 FIRST = 12_000_000  # seeds from here on; no training saw them, and no tuning
 BUDGET = CEMConfig(candidates=32, iterations=2, elites=6, horizon=8, execute=4)  # 512 frames a plan
-ORACLE = CEMConfig(candidates=32, iterations=2, elites=6, horizon=8, execute=2)  # of who looks what can be reached
+ORACLE = CEMConfig(candidates=32, iterations=2, elites=6, horizon=8, execute=2)  # that tries out what can be reached
 PATIENCE = 20  # model steps that it stays on one subgoal
 AGENTS = ("follow", "reward", "random")
 SLACK_CM = 0.5  # what a detector or a head may err, 1 px, before a subgoal counts as missing what was asked for
@@ -90,7 +90,7 @@ class ImageSettings:
     Attributes:
         following: who proposes.
         instructions: names where they come from.
-        planner: of the oracle, which looks whether the true simulator can be brought there; None does not look.
+        planner: of the oracle, which tries to bring the true simulator there; None does not try.
         model: names the world model that a filter's trial is imagined in; empty without.
     """
 
@@ -223,10 +223,10 @@ def judge_images(
 
 def _judged(world: Any, start: Observation, final: Any, objects: Sequence[str], sight: Sight) -> dict[str, Any]:
     task: Task = world.task_spec
-    told = dict(zip(objects, final.places, strict=True))
+    proposed = dict(zip(objects, final.places, strict=True))
     before = dict(zip(sight.names, sight.see(start.pixels), strict=True))
     after = dict(zip(sight.names, sight.see(final.frame), strict=True))
-    left = [_left(task, places) for places in (told, after)]
+    left = [_left(task, places) for places in (proposed, after)]
     by_places, by_eye = (cm is not None and cm <= SLACK_CM for cm in left)
     cubes = sight.names[1:]
     kept = all((before[name][2] > 0.5) == (after[name][2] > 0.5) for name in cubes)

@@ -87,10 +87,10 @@ def faults(start: Observation, subgoal: Subgoal, objects: Sequence[str], sight: 
     """
     named = named_things(start.instruction, sight.names, sight.landmarks)
     before = dict(zip(sight.names, sight.see(start.pixels), strict=True))
-    told = dict(zip(objects, subgoal.places, strict=True))
+    proposed = dict(zip(objects, subgoal.places, strict=True))
     found = []
     for how, after in (
-        ("by its places", told),
+        ("by its places", proposed),
         ("by eye", dict(zip(sight.names, sight.see(subgoal.frame), strict=True))),
     ):
         for name in sight.names[1:]:

@@ -153,7 +153,7 @@ class Reinstructed:
 
     Args:
         proposer: who proposes.
-        instruction: what it is told.
+        instruction: what it is given in the place of the episode's.
     """
 
     def __init__(self, proposer: SubgoalProposer, instruction: str) -> None:

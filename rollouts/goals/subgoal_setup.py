@@ -35,7 +35,7 @@ class Following:
     Attributes:
         proposer: names the learnt one in a journal, or one of the controls: "true" (the scripted expert's own way), "copy"
             (what is seen now), "retrieved" (the end of the most similar recorded episode), "random" (that of any recorded
-            episode), "shuffled" (the learnt one, or without one the truth, told something else than is asked for).
+            episode), "shuffled" (the learnt one, or without one the truth, given another instruction than the episode's).
         recordings: the frame cache, a folder, that "retrieved" and "random" take frames from.
         tries: most drawings of a chain of subgoals, of which the first without a fault is taken; 1 takes what comes.
         imagine: whether those are tried out in imagination too.

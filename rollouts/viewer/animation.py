@@ -33,31 +33,31 @@ def animate(record: Record, path: str | Path) -> Path:
     path = Path(path)
     if path.suffix != ".gif":
         raise DatasetError("gif", str(path), "give a file that ends in .gif")
-    if record.thoughts is None or not len(record.imagined):
+    if record.trace is None or not len(record.imagined):
         raise DatasetError("gif", "an episode without plans", "give a run of agent=model")
     real, imagined = (frames.repeat(SCALE, 1).repeat(SCALE, 2) for frames in (record.real, record.imagined))
-    sides = {"real": real, "imagined before": imagined, "candidates": _considered(record.thoughts, real)}
+    sides = {"real": real, "imagined before": imagined, "candidates": _considered(record.trace, real)}
     return film(sides, path, str(record.facts.get("instruction", "")), FPS, scale=1)
 
 
-def _considered(thoughts: PlanTrace, frames: np.ndarray) -> np.ndarray:
+def _considered(trace: PlanTrace, frames: np.ndarray) -> np.ndarray:
     """For each frame the one from which the last plan was made, faded, with the plan and what it was chosen among."""
-    shown, looks = [], {look.at: look for look in thoughts.looks}
+    shown, plans = [], {plan.at: plan for plan in trace.plans}
     canvas = _fade(frames[0])
     for t, frame in enumerate(frames):
-        if t in looks:
-            canvas = _draw(looks[t], thoughts, _fade(frame))
+        if t in plans:
+            canvas = _draw(plans[t], trace, _fade(frame))
         shown.append(canvas)
     return np.stack(shown)
 
 
-def _draw(look: PlanRecord, thoughts: PlanTrace, canvas: np.ndarray) -> np.ndarray:
+def _draw(plan: PlanRecord, trace: PlanTrace, canvas: np.ndarray) -> np.ndarray:
     """The robot's way in each candidate thin, every object's way in the chosen plan thick and in its colour."""
-    for path_TO2 in look.paths[::-1]:
-        _line(canvas, path_TO2[:, 0], thoughts.scale, GREY, 1)
-    for place, name in enumerate(thoughts.objects):
-        if look.present[place]:
-            _line(canvas, look.chosen[:, place], thoughts.scale, thoughts.colours.get(name, GREY), 3)
+    for path_TO2 in plan.paths[::-1]:
+        _line(canvas, path_TO2[:, 0], trace.scale, GREY, 1)
+    for place, name in enumerate(trace.objects):
+        if plan.present[place]:
+            _line(canvas, plan.chosen[:, place], trace.scale, trace.colours.get(name, GREY), 3)
     return canvas
 
 

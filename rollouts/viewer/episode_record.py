@@ -32,7 +32,7 @@ class Record:
         real, imagined: (T + 1, H, W, 3) uint8; imagined is empty for agents without a model.
         subgoals: (G, H, W, 3) uint8, images that the episode went through in turn; most runs have none. Their captions and the
             steps from which on they were pursued are in the facts' "subgoals".
-        thoughts: the plans; None for agents without a model.
+        trace: the plans; None for agents without a model.
     """
 
     facts: dict[str, Any]
@@ -41,7 +41,7 @@ class Record:
     real: np.ndarray
     imagined: np.ndarray
     subgoals: np.ndarray
-    thoughts: PlanTrace | None
+    trace: PlanTrace | None
 
     __repr__ = short_repr
 
@@ -58,17 +58,17 @@ def save_record(path: Path, run: EpisodeRun) -> None:
     tensors = {"frames": _tensors(frames)}
     facts = run.row() | {"plan_costs": _finite(run.plan_costs)}
     document = {"facts": facts, "actions": run.actions.tolist(), "distances": _finite(run.distances), "thoughts": None}
-    if run.thoughts is not None:
-        looks = run.thoughts.looks
+    if run.trace is not None:
+        plans = run.trace.plans
         document["thoughts"] = {
-            "objects": list(run.thoughts.objects),
-            "colours": {name: list(rgb) for name, rgb in run.thoughts.colours.items()},
-            "scale": list(run.thoughts.scale),
-            "plans": [look.at for look in looks],
+            "objects": list(run.trace.objects),
+            "colours": {name: list(rgb) for name, rgb in run.trace.colours.items()},
+            "scale": list(run.trace.scale),
+            "plans": [plan.at for plan in plans],
         }
         names = [name for name in PlanRecord.__dataclass_fields__ if name != "at"]
         tensors["plans"] = _tensors(
-            {f"{i}.{name}": getattr(look, name) for i, look in enumerate(looks) for name in names}
+            {f"{i}.{name}": getattr(plan, name) for i, plan in enumerate(plans) for name in names}
         )
     save_folder(path, tensors, {"episode": document})
 
@@ -107,30 +107,30 @@ def load_record(path: Path) -> Record:
             raise ValueError(f"frames of shapes {real.shape} and {imagined.shape}, {len(actions)} actions")
         if len(distances) != len(real) or len(imagined) not in (0, len(real)):
             raise ValueError(f"{len(real)} frames, {len(imagined)} imagined ones, {len(distances)} distances")
-        thoughts = _thoughts(episode["thoughts"], tensors.get("plans", {}), len(actions))
-        return Record(dict(episode["facts"]), actions, distances, real, imagined, subgoals, thoughts)
+        trace = _trace(episode["thoughts"], tensors.get("plans", {}), len(actions))
+        return Record(dict(episode["facts"]), actions, distances, real, imagined, subgoals, trace)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise DatasetError(
             str(path), f"{type(error).__name__}: {error}", "it is no recorded episode; plan anew"
         ) from None
 
 
-def _thoughts(document: dict[str, Any] | None, plans: dict[str, torch.Tensor], steps: int) -> PlanTrace | None:
+def _trace(document: dict[str, Any] | None, arrays: dict[str, torch.Tensor], steps: int) -> PlanTrace | None:
     if document is None:
         return None
     names = [name for name in PlanRecord.__dataclass_fields__ if name != "at"]
-    looks = tuple(
-        PlanRecord(int(at), *(plans[f"{i}.{name}"].numpy() for name in names)) for i, at in enumerate(document["plans"])
+    plans = tuple(
+        PlanRecord(int(at), *(arrays[f"{i}.{name}"].numpy() for name in names)) for i, at in enumerate(document["plans"])
     )
-    if [look.at for look in looks] != sorted({look.at for look in looks} & set(range(steps))):
+    if [plan.at for plan in plans] != sorted({plan.at for plan in plans} & set(range(steps))):
         raise ValueError(f"plans at {document['plans']} of {steps} actions")
     objects = tuple(map(str, document["objects"]))
-    for look in looks:
-        if look.paths.shape[2:] != (len(objects), 2) or look.chosen.shape[1:] != (len(objects), 2):
-            raise ValueError(f"paths of shapes {look.paths.shape} and {look.chosen.shape} of {len(objects)} objects")
+    for plan in plans:
+        if plan.paths.shape[2:] != (len(objects), 2) or plan.chosen.shape[1:] != (len(objects), 2):
+            raise ValueError(f"paths of shapes {plan.paths.shape} and {plan.chosen.shape} of {len(objects)} objects")
     colours = {name: (int(red), int(green), int(blue)) for name, (red, green, blue) in document["colours"].items()}
     right, lower = map(float, document["scale"])
-    return PlanTrace(objects, colours, (right, lower), looks)
+    return PlanTrace(objects, colours, (right, lower), plans)
 
 
 def _tensors(arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:

@@ -97,34 +97,34 @@ def _episode(record: Record) -> dict[str, Any]:
         "imagined": film(record.imagined),
         "actions": record.actions.round(3).tolist(),
         "plots": _plots(record),
-        "fans": _fans(record.thoughts) if record.thoughts else None,
+        "fans": _fans(record.trace) if record.trace else None,
         "subgoals": _subgoals(record),
     }
 
 
 def _subgoals(record: Record) -> list[dict[str, Any]]:
     """Each subgoal's picture and what is written below it, as far as that is known."""
-    told = [f"from t={told['at']}: {told['caption']}" for told in record.facts.get("subgoals", [])]
-    captions = told if len(told) == len(record.subgoals) else [f"subgoal {i + 1}" for i in range(len(record.subgoals))]
+    pursued = [f"from t={one['at']}: {one['caption']}" for one in record.facts.get("subgoals", [])]
+    captions = pursued if len(pursued) == len(record.subgoals) else [f"subgoal {i + 1}" for i in range(len(record.subgoals))]
     return [{"image": picture(frame), "caption": text} for frame, text in zip(record.subgoals, captions, strict=True)]
 
 
 def _plots(record: Record) -> list[dict[str, Any]]:
     """What goes under the frames: each line has a value, or null, for every frame."""
     frames, plots = len(record.real), []
-    looks = record.thoughts.looks if record.thoughts else ()
+    plans = record.trace.plans if record.trace else ()
     lines = [{"name": "real", "values": _rounded(record.distances)}]
-    dreamt = _by_frame(frames, [(look.at + 1, look.distances) for look in looks])
+    dreamt = _by_frame(frames, [(plan.at + 1, plan.distances) for plan in plans])
     plots.append(_plot("distance left", "cm", lines + _line("imagined", dreamt)))
     if len(record.imagined):
         plots.append(_plot("real against imagined, PSNR", "dB", _line("", psnr(record.real, record.imagined))))
     costs = [cost for cost in record.facts["plan_costs"] if cost is not None]
-    ats = [look.at for look in looks]
+    ats = [plan.at for plan in plans]
     if costs and len(costs) == len(ats):
         ends = [*ats[1:], frames]
         held = [(at, np.full(end - at, cost)) for at, end, cost in zip(ats, ends, costs, strict=True)]
         plots.append(_plot("cost of the plan", "", _line("", _by_frame(frames, held))))
-    entropy = _by_frame(frames, [(look.at + 1, look.entropy) for look in looks])
+    entropy = _by_frame(frames, [(plan.at + 1, plan.entropy) for plan in plans])
     plots.append(_plot("entropy of the imagined tokens", "nats", _line("", entropy)))
     return [plot for plot in plots if plot["lines"]]
 
@@ -149,22 +149,22 @@ def _by_frame(frames: int, pieces: Sequence[tuple[int, np.ndarray]]) -> list[flo
     return values
 
 
-def _fans(thoughts: PlanTrace) -> dict[str, Any]:
+def _fans(trace: PlanTrace) -> dict[str, Any]:
     """Each plan's candidates, as far as their objects are in view: paths as [x, y, x, y, ...], an object after the other."""
-    seen = [i for i in range(len(thoughts.objects)) if any(look.present[i] for look in thoughts.looks)]
+    seen = [i for i in range(len(trace.objects)) if any(plan.present[i] for plan in trace.plans)]
     return {
-        "scale": list(thoughts.scale),
+        "scale": list(trace.scale),
         "objects": [
-            {"name": thoughts.objects[i], "colour": list(thoughts.colours.get(thoughts.objects[i], ()))} for i in seen
+            {"name": trace.objects[i], "colour": list(trace.colours.get(trace.objects[i], ()))} for i in seen
         ],
         "plans": [
             {
-                "at": look.at,
-                "costs": look.costs.astype(float).round(3).tolist(),
-                "paths": [_path(path[:, seen]) for path in look.paths],
-                "chosen": _path(look.chosen[:, seen]),
+                "at": plan.at,
+                "costs": plan.costs.astype(float).round(3).tolist(),
+                "paths": [_path(path[:, seen]) for path in plan.paths],
+                "chosen": _path(plan.chosen[:, seen]),
             }
-            for look in thoughts.looks
+            for plan in trace.plans
         ],
     }
 

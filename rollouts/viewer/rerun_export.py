@@ -48,7 +48,7 @@ def write_rerun(run: Run, out: Path) -> None:
 
 def _log(rr, record: Record, name: str) -> None:
     """One episode under its own path, a step of it at a time."""
-    looks = {look.at: look for look in record.thoughts.looks} if record.thoughts else {}
+    plans = {plan.at: plan for plan in record.trace.plans} if record.trace else {}
     rr.log(f"{name}/instruction", rr.TextDocument(str(record.facts["instruction"])), static=True)
     for t, real in enumerate(record.real):
         rr.set_time("step", sequence=t)
@@ -59,18 +59,18 @@ def _log(rr, record: Record, name: str) -> None:
             rr.log(f"{name}/difference", rr.Image(difference))
         if record.distances[t] is not None:
             rr.log(f"{name}/distance, cm", rr.Scalars(record.distances[t]))
-        if record.thoughts and t in looks:
-            _log_plan(rr, record.thoughts, looks[t], real.shape[0] / 2, f"{name}/real/plan")
+        if record.trace and t in plans:
+            _log_plan(rr, record.trace, plans[t], real.shape[0] / 2, f"{name}/real/plan")
 
 
-def _log_plan(rr, thoughts: PlanTrace, look, half: float, name: str) -> None:
+def _log_plan(rr, trace: PlanTrace, plan, half: float, name: str) -> None:
     """Candidates as thin grey lines over the real frame, the chosen path in each object's colour."""
 
     def pixels(path_TO2: np.ndarray, i: int) -> np.ndarray:
-        return half * (1 + path_TO2[:, i] / np.asarray(thoughts.scale))
+        return half * (1 + path_TO2[:, i] / np.asarray(trace.scale))
 
-    shown = [i for i in range(len(thoughts.objects)) if look.present[i]]
-    others = [pixels(path, i) for path in look.paths for i in shown]
+    shown = [i for i in range(len(trace.objects)) if plan.present[i]]
+    others = [pixels(path, i) for path in plan.paths for i in shown]
     rr.log(f"{name}/candidates", rr.LineStrips2D(others, colors=(128, 128, 128), radii=0.15))
-    colours = [thoughts.colours.get(thoughts.objects[i], (0, 0, 0)) for i in shown]
-    rr.log(f"{name}/chosen", rr.LineStrips2D([pixels(look.chosen, i) for i in shown], colors=colours, radii=0.4))
+    colours = [trace.colours.get(trace.objects[i], (0, 0, 0)) for i in shown]
+    rr.log(f"{name}/chosen", rr.LineStrips2D([pixels(plan.chosen, i) for i in shown], colors=colours, radii=0.4))

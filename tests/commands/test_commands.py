@@ -164,7 +164,11 @@ def test_every_key_is_explained_with_an_example_that_the_verb_takes(verb: str, g
 
 
 @pytest.mark.parametrize(
-    ("verb", "old", "new"), [("collect", "root=here", "out=here"), ("evaluate_policy", "max_steps=7", "steps=7")]
+    ("verb", "old", "new"), [
+        ("collect", "root=here", "out=here"),
+        ("evaluate_policy", "max_steps=7", "steps=7"),
+        ("train", "recipe.trajectory.untold=0.2", "recipe.trajectory.unconditional=0.2"),
+    ]
 )
 def test_old_words_work_and_the_new_one_is_named(verb: str, old: str, new: str, capsys: pytest.CaptureFixture):
     needed = [f"{key.name}={key.example}" for key in _help.describe(verb)[0].keys if key.default == "???"]

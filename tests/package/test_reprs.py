@@ -42,17 +42,17 @@ def test_every_value_that_holds_arrays_has_a_short_repr():
 
 def test_a_run_is_shown_in_a_few_lines():
     frames, path = np.zeros((41, 64, 64, 3), np.uint8), np.zeros((16, 8, 5, 2), np.float32)
-    look = PlanRecord(0, path, np.zeros(16, np.float32), path[0], np.zeros(2), np.zeros(2), np.ones(5, bool))
-    thoughts = PlanTrace(("pusher", "red"), {"red": (219, 41, 33)}, (16.0, -16.0), (look,) * 20)
+    plan = PlanRecord(0, path, np.zeros(16, np.float32), path[0], np.zeros(2), np.zeros(2), np.ones(5, bool))
+    trace = PlanTrace(("pusher", "red"), {"red": (219, 41, 33)}, (16.0, -16.0), (plan,) * 20)
     subgoal = Subgoal("move behind the red cube", frames[0], np.zeros((5, 3)), -0.1, False, torch.zeros(64))
     run = EpisodeRun(
         7, "push the red cube " * 20, "edge", True, np.zeros(41), np.zeros((40, 2)), frames, frames,
-        (0.5123456789,) * 20, (1.0,) * 20, 1536, thoughts, ((subgoal, 0),),
+        (0.5123456789,) * 20, (1.0,) * 20, 1536, trace, ((subgoal, 0),),
     )  # fmt: skip
     shown = repr(run)
     assert len(shown) < 1000 and "\n" not in shown
     assert "seed=7" in shown and "success=True" in shown and "frames=uint8 (41, 64, 64, 3)" in shown
-    assert "plan_seconds=<tuple of 20>" in shown and "looks=<tuple of 20>" in shown
+    assert "plan_seconds=<tuple of 20>" in shown and "plans=<tuple of 20>" in shown
 
 
 def test_shapes_and_types_are_shown_instead_of_numbers():

@@ -130,8 +130,8 @@ def test_a_record_comes_back_as_it_was(tmp_path: Path):
     assert (
         record.facts == run.row() | {"plan_costs": list(run.plan_costs)} and record.distances == run.distances.tolist()
     )
-    assert [look.at for look in record.thoughts.looks] == [0, 2] and record.thoughts.objects == run.thoughts.objects
-    for kept, was in zip(record.thoughts.looks, run.thoughts.looks, strict=True):
+    assert [look.at for look in record.trace.plans] == [0, 2] and record.trace.objects == run.trace.objects
+    for kept, was in zip(record.trace.plans, run.trace.plans, strict=True):
         assert all(np.array_equal(getattr(kept, name), getattr(was, name)) for name in ("paths", "costs", "chosen"))
 
 
@@ -140,10 +140,10 @@ def test_estimates_that_are_no_numbers_do_not_keep_a_run_from_its_record(tmp_pat
     planner = CEM(CEMConfig(horizon=2, candidates=3, iterations=1, elites=1))
     run = run_episode(env, tiny_world_model(), planner, seed=2, execute=2, max_steps=2)
     run.distances[1] = np.nan
-    run.thoughts.looks[0].paths[0, 0, 1] = np.inf
+    run.trace.plans[0].paths[0, 0, 1] = np.inf
     save_record(tmp_path / "episode", run)
     record = load_record(tmp_path / "episode")
-    assert record.distances[1] is None and (record.thoughts.looks[0].paths[0, 0, 1] == 0).all()
+    assert record.distances[1] is None and (record.trace.plans[0].paths[0, 0, 1] == 0).all()
 
 
 # The page
@@ -206,8 +206,8 @@ def test_any_text_survives_the_script_element_and_cannot_leave_it(value):
 def test_ten_rollouts_of_noise_stay_below_ten_megabytes(tmp_path: Path, planned: Path):
     rng, run = np.random.default_rng(0), read_run(planned)
     noise = rng.integers(0, 256, (50, 64, 64, 3), dtype=np.uint8)
-    facts, thoughts = run.records[0].facts, run.records[0].thoughts
-    plans = replace(thoughts, looks=tuple(replace(thoughts.looks[0], at=2 * i) for i in range(25)))
+    facts, trace = run.records[0].facts, run.records[0].trace
+    plans = replace(trace, plans=tuple(replace(trace.plans[0], at=2 * i) for i in range(25)))
     record = Record(facts, np.zeros((49, 2), np.float32), [1.0] * 50, noise, noise[::-1], noise[:0], plans)
     sizes = []
     for count in (1, 2):
@@ -451,7 +451,7 @@ def test_a_run_becomes_a_moving_picture(planned: Path, tmp_path: Path, capsys: p
 
 def test_a_moving_picture_needs_plans_and_a_name(planned: Path, tmp_path: Path):
     record = read_run(planned).records[0]
-    for bad, name in ((replace(record, thoughts=None), "x.gif"), (record, "x.mp4")):
+    for bad, name in ((replace(record, trace=None), "x.gif"), (record, "x.mp4")):
         with pytest.raises(DatasetError, match="gif"):
             animate(bad, tmp_path / name)
     assert list(tmp_path.iterdir()) == []

@@ -97,4 +97,4 @@ def test_an_episode_imagines_its_plans_and_no_more(pictures: bool):
     env = gymnasium.make("emu_embodied/TabletopPush-v0")
     run = run_episode(env, model, CEM(SMALL), seed=2, max_steps=5, pictures=pictures)
     assert asked == [6] * 6 and rendered == [6] * pictures
-    assert len(run.imagined) == 6 * pictures and (run.thoughts is not None) == pictures and len(run.plan_costs) == 3
+    assert len(run.imagined) == 6 * pictures and (run.trace is not None) == pictures and len(run.plan_costs) == 3

@@ -250,7 +250,7 @@ def test_workers_play_the_same_episodes_and_pass_on_what_went_wrong(capsys, monk
 def test_only_the_pictured_keep_what_was_imagined():
     runs = []
     planning.evaluate_planning(settings(agent="model"), [3, 4], tiny_world_model, on_episode=runs.append, pictured=[4])
-    assert [(len(run.imagined), run.thoughts is None) for run in runs] == [(0, True), (4, False)]
+    assert [(len(run.imagined), run.trace is None) for run in runs] == [(0, True), (4, False)]
 
 
 def broken_model():

@@ -41,7 +41,8 @@ class GuidedEngine[C: Cache]:
     """Draws from u + scale (c - u), c and u the log-probabilities with and without the instruction, as Emu3.5 does for images.
 
     Every step runs twice. A model gains by it that was trained with instructions left out now and then
-    (`TrajectoryConfig.untold`); scale 1 would change nothing. (Ho and Salimans, arXiv 2207.12598; Emu3.5, arXiv 2510.26583.)
+    (`TrajectoryConfig.unconditional`); scale 1 would change nothing. (Ho and Salimans, arXiv 2207.12598;
+    Emu3.5, arXiv 2510.26583.)
 
     Args:
         engine: executes the steps.

@@ -101,8 +101,8 @@ class OnnxStep(StepExecutor):
             shape = tuple(size if isinstance(size, int) else "B" for size in given.shape)
             expected = port and tuple("B" if axis == "B" else port.sizes[axis] for axis in port.axes)
             if port is None or shape != expected or given.type != _TYPES[port.dtype]:
-                told = f"{given.name}: {given.type} {shape}"
-                raise EngineError(f"engine onnx, {self.step}", told, "it is of another step: remove it from the cache")
+                found = f"{given.name}: {given.type} {shape}"
+                raise EngineError(f"engine onnx, {self.step}", found, "it is of another step: remove it from the cache")
 
     def _run(self, inputs: dict[str, torch.Tensor], results: dict[str, torch.Tensor], batch: int) -> None:
         binding, device = self.session.io_binding(), next(iter(results.values())).device

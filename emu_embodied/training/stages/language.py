@@ -46,7 +46,7 @@ class LanguageConfig:
         causal_share: of the language steps that train the prediction token by token.
         fully_hidden: share of key frames with every token hidden.
         changed: weight of tokens that differ from the frame before.
-        untold: share of rows without an instruction and half as many without a caption, for classifier-free guidance.
+        unconditional: share of rows without an instruction and half as many without a caption, for classifier-free guidance.
         instruction_length, caption_length: of the padded texts.
         text_size: ids of the text tokenizer.
         groups: share of each group of rows in a batch.
@@ -62,7 +62,7 @@ class LanguageConfig:
     causal_share: float = 0.2
     fully_hidden: float = 0.5
     changed: float = 6.0
-    untold: float = 0.1
+    unconditional: float = 0.1
     instruction_length: int = 14
     caption_length: int = 20
     text_size: int = 640
@@ -70,7 +70,7 @@ class LanguageConfig:
     curriculum: float = 0.0
 
     def __post_init__(self) -> None:
-        number_fields(self, dict.fromkeys(("share", "causal_share", "fully_hidden", "untold", "curriculum"), (0, 1)))
+        number_fields(self, dict.fromkeys(("share", "causal_share", "fully_hidden", "unconditional", "curriculum"), (0, 1)))
 
 
 @dataclass(frozen=True)
@@ -200,12 +200,12 @@ class SubgoalObjective:
     def _language(self, module: TokenModel, step: int, generator: torch.Generator):
         c, device, v = self.config, module.noised.device, module.config.vocabulary
         batch = self.sampler.batch(step, step / self.steps)
-        told, said = batch.instruction_BI.clone(), batch.caption_BS.clone()
+        instruction_BI, caption_BS = batch.instruction_BI.clone(), batch.caption_BS.clone()
         chance_B = torch.rand(c.batch, generator=generator)
-        told[chance_B < c.untold] = v.pad
-        said[chance_B < c.untold / 2] = v.pad
+        instruction_BI[chance_B < c.unconditional] = v.pad
+        caption_BS[chance_B < c.unconditional / 2] = v.pad
         codes_BN, target_BN = batch.codes_BN.to(device), batch.target_BN.to(device)
-        text_BL = module.prompt(told.to(device), codes_BN, said.to(device))
+        text_BL = module.prompt(instruction_BI.to(device), codes_BN, caption_BS.to(device))
         level = torch.cos(math.pi / 2 * torch.rand(c.batch, 1, 1, generator=generator))
         level[torch.rand(c.batch, generator=generator) < c.fully_hidden] = 1.0
         noisy, hidden = self.dynamics.noise.corrupt(target_BN[:, None], level.to(device), generator)
@@ -218,7 +218,7 @@ class SubgoalObjective:
         visual = self.dynamics.token_loss(
             module, states.noisy_BFND, target_BN[:, None], weight * self.dynamics.noise.counts(hidden)
         )
-        text = self._caption_loss(module, states.text_BLD, said.to(device))
+        text = self._caption_loss(module, states.text_BLD, caption_BS.to(device))
         state, error = self.dynamics.state_loss(module, batch_of, states.noisy_BFND)
         loss = c.visual * visual + c.text * text + c.position / self.dynamics.config.position * state
         figures = {"visual": visual.item(), "text": text.item(), "position": error}
@@ -258,8 +258,9 @@ def teach_subgoals(
 ) -> Path:
     """Trains a world model on to draw key frames from words, and writes `run.folder / checkpoint`.
 
-    Its frame tokenizer stays. The text tokenizer is trained anew on what is said here, and all but the text's embeddings starts
-    from the source's weights; of a source that draws key frames already, all does, its text tokenizer and lengths too.
+    Its frame tokenizer stays. The text tokenizer is trained anew on the instructions and captions, and all but the text's
+    embeddings starts from the source's weights; of a source that draws key frames already, all does, its text tokenizer and
+    lengths too.
 
     Args:
         cache: the dataset; its last `held_out` episodes are left for evaluation.
@@ -302,19 +303,19 @@ def teach_subgoals(
             evaluate=run.judge(tokenizer, text),
             report=run.report,
         )
-        told = {
+        facts_of_training = {
             "episodes": cache.episodes,
             "frames": len(cache),
             "rows": len(rows),
             "words": sorted({word for said in rows.texts() for word in said.split() if not word.isdecimal()}),
         }
-        save_checkpoint(run.folder / "checkpoint", tokenizer, text, trained, world, told | learns)
+        save_checkpoint(run.folder / "checkpoint", tokenizer, text, trained, world, facts_of_training | learns)
 
     return train_once(run, "checkpoint", facts, work)
 
 
 def _digest(rows: SubgoalRows) -> str:
-    """A SHA-256 of all that is said and shown in the rows."""
+    """A SHA-256 of the rows' texts and numbers."""
     digest = hashlib.sha256()
     for name, value in sorted(vars(rows).items()):
         digest.update(name.encode())
