@@ -29,9 +29,10 @@ from emu_embodied.rollouts.goals.hindsight_tabletop import relabel
 from emu_embodied.storage.atomic import write_json
 from emu_embodied.tokenizers.text import TextTokenizer
 from emu_embodied.training.datasets import WindowSampler
+from emu_embodied.training.key_frame_batches import LanguageConfig, SubgoalSampler
 from emu_embodied.training.loop import LoopConfig, train_stage
 from emu_embodied.training.objectives import TrajectoryConfig, TrajectoryObjective
-from emu_embodied.training.stages.language import LanguageConfig, SubgoalObjective, SubgoalSampler, with_prompts
+from emu_embodied.training.stages.language import SubgoalObjective, with_prompts
 from emu_embodied.training.stages.trajectory import encode_frames
 from emu_embodied.world_model import TokenWorldModel
 

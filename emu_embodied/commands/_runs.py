@@ -1,18 +1,34 @@
-"""What several verbs ask of their configuration: where to write, and who draws key frames. Knows no verb."""
+"""What several verbs share: where to write, what to note of a result, and how to show one. Knows no verb."""
 
 from __future__ import annotations
 
 import inspect
+import platform
 import time
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 from gymnasium.envs.registration import load_env_creator
 from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
 
 from emu_embodied.errors import ConfigError
 from emu_embodied.storage.regular import check_tree
+
+
+def package_versions(*packages: str) -> dict[str, str]:
+    """Versions of these distributions, as far as they are installed, and of Python, to be kept with a result."""
+    found = {name: found.version for name in packages for found in metadata.distributions(name=name)}
+    return found | {"python": platform.python_version()}
+
+
+def show_table(table: Table, width: int = 160) -> None:
+    """Prints a table, as wide as the terminal is, or as `width` where there is none."""
+    console = Console()
+    Console(width=None if console.is_terminal else width).print(table)
 
 
 def run_folder(out: str, resume: str | None, journal: str) -> Path:

@@ -9,11 +9,10 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import platform
 import time
 from dataclasses import asdict, replace
-from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from omegaconf import DictConfig
@@ -22,7 +21,11 @@ from emu_embodied.errors import ConfigError
 from emu_embodied.validation import registered_id
 
 from ._config import as_dict, compose_config, group_options
-from ._runs import env_options
+from ._runs import env_options, package_versions, show_table
+
+if TYPE_CHECKING:
+    from emu_embodied.data.frame_cache import FrameCache
+    from emu_embodied.rollouts.evaluation.prediction import Figure, Truth
 
 ELSE = ("out", "workers", "card", "worst")  # what changes no figure
 PACKAGES = ("emu-embodied", "torch", "mujoco", "gym-pusht", "pymunk", "gymnasium", "numpy")
@@ -44,16 +47,13 @@ def run(config: DictConfig) -> None:
 def _evaluate(config: DictConfig) -> None:
     from emu_embodied.checkpoint import add_card, fingerprint
     from emu_embodied.loading import checkpoint_path, load
-    from emu_embodied.rollouts.collection.episodes import record_frames
-    from emu_embodied.rollouts.evaluation import frame_metrics, prediction, prediction_metrics
+    from emu_embodied.rollouts.evaluation import prediction, prediction_metrics
     from emu_embodied.storage.atomic import write_bytes, write_json
 
     model = load(config.checkpoint, passes=config.passes, engine=config.engine, precision=config.precision)
     env = _environment(config, model.world.env_id) if model.objects else _unlabelled(config, model)
-    options, began = env_options(env), time.monotonic()
-    horizon = config.horizon or env.quality.horizon
+    began, horizon, folder = time.monotonic(), config.horizon or env.quality.horizon, Path(config.out)
     planning = env.quality.planning if config.planning is None and model.objects else config.planning or 0
-    folder = Path(config.out)
     facts = {
         "checkpoint": str(config.checkpoint),
         "weights": fingerprint(checkpoint_path(config.checkpoint)),
@@ -61,23 +61,12 @@ def _evaluate(config: DictConfig) -> None:
         "frames": None if config.data is None else _frames_label(config, model),
     }
     _refuse_other(folder, facts)
-    if config.data is None:
-        print(f"evaluate: {config.episodes} held-out episodes", flush=True)
-        cache = record_frames(env.id, options, range(config.seed, config.seed + config.episodes), config.steps)
-    else:
-        cache = _of_dataset(config, model)
-        print(f"evaluate: the last {cache.episodes} episodes of {config.data}", flush=True)
-    if model.objects:
-        truth = prediction.Truth(cache, model.world)
-        figures = prediction.quality_table(model, truth, horizon, tuple(env.quality.position), tuple(env.quality.angle))
-    else:
-        truth = prediction.Truth(cache, model.world, frame_metrics.START + horizon + 1)
-        figures = frame_metrics.frame_table(model, truth, horizon)
+    cache = _held_out(config, env, model)
+    truth, figures = _open_loop(env, model, cache, horizon)
     rows = _long_dreams(config, model, truth)
     if planning:
         _print(figures)
         figures += _planning(config, env, planning, folder)
-    versions = {name: found.version for name in PACKAGES for found in metadata.distributions(name=name)}
     result = {
         **facts,
         "figures": [asdict(figure) for figure in figures],
@@ -85,7 +74,7 @@ def _evaluate(config: DictConfig) -> None:
         "engine": model.engine.name,
         "seeds": {"held_out": [config.seed, config.seed + config.episodes], "planning": config.planning_seed},
         "seconds": round(time.monotonic() - began, 1),
-        "versions": versions | {"python": platform.python_version()},
+        "versions": package_versions(*PACKAGES),
     }
     write_json(folder / "result.json", result)
     tables = prediction.as_markdown(figures) + ("\n" + prediction_metrics.as_markdown(rows) if rows else "")
@@ -95,6 +84,30 @@ def _evaluate(config: DictConfig) -> None:
     _print(figures)
     pictures = prediction.picture_worst(model, truth, config.worst, folder, horizon)
     print(f"evaluate: {folder / 'result.json'}, {folder / 'table.md'}" + (f", {pictures} pictures" if pictures else ""))
+
+
+def _held_out(config: DictConfig, env: DictConfig, model) -> FrameCache:
+    """The episodes to judge on: recorded now, or those of a dataset."""
+    from emu_embodied.rollouts.collection.episodes import record_frames
+
+    if config.data is not None:
+        cache = _of_dataset(config, model)
+        print(f"evaluate: the last {cache.episodes} episodes of {config.data}", flush=True)
+        return cache
+    print(f"evaluate: {config.episodes} held-out episodes", flush=True)
+    return record_frames(env.id, env_options(env), range(config.seed, config.seed + config.episodes), config.steps)
+
+
+def _open_loop(env: DictConfig, model, cache: FrameCache, horizon: int) -> tuple[Truth, list[Figure]]:
+    """The figures of the open loop, by the objects or without any by the frames, and the truth that they rest on."""
+    from emu_embodied.rollouts.evaluation import frame_metrics, prediction
+
+    if model.objects:
+        truth = prediction.Truth(cache, model.world)
+        bars = tuple(env.quality.position), tuple(env.quality.angle)
+        return truth, prediction.quality_table(model, truth, horizon, *bars)
+    truth = prediction.Truth(cache, model.world, frame_metrics.START + horizon + 1)
+    return truth, frame_metrics.frame_table(model, truth, horizon)
 
 
 def _of_dataset(config: DictConfig, model):
@@ -196,7 +209,6 @@ def _long_dreams(config: DictConfig, model, truth) -> list:
         ConfigError: no VideoMAE where one is asked for.
         CheckpointError: probes that are missing, damaged, or of another world.
     """
-    from rich.console import Console
     from rich.table import Table
 
     from emu_embodied.baselines.probes import load_probes
@@ -216,8 +228,7 @@ def _long_dreams(config: DictConfig, model, truth) -> list:
     table = Table("metric", "k", "model", "95% interval", "copy-last", "round trip", "n", title="long dreams")
     for row in rows:
         table.add_row(*prediction_metrics.cells(row))
-    console = Console()
-    Console(width=None if console.is_terminal else 160).print(table)
+    show_table(table)
     return rows
 
 
@@ -321,7 +332,6 @@ def _imitated(model) -> str:
 
 
 def _print(figures: list) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from emu_embodied.rollouts.evaluation.prediction import as_cells
@@ -329,5 +339,4 @@ def _print(figures: list) -> None:
     table = Table("figure", "value", "95% interval", "n", "copy-last", "round trip", "must", "aim")
     for figure in figures:
         table.add_row(*as_cells(figure))
-    console = Console()
-    Console(width=None if console.is_terminal else 160).print(table)
+    show_table(table)

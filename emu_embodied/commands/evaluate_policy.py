@@ -6,9 +6,7 @@ world=both says how far that can be trusted. An evaluation that was stopped goes
 
 from __future__ import annotations
 
-import platform
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ from rich.table import Table
 from emu_embodied.errors import ConfigError
 from emu_embodied.validation import choice
 
-from ._runs import env_options, run_folder
+from ._runs import env_options, package_versions, run_folder, show_table
 
 PACKAGES = ("emu-embodied", "lerobot", "torch", "mujoco", "gym-pusht", "gymnasium", "numpy")
 BUILT_IN = ("random", "expert", "emu_mpc")
@@ -71,8 +69,7 @@ def run(config: DictConfig) -> None:
         "compared": compared,
         "seeds": seeds,
         "settings": {name: asdict(found) for name, found in settings.items()},
-        "versions": {name: found.version for name in PACKAGES for found in metadata.distributions(name=name)}
-        | {"python": platform.python_version()},
+        "versions": package_versions(*PACKAGES),
         "episodes": rows,
     }
     write_json(folder / "result.json", result)
@@ -162,7 +159,7 @@ def _report(console: Console, folder: Path, summaries: dict[str, dict], compared
         steps = "-" if found["steps_median"] is None else f"{found['steps_median']:g}"
         cells = (f"{found['rate']:.0%}", f"{low:.0%} to {high:.0%}", str(found["n"]), f"{found['return_mean']:.2f}")
         table.add_row(name, *cells, f"{least:.2f} to {most:.2f}", steps, f"{found['clipped_mean']:.0%}")
-    Console(width=None if console.is_terminal else 120).print(table)
+    show_table(table, 120)
     if compared is not None:
         low, high = compared["agree_wilson_95"]
         counts = ", ".join(

@@ -5,16 +5,19 @@ Text appears as it is written; each image is in the folder as soon as it is whol
 
 from __future__ import annotations
 
-import platform
 import time
 from dataclasses import asdict, replace
-from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
 from emu_embodied.errors import CheckpointError, ConfigError, InputError
+
+from ._runs import package_versions
+
+if TYPE_CHECKING:
+    from emu_embodied.emu35.loading import Emu35
 
 PACKAGES = ("emu-embodied", "torch", "tiktoken", "numpy")
 PIXELS = 16  # a side of a visual token
@@ -32,8 +35,7 @@ def run(config: DictConfig) -> None:
     import torch
 
     from emu_embodied.device import find_device
-    from emu_embodied.emu35.checkpoint import is_adapted, load_adapted
-    from emu_embodied.emu35.loading import DIDA, Emu35, load
+    from emu_embodied.emu35.images import image_ids
     from emu_embodied.emu35.prompts import build_prompt, check_parts, find_task
     from emu_embodied.emu35.results import Collector, write_result
     from emu_embodied.generation.interleaved import GenerationConfig, generate
@@ -49,17 +51,10 @@ def run(config: DictConfig) -> None:
     dtype, device = _dtype(config.dtype), find_device(config.device, ConfigError)
     folder = _folder(config.out)
 
-    folders = [name and str(name) for name in (config.checkpoint, config.vision, config.text)]
-    if is_adapted(folders[0]):
-        frames, prompts, noisy, *_ = load_adapted(folders[0], dtype=dtype, device=device)
-        loaded = Emu35(noisy.transformer, frames.ibq, prompts.text, noisy)
-    else:
-        loaded = load(*folders, dtype=dtype, device=device, quantisation=config.quantisation)
+    loaded = _load(config, dtype, device)
     context = loaded.model.config.max_position_embeddings
-    if config.passes is not None and loaded.noisy is None:
-        raise CheckpointError(DIDA, "not in the checkpoint", "it draws token by token only: leave out passes")
     codes = [_encode(pixels, task.image_area, loaded.vision) for pixels in pictures]
-    prompt = build_prompt(task, config.prompt, [_image_ids(c, loaded.text.vocabulary) for c in codes], loaded.text)
+    prompt = build_prompt(task, config.prompt, [image_ids(c, loaded.text.vocabulary) for c in codes], loaded.text)
     grid = grid or ((codes[-1].shape[0], codes[-1].shape[1]) if codes else None)
     grammar = _grammar(config, task, grid, context - len(prompt.ids))
     settings = GenerationConfig(grammar, text, image, context)
@@ -80,11 +75,26 @@ def run(config: DictConfig) -> None:
         "prompt_tokens": len(prompt.ids),
         "seed": config.seed,
         "sampling": {"text": _drawn(text), "image": asdict(image), "grammar": asdict(grammar)},
-        "versions": {name: metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "versions": package_versions(*PACKAGES),
         "seconds": round(time.monotonic() - begun, 3),
     }
     write_result(folder, answer, about)
     print(f"\ngenerate: {answer.tokens} tokens, {len(answer.images)} images in {about['seconds']:.1f} s: {folder}")
+
+
+def _load(config: DictConfig, dtype, device) -> Emu35:
+    """The released models, or an adapted checkpoint's parts as such."""
+    from emu_embodied.emu35.checkpoint import is_adapted, load_adapted
+    from emu_embodied.emu35.loading import DIDA, Emu35, load
+
+    folders = [name and str(name) for name in (config.checkpoint, config.vision, config.text)]
+    if is_adapted(folders[0]):
+        frames, prompts, noisy, *_ = load_adapted(folders[0], dtype=dtype, device=device)
+        return Emu35(noisy.transformer, frames.ibq, prompts.text, noisy)
+    loaded = load(*folders, dtype=dtype, device=device, quantisation=config.quantisation)
+    if config.passes is not None and loaded.noisy is None:
+        raise CheckpointError(DIDA, "not in the checkpoint", "it draws token by token only: leave out passes")
+    return loaded
 
 
 def _sampling(config: DictConfig, task):
@@ -152,12 +162,6 @@ def _encode(pixels, area: int, vision):
     from emu_embodied.tokenizers.ibq import preprocess
 
     return vision.encode(preprocess(pixels, area).to(next(vision.parameters()).device))[0].cpu()
-
-
-def _image_ids(codes, vocabulary) -> list[int]:
-    from emu_embodied.emu35.images import image_ids
-
-    return image_ids(codes, vocabulary)
 
 
 def _show(event, folder: Path, answer, vision) -> None:

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import platform
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ from rich.console import Console
 from emu_embodied.errors import CheckpointError, ConfigError
 
 from ._config import as_dict, typed
-from ._runs import env_options, run_folder, shipped_proposer
+from ._runs import env_options, package_versions, run_folder, shipped_proposer
 
 PACKAGES = ("emu-embodied", "torch", "mujoco", "gymnasium", "numpy")
 
@@ -73,7 +71,7 @@ def run(config: DictConfig) -> None:
         "config": as_dict(config),
         "settings": asdict(settings)
         | {"passes": config.passes, "engine": _engine_name(player), "workers": config.workers},
-        "versions": {name: metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "versions": package_versions(*PACKAGES),
         "episodes": rows,
     }
     write_json(folder / "result.json", result)

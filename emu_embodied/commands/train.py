@@ -21,7 +21,7 @@ from emu_embodied.errors import ConfigError
 from emu_embodied.validation import choice
 
 from ._config import as_dict, typed
-from ._runs import env_options
+from ._runs import env_options, show_table
 
 if TYPE_CHECKING:
     import torch
@@ -159,8 +159,9 @@ def _teach_subgoals(config: DictConfig) -> None:
     from emu_embodied.loading import checkpoint_path
     from emu_embodied.rollouts.goals.hindsight_tabletop import relabel
     from emu_embodied.training.checks import check_cache
+    from emu_embodied.training.key_frame_batches import LanguageConfig
     from emu_embodied.training.loop import LoopConfig
-    from emu_embodied.training.stages.language import LanguageConfig, teach_subgoals
+    from emu_embodied.training.stages.language import teach_subgoals
 
     began, device, source = time.monotonic(), find_device(config.device, ConfigError), checkpoint_path(config["from"])
     language = typed(LanguageConfig, config.language, "language", apart=("loop",))
@@ -223,7 +224,6 @@ def _show_dropped(cache) -> None:
     """Prints which episodes were left out, and why."""
     if not cache.dropped:
         return
-    from rich.console import Console
     from rich.table import Table
 
     from emu_embodied.data.quality import count_reasons
@@ -234,8 +234,7 @@ def _show_dropped(cache) -> None:
         table.add_row(f"{fault.dataset} {fault.episode}".strip(), fault.key, fault.reason, fault.detail)
     if len(cache.dropped) > SHOWN:
         table.add_row("...", "", "", "all of them are in the frame cache's report.json")
-    console = Console()
-    Console(width=None if console.is_terminal else 160).print(table)
+    show_table(table)
 
 
 def make_recipe(config: DictConfig) -> Recipe:

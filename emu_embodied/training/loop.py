@@ -96,76 +96,139 @@ def train_stage[M: nn.Module](
         CheckpointError: the state in `folder` is damaged or of other settings.
         KeyboardInterrupt: passed on after the state is saved.
     """
-    optimisers = _optimisers(module, config)
-    frozen = {id(p): p for p in module.parameters() if not p.requires_grad}
-    average = copy.deepcopy(module, frozen).eval()  # what is not trained is there once
-    state_folder = folder / name
-    step = _restore(state_folder, module, average, optimisers, config)
-    if step >= config.steps:
-        return average
-    from torch.utils.tensorboard import SummaryWriter
-
-    # what is logged after the restored step is logged once more, and TensorBoard forgets what it has of it
-    writer, began, first = SummaryWriter(folder / "tensorboard" / name, purge_step=step + 1), time.monotonic(), step
-    sums: dict[str, tuple[float, int]] = {}
+    state = _State(module, config, folder / name)
+    if state.step >= config.steps:
+        return state.average
     module.train()
     signals = PatientSignals()
+    log = _Log(name, config, folder, state.step, report)
     try:
         with signals:
-            while step < config.steps:
+            while state.step < config.steps:
                 with signals.held():
-                    figures = _step(module, loss_function, optimisers, config, step)
-                    step += 1
-                    _update_average(average, module, min(config.average, step / (step + 10)))
-                for key, value in figures.items():
-                    total, count = sums.get(key, (0.0, 0))
-                    sums[key] = (total + value, count + 1)
-                if step % config.log_every == 0 or step == config.steps:
-                    means = {key: total / count for key, (total, count) in sums.items()}
-                    speed = (step - first) / (time.monotonic() - began)
-                    _log(writer, name, step, config, means, speed, report)
-                    sums = {}
-                if step % config.save_every == 0 or step == config.steps:
-                    writer.flush()
-                    _save(state_folder, module, average, optimisers, config, step)
-                if evaluate and (step % config.evaluate_every == 0 or step == config.steps):
-                    _judge(evaluate, average, writer, name, step, config, report)
+                    figures = state.advance(loss_function)
+                log.add(figures)
+                if state.due(config.log_every):
+                    log.write_means(state.step)
+                if state.due(config.save_every):
+                    log.writer.flush()
+                    state.save()
+                if evaluate and state.due(config.evaluate_every):
+                    log.judge(evaluate, state.average, state.step)
     except KeyboardInterrupt:
         if not signals.within:
-            _save(state_folder, module, average, optimisers, config, step)
-            report(f"{name}: stopped at step {step} of {config.steps}; the same command continues")
+            state.save()
+            report(f"{name}: stopped at step {state.step} of {config.steps}; the same command continues")
         raise
     finally:
-        writer.close()
-    return average
+        log.writer.close()
+    return state.average
 
 
-def _step(
-    module: nn.Module, loss_function: LossFunction, optimisers, config: LoopConfig, step: int
-) -> dict[str, float]:
-    """One step of the optimisers; the loss and its figures."""
-    for group in (group for optimiser in optimisers for group in optimiser.param_groups):
-        group["lr"] = _learning_rate(config, step)
-    kind = next(module.parameters()).device.type
-    with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda"):
-        loss, figures = loss_function(module, step)
-    module.zero_grad(set_to_none=True)
-    loss.backward()
-    nn.utils.clip_grad_norm_(module.parameters(), config.clip)
-    for optimiser in optimisers:
-        optimiser.step()
-    return {"loss": loss.item(), **figures}
+class _State[M: nn.Module]:
+    """All that a stage is at, which is all that is saved of it; begins from what `folder` holds.
+
+    Attributes:
+        average: the moving average of the module, in eval mode.
+        step: steps that were taken.
+    """
+
+    def __init__(self, module: M, config: LoopConfig, folder: Path) -> None:
+        self.module, self.config, self.folder, self.optimisers = module, config, folder, _optimisers(module, config)
+        frozen = {id(p): p for p in module.parameters() if not p.requires_grad}
+        self.average = copy.deepcopy(module, frozen).eval()  # what is not trained is there once
+        self.step = self._restore()
+
+    def due(self, every: int) -> bool:
+        """Whether something is to be done after so many steps, and at the end, now."""
+        return self.step % every == 0 or self.step == self.config.steps
+
+    def advance(self, loss_function: LossFunction[M]) -> dict[str, float]:
+        """One step of the optimisers and of the average; returns the loss and its figures."""
+        for group in (group for optimiser in self.optimisers for group in optimiser.param_groups):
+            group["lr"] = _learning_rate(self.config, self.step)
+        kind = next(self.module.parameters()).device.type
+        with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda"):
+            loss, figures = loss_function(self.module, self.step)
+        self.module.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.module.parameters(), self.config.clip)
+        for optimiser in self.optimisers:
+            optimiser.step()
+        self.step += 1
+        _update_average(self.average, self.module, min(self.config.average, self.step / (self.step + 10)))
+        return {"loss": loss.item()} | figures
+
+    def save(self) -> None:
+        """Writes it to its folder."""
+        moments = {}
+        for which, optimiser in enumerate(self.optimisers):
+            for index, state in optimiser.state_dict()["state"].items():
+                moments |= {f"{which}.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
+        tensors = {"module": trained_state(self.module), "average": trained_state(self.average), "optimiser": moments}
+        save_folder(self.folder, tensors, {"progress": {"step": self.step, "loop": asdict(self.config)}})
+
+    def _restore(self) -> int:
+        """Loads what the folder holds; the step that it was saved at."""
+        folder = self.folder
+        if not folder.exists() and not (folder.parent / f".{folder.name}.previous").exists():
+            return 0
+        state, place, wanted = Folder(folder), f"{folder}/progress.json", asdict(self.config)
+        progress = state.documents.get("progress", {})
+        saved = asdict(build(LoopConfig, progress.get("loop"), f"{place}: loop"))
+        for key in ("steps", "learning_rate", "optimiser", "warmup", "weight_decay", "clip", "average"):
+            if saved[key] != wanted[key]:
+                rule = f"this run asks for {wanted[key]}: use the same, or another run folder"
+                raise CheckpointError(f"{folder}: {key}", saved[key], rule)
+        step = whole_number(f"{place}: step", progress.get("step"), 0, self.config.steps, CheckpointError)
+        for name, part in (("module", self.module), ("average", self.average)):
+            load_trained_state(part, state.tensors(name, trained_state(part)))
+        moments = _moments(folder, state.tensors("optimiser"), self.optimisers)
+        for optimiser, found in zip(self.optimisers, moments, strict=True):
+            optimiser.load_state_dict(optimiser.state_dict() | {"state": found})
+        return step
 
 
-def _judge(evaluate: Evaluator, average: nn.Module, writer, name: str, step: int, config: LoopConfig, report) -> None:
-    """Logs the figures on held-out data, or why there are none."""
-    try:
-        figures = evaluate(average)
-    except Exception as error:  # whatever judges is not what is trained
-        reason = " ".join(str(error).split()) or type(error).__name__
-        report(f"{name}/held-out {step}/{config.steps}: not judged, the training goes on: {reason}")
-        return
-    _log(writer, f"{name}/held-out", step, config, figures, None, report)
+class _Log:
+    """What is shown of a stage, and written for TensorBoard."""
+
+    def __init__(self, name: str, config: LoopConfig, folder: Path, first: int, report: Callable[[str], None]) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        # what is logged after the restored step is logged once more, and TensorBoard forgets what it has of it
+        self.writer = SummaryWriter(folder / "tensorboard" / name, purge_step=first + 1)
+        self.name, self.steps, self.report, self.first, self.began = name, config.steps, report, first, time.monotonic()
+        self.sums: dict[str, tuple[float, int]] = {}
+
+    def add(self, figures: dict[str, float]) -> None:
+        """Keeps a step's figures for their means."""
+        for key, value in figures.items():
+            total, count = self.sums.get(key, (0.0, 0))
+            self.sums[key] = (total + value, count + 1)
+
+    def write_means(self, step: int) -> None:
+        """Logs the means of the figures since the last time, and how long the stage will take."""
+        speed = (step - self.first) / (time.monotonic() - self.began)
+        rest = f"  {speed:.2f} steps/s, {(self.steps - step) / speed / 60:.0f} min left"
+        self._write(self.name, step, {key: total / count for key, (total, count) in self.sums.items()}, rest)
+        self.sums = {}
+
+    def judge[M: nn.Module](self, evaluate: Evaluator[M], average: M, step: int) -> None:
+        """Logs the figures on held-out data, or why there are none."""
+        name = f"{self.name}/held-out"
+        try:
+            figures = evaluate(average)
+        except Exception as error:  # whatever judges is not what is trained
+            reason = " ".join(str(error).split()) or type(error).__name__
+            self.report(f"{name} {step}/{self.steps}: not judged, the training goes on: {reason}")
+        else:
+            self._write(name, step, figures)
+
+    def _write(self, name: str, step: int, figures: dict[str, float], rest: str = "") -> None:
+        for key, value in figures.items():
+            self.writer.add_scalar(f"{name}/{key}", value, step)
+        shown = ", ".join(f"{key} {value:.4g}" for key, value in figures.items())
+        self.report(f"{name} {step}/{self.steps}: {shown}{rest}")
 
 
 def trained_state(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -217,41 +280,6 @@ def _update_average(average: nn.Module, module: nn.Module, decay: float) -> None
     get_ema_multi_avg_fn(decay)(kept, current, None)
     for kept, current in zip(average.buffers(), module.buffers(), strict=True):
         kept.copy_(current)
-
-
-def _log(writer, name, step, config, figures: dict[str, float], speed: float | None, report) -> None:
-    for key, value in figures.items():
-        writer.add_scalar(f"{name}/{key}", value, step)
-    rest = "" if speed is None else f"  {speed:.2f} steps/s, {(config.steps - step) / speed / 60:.0f} min left"
-    report(f"{name} {step}/{config.steps}: " + ", ".join(f"{k} {v:.4g}" for k, v in figures.items()) + rest)
-
-
-def _save(folder: Path, module, average, optimisers, config: LoopConfig, step: int) -> None:
-    moments = {}
-    for which, optimiser in enumerate(optimisers):
-        for index, state in optimiser.state_dict()["state"].items():
-            moments |= {f"{which}.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
-    tensors = {"module": trained_state(module), "average": trained_state(average), "optimiser": moments}
-    save_folder(folder, tensors, {"progress": {"step": step, "loop": asdict(config)}})
-
-
-def _restore(folder: Path, module, average, optimisers, config: LoopConfig) -> int:
-    if not folder.exists() and not (folder.parent / f".{folder.name}.previous").exists():
-        return 0
-    state, place, wanted = Folder(folder), f"{folder}/progress.json", asdict(config)
-    progress = state.documents.get("progress", {})
-    saved = asdict(build(LoopConfig, progress.get("loop"), f"{place}: loop"))
-    for key in ("steps", "learning_rate", "optimiser", "warmup", "weight_decay", "clip", "average"):
-        if saved[key] != wanted[key]:
-            rule = f"this run asks for {wanted[key]}: use the same, or another run folder"
-            raise CheckpointError(f"{folder}: {key}", saved[key], rule)
-    step = whole_number(f"{place}: step", progress.get("step"), 0, config.steps, CheckpointError)
-    for name, part in (("module", module), ("average", average)):
-        load_trained_state(part, state.tensors(name, trained_state(part)))
-    moments = _moments(folder, state.tensors("optimiser"), optimisers)
-    for optimiser, found in zip(optimisers, moments, strict=True):
-        optimiser.load_state_dict({**optimiser.state_dict(), "state": found})
-    return step
 
 
 def _moments(folder: Path, tensors: dict[str, torch.Tensor], optimisers) -> list[dict[int, dict[str, torch.Tensor]]]:

@@ -8,9 +8,9 @@ from emu_embodied.data.quality import QualityConfig
 from emu_embodied.emu35.lora import LoRAConfig
 from emu_embodied.errors import ConfigError
 from emu_embodied.policies.planners.registry import CONFIGS
+from emu_embodied.training.key_frame_batches import LanguageConfig
 from emu_embodied.training.pipeline import Recipe
 from emu_embodied.training.stages.emu35 import FineTuning
-from emu_embodied.training.stages.language import LanguageConfig
 
 
 @pytest.mark.parametrize("preset", ["tiny", "nano", "nano-pusht", "base"])

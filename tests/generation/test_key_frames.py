@@ -20,9 +20,10 @@ from emu_embodied.generation.key_frames import DONE, SubgoalDecoding, TokenSubgo
 from emu_embodied.loading import load, load_proposer
 from emu_embodied.rollouts.goals.hindsight_tabletop import HindsightConfig, relabel
 from emu_embodied.training.folder import TrainingRun
+from emu_embodied.training.key_frame_batches import LanguageConfig, SubgoalSampler
 from emu_embodied.training.loop import LoopConfig
 from emu_embodied.training.objectives import TrajectoryConfig
-from emu_embodied.training.stages.language import LanguageConfig, SubgoalSampler, teach_subgoals
+from emu_embodied.training.stages.language import teach_subgoals
 from emu_embodied.types import Observation, Subgoal
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)

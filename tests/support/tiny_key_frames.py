@@ -11,7 +11,8 @@ from emu_embodied.generation.key_frames import SubgoalDecoding, TokenSubgoals
 from emu_embodied.inference.decoding.config import DecodingConfig
 from emu_embodied.rollouts.goals.hindsight_tabletop import HindsightConfig, relabel
 from emu_embodied.tokenizers.text import TextTokenizer
-from emu_embodied.training.stages.language import LanguageConfig, with_prompts
+from emu_embodied.training.key_frame_batches import LanguageConfig
+from emu_embodied.training.stages.language import with_prompts
 from emu_embodied.world_model import TokenWorldModel
 
 SIZES = LanguageConfig(batch=4, instruction_length=14, caption_length=20, text_size=400)
