@@ -8,5 +8,5 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "support"))  # as pytest's `pythonpath`
 
-from . import disks, hostile_files, kills, network, odd_calls, signals, steadiness, viewer, workers  # noqa: E402, F401  register
+from . import disks, engines, hostile_files, kills, network, odd_calls, signals, steadiness, viewer, workers  # noqa: E402, F401  register
 from .battery import BATTERIES  # noqa: E402, F401

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +26,8 @@ from ._runs import env_options, package_versions, show_table
 
 if TYPE_CHECKING:
     from emu_embodied.data.frame_cache import FrameCache
-    from emu_embodied.rollouts.evaluation.prediction import Figure, Truth
+    from emu_embodied.rollouts.evaluation.prediction import Truth
+    from emu_embodied.rollouts.evaluation.tables import Figure, Row
 
 ELSE = ("out", "workers", "card", "worst")  # what changes no figure
 PACKAGES = ("emu-embodied", "torch", "mujoco", "gym-pusht", "pymunk", "gymnasium", "numpy")
@@ -47,7 +49,8 @@ def run(config: DictConfig) -> None:
 def _evaluate(config: DictConfig) -> None:
     from emu_embodied.checkpoint import add_card, fingerprint
     from emu_embodied.loading import checkpoint_path, load
-    from emu_embodied.rollouts.evaluation import prediction, prediction_metrics
+    from emu_embodied.rollouts.evaluation import prediction
+    from emu_embodied.rollouts.evaluation.tables import as_markdown
     from emu_embodied.storage.atomic import write_bytes, write_json
 
     model = load(config.checkpoint, passes=config.passes, engine=config.engine, precision=config.precision)
@@ -77,7 +80,7 @@ def _evaluate(config: DictConfig) -> None:
         "versions": package_versions(*PACKAGES),
     }
     write_json(folder / "result.json", result)
-    tables = prediction.as_markdown(figures) + ("\n" + prediction_metrics.as_markdown(rows) if rows else "")
+    tables = as_markdown(figures) + ("\n" + as_markdown(rows) if rows else "")
     write_bytes(folder / "table.md", tables.encode())
     if config.card:
         add_card(checkpoint_path(config.checkpoint), _card(config, figures, rows, model, cache.fps), result)
@@ -209,7 +212,6 @@ def _long_dreams(config: DictConfig, model, truth) -> list:
         ConfigError: no VideoMAE where one is asked for.
         CheckpointError: probes that are missing, damaged, or of another world.
     """
-    from rich.table import Table
 
     from emu_embodied.baselines.probes import load_probes
     from emu_embodied.rollouts.evaluation import prediction_metrics
@@ -225,10 +227,7 @@ def _long_dreams(config: DictConfig, model, truth) -> list:
     if config.fvd is not None:
         video = functools.partial(video_distance_row, reader=VideoReader(str(config.fvd)))
     rows = prediction_metrics.rollout_table(model, truth, probes, tuple(sorted(horizons)), bool(config.lpips), video)
-    table = Table("metric", "k", "model", "95% interval", "copy-last", "round trip", "n", title="long dreams")
-    for row in rows:
-        table.add_row(*prediction_metrics.cells(row))
-    show_table(table)
+    _print(rows, "long dreams")
     return rows
 
 
@@ -255,7 +254,7 @@ def _planning(config: DictConfig, env: DictConfig, episodes: int, folder: Path) 
     from emu_embodied.loading import load, weights_label
     from emu_embodied.policies.planners.cem import CEMConfig
     from emu_embodied.rollouts.evaluation import planning
-    from emu_embodied.rollouts.evaluation.prediction import Figure
+    from emu_embodied.rollouts.evaluation.tables import Figure
 
     seeds = range(config.planning_seed, config.planning_seed + episodes)
     how = {"passes": config.passes, "engine": config.engine, "precision": config.precision}
@@ -295,8 +294,7 @@ def _planning(config: DictConfig, env: DictConfig, episodes: int, folder: Path) 
 
 def _card(config: DictConfig, figures: list, rows: list, model, fps: float) -> str:
     """The model card: what it is, how it was made, how good it is."""
-    from emu_embodied.rollouts.evaluation import prediction_metrics
-    from emu_embodied.rollouts.evaluation.prediction import as_markdown
+    from emu_embodied.rollouts.evaluation.tables import as_markdown
 
     sizes = {
         name: sum(p.numel() for p in part.parameters()) / 1e6
@@ -309,7 +307,7 @@ def _card(config: DictConfig, figures: list, rows: list, model, fps: float) -> s
         if model.model.config.generates_subgoals
         else ""
     )
-    dreams = f"\nLong dreams, k steps each:\n\n{prediction_metrics.as_markdown(rows)}" if rows else ""
+    dreams = f"\nLong dreams, k steps each:\n\n{as_markdown(rows)}" if rows else ""
     return f"""# {name}
 
 An action-conditioned world model of {_imitated(model)} for emu-embodied: {model.tokens_per_frame} tokens a frame of
@@ -331,12 +329,10 @@ def _imitated(model) -> str:
     return f"`{model.world.env_id}`" if model.world.env_id else "a recorded robot"
 
 
-def _print(figures: list) -> None:
+def _print(rows: Sequence[Figure] | Sequence[Row], title: str | None = None) -> None:
     from rich.table import Table
 
-    from emu_embodied.rollouts.evaluation.prediction import as_cells
-
-    table = Table("figure", "value", "95% interval", "n", "copy-last", "round trip", "must", "aim")
-    for figure in figures:
-        table.add_row(*as_cells(figure))
+    table = Table(*rows[0].HEAD, title=title)
+    for row in rows:
+        table.add_row(*row.cells())
     show_table(table)

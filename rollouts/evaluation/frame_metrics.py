@@ -10,7 +10,8 @@ from emu_embodied.metrics import bootstrap_interval, decibel, moving_psnr
 from emu_embodied.metrics import psnr as frame_psnr
 from emu_embodied.types import Observation
 
-from .prediction import Figure, OpenLoop, Truth, tokenizer_codes
+from .prediction import OpenLoop, Truth, tokenizer_codes
+from .tables import Figure
 
 FRAMES, WINDOWS, STEPS = 512, 32, 8
 START = 4  # frame of each episode from which the table's dreams start

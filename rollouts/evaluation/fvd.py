@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from emu_embodied.errors import ConfigError
 from emu_embodied.validation import choice, number, whole_number
 
-from .prediction_metrics import Rollouts, Row
+from .prediction_metrics import Rollouts
+from .tables import Row
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the colours that VideoMAE was trained on
 BATCH = 4

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,8 @@ from emu_embodied.metrics import bootstrap_interval, psnr
 from emu_embodied.rollouts.figures import strip
 from emu_embodied.rollouts.object_detection import detector_named
 from emu_embodied.types import Observation
+
+from .tables import Figure
 
 MISSING_PX = 64.0  # what a missing object counts
 Bars = tuple[str, str]  # must and aim, as text
@@ -206,30 +207,6 @@ def quick_quality(model, truth: Truth, steps: int = 8) -> dict[str, float]:
     return figures
 
 
-@dataclass(frozen=True)
-class Figure:
-    """One row of the quality table.
-
-    Attributes:
-        name: what is measured, with its unit.
-        value: the figure; None where there was nothing to measure.
-        interval: bootstrap or Wilson 95% interval; None where there is none.
-        n: windows, objects or episodes it rests on.
-        copy_last: the same figure for a model that repeats the last real frame; None where it makes no sense.
-        round_trip: the same figure for the true frames after the tokenizer; None where it makes no sense.
-        must, aim: the bars, as text.
-    """
-
-    name: str
-    value: float | None
-    interval: tuple[float, float] | None
-    n: int
-    copy_last: float | None
-    round_trip: float | None
-    must: str
-    aim: str
-
-
 def quality_table(
     model, truth: Truth, steps: int = 8, position: Bars = ("<= 2.5", "1.0"), angle: Bars = ("-", "-")
 ) -> list[Figure]:
@@ -245,19 +222,9 @@ def quality_table(
     trip = tokenizer_quality(model.tokenizer, truth, truth.episodes)
     seen, found = truth.see(model.decode(tokenizer_codes(model.tokenizer, real.real)))
     trip_errors = position_errors(seen, found, real.true)
-    bodies, (thing, things, move) = real.present & truth.bodies, truth.words
+    bodies, (_, things, move) = real.present & truth.bodies, truth.words
     one, far = bodies & (real.moved[:, 0] >= 1), bodies & (real.moved[:, -1] >= 4)
-    of_tokenizer = [
-        ("robot position, p95 px", trip["robot_p95_px"], "<= 1.0", "0.5"),
-        ("object position, p95 px", trip["object_p95_px"], "<= 1.0", "0.5"),
-        ("codes that change in static patches, %", 100 * trip["static_flicker"], "<= 1", "0.2"),
-    ]
-    if truth.landmarks:
-        of_tokenizer.insert(2, ("object angle, p95 degrees", trip["angle_p95_deg"], "-", "-"))
-    rows = [
-        Figure(f"tokenizer: {name}", value, None, int(trip["frames"]), None, None, must, aim)
-        for name, value, must, aim in of_tokenizer
-    ]
+    rows = _tokenizer_figures(trip)
     ratio = _paired_ratio(real.errors[:, 0][one], real.copy_errors[:, 0][one])
     floor = float(trip_errors[:, 0][one].mean() / real.copy_errors[:, 0][one].mean())
     name = f"1 step, {things} that {move} >= 1 px: error over copy-last's"
@@ -278,12 +245,33 @@ def quality_table(
     lost = f"missing or invented {things} at step {steps}, % of {things}"
     trip_share = float(100 * trip_wrong.sum() / max(1, there.sum()))
     rows.append(Figure(lost, share, interval, int(there.sum()), 0.0, trip_share, "<= 2", "0.2"))
+    return rows + _action_figures(real, shuffled, one, truth.words[0])
+
+
+def _tokenizer_figures(trip: dict[str, float]) -> list[Figure]:
+    """The rows of `tokenizer_quality`."""
+    found = [
+        ("robot position, p95 px", trip["robot_p95_px"], "<= 1.0", "0.5"),
+        ("object position, p95 px", trip["object_p95_px"], "<= 1.0", "0.5"),
+        ("object angle, p95 degrees", trip.get("angle_p95_deg"), "-", "-"),
+        ("codes that change in static patches, %", 100 * trip["static_flicker"], "<= 1", "0.2"),
+    ]
+    return [
+        Figure(f"tokenizer: {name}", value, None, int(trip["frames"]), None, None, must, aim)
+        for name, value, must, aim in found
+        if value is not None
+    ]
+
+
+def _action_figures(real: OpenLoop, shuffled: OpenLoop, moving: np.ndarray, thing: str) -> list[Figure]:
+    """Whether actions are followed: the errors of one step with another window's actions over those with its own."""
     robot = _paired_ratio(shuffled.errors[:, 0, 0], real.errors[:, 0, 0])
-    moved = _paired_ratio(shuffled.errors[:, 0][one], real.errors[:, 0][one])
+    moved = _paired_ratio(shuffled.errors[:, 0][moving], real.errors[:, 0][moving])
     name = "1 step, shuffled over true actions:"
-    rows.append(Figure(f"{name} robot error", *robot, len(real.errors), 1.0, None, ">= 6", "15"))
-    rows.append(Figure(f"{name} moved-{thing} error", *moved, int(one.sum()), 1.0, None, ">= 2", "4"))
-    return rows
+    return [
+        Figure(f"{name} robot error", *robot, len(real.errors), 1.0, None, ">= 6", "15"),
+        Figure(f"{name} moved-{thing} error", *moved, int(moving.sum()), 1.0, None, ">= 2", "4"),
+    ]
 
 
 def _median(name: str, errors: np.ndarray, copied: np.ndarray, trip: np.ndarray, bars: Bars) -> Figure:
@@ -306,24 +294,6 @@ def _paired_ratio(top: np.ndarray, bottom: np.ndarray) -> tuple[float | None, tu
         return None, None
     pairs = np.stack([top, bottom], -1)
     return float(top.mean() / bottom.mean()), bootstrap_interval(pairs, lambda p: p[:, 0].mean() / p[:, 1].mean())
-
-
-def as_cells(figure: Figure) -> tuple[str, ...]:
-    """A figure as the cells of a table's row."""
-
-    def number(x: float | None) -> str:
-        return "-" if x is None else f"{x:.3g}"
-
-    interval = "-" if figure.interval is None else "{:.3g} to {:.3g}".format(*figure.interval)
-    middle = (number(figure.value), interval, str(figure.n), number(figure.copy_last), number(figure.round_trip))
-    return (figure.name, *middle, figure.must, figure.aim)
-
-
-def as_markdown(figures: list[Figure]) -> str:
-    """The quality table as Markdown."""
-    head = ("figure", "value", "95% interval", "n", "copy-last", "round trip", "must", "aim")
-    lines = [head, ("---",) * len(head), *map(as_cells, figures)]
-    return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
 
 
 def picture_worst(model, truth: Truth, count: int, folder: Path, steps: int = 8) -> int:

@@ -9,7 +9,6 @@ distances are of this package's own probe features (never to be called FID).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,34 +18,13 @@ from emu_embodied.errors import ConfigError
 from emu_embodied.metrics import bootstrap_interval, frechet_distance, moving_psnr, psnr
 
 from .prediction import OpenLoop, Truth, tokenizer_codes
+from .tables import Row
 
 HORIZONS = (1, 4, 8, 16, 32)
 START = 4  # frame of each episode from which it is dreamt
 MOVED_PX = 1.0  # an object that went further since the start has moved
 VALID_PX = 20 / 512 * 64  # 20 of PushT's 512 units
 WAYS = ("model", "copy_last", "round_trip")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One metric at one step.
-
-    Attributes:
-        metric: its name, with the unit.
-        step: k; 0 for those of a whole rollout.
-        n: windows it rests on.
-        model, copy_last, round_trip: the figure of the dream, of repeating the last real frame, and of the true frames after
-            the tokenizer; None where it makes no sense.
-        interval: bootstrap 95% interval of the model's, over windows.
-    """
-
-    metric: str
-    step: int
-    n: int
-    model: float | None
-    copy_last: float | None = None
-    round_trip: float | None = None
-    interval: tuple[float, float] | None = None
 
 
 class Rollouts:
@@ -249,24 +227,6 @@ def token_rows(model, truth: Truth, steps: int = 8) -> list[Row]:
         rows.append(Row(f"cross-entropy, {name}, nats", 1, nats.size, float(nats.mean())))
         rows.append(Row(f"cross-entropy of changed tokens, {name}, nats", 1, some.size, float(some.mean())))
     return rows
-
-
-def as_markdown(rows: list[Row]) -> str:
-    """The table as Markdown: a line a metric and step."""
-    head = ("metric", "k", "model", "95% interval", "copy-last", "round trip", "n")
-    lines = [head, ("---",) * len(head), *map(cells, rows)]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
-
-
-def cells(row: Row) -> tuple[str, ...]:
-    """A row as text."""
-
-    def number(x: float | None) -> str:
-        return "-" if x is None else f"{x:.3g}"
-
-    interval = "-" if row.interval is None else "{:.3g} to {:.3g}".format(*row.interval)
-    step = str(row.step) if row.step else "-"
-    return row.metric, step, number(row.model), interval, number(row.copy_last), number(row.round_trip), str(row.n)
 
 
 def _lpips(one: np.ndarray, other: np.ndarray) -> np.ndarray:

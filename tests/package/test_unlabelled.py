@@ -30,6 +30,7 @@ from emu_embodied.policies.costs import GoalImage
 from emu_embodied.policies.planners.cem import CEM, CEMConfig
 from emu_embodied.rollouts.agents.mpc import run_episode
 from emu_embodied.rollouts.evaluation import frame_metrics, prediction, prediction_metrics
+from emu_embodied.rollouts.evaluation.tables import as_markdown
 from emu_embodied.rollouts.viewer.session import Play
 from emu_embodied.units import ActionScale
 
@@ -120,7 +121,7 @@ def test_a_model_without_objects_is_judged_by_its_frames(tmp_path: Path):
     copied = prediction_metrics.psnr(truth.pixels[:, 4], truth.pixels[:, 9]).mean()
     assert figures["5 steps: PSNR, dB"].copy_last == pytest.approx(copied) and figures["1 step: PSNR, dB"].n == 2
     assert all(figure.value is not None for figure in figures.values())
-    assert "| 5 steps: PSNR, dB |" in prediction.as_markdown(list(figures.values()))
+    assert "| 5 steps: PSNR, dB |" in as_markdown(list(figures.values()))
     assert prediction.picture_worst(model, truth, 1, tmp_path, 5) == 1 and (tmp_path / "worst-01.png").is_file()
     with pytest.raises(DatasetError, match="longest episode: 20 frames; judging takes 35"):
         prediction.Truth(recordings((14, 3, 20)), UNLABELLED, least=35)

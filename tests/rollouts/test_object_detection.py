@@ -10,6 +10,7 @@ from tiny import tiny_world_model
 from emu_embodied.errors import DatasetError
 from emu_embodied.metrics import bootstrap_interval, colour_centroids, energy_score, spread, wilson_interval
 from emu_embodied.rollouts.evaluation import prediction
+from emu_embodied.rollouts.evaluation.tables import as_markdown
 
 WILSON = [  # successes, n, and the interval, by the formula with z = 1.96
     (0, 0, 0.0, 1.0),
@@ -79,8 +80,8 @@ def test_the_table_of_an_untrained_model_says_so(tmp_path):
     truth = prediction.Truth(held_out(), WORLD)
     model = tiny_world_model()
     rows = prediction.quality_table(model, truth, steps=4)
-    table = prediction.as_markdown(rows)
-    assert len(table.splitlines()) == len(rows) + 2 and all(len(prediction.as_cells(r)) == 8 for r in rows)
+    table = as_markdown(rows)
+    assert len(table.splitlines()) == len(rows) + 2 and all(len(r.cells()) == 8 for r in rows)
     one_step = next(r for r in rows if r.name.startswith("1 step, cubes"))
     assert one_step.value > 1 and one_step.copy_last == 1.0 and one_step.n > 0  # worse than copying
     assert prediction.picture_worst(model, truth, 2, tmp_path, steps=4) == 2

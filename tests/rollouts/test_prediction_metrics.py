@@ -25,6 +25,7 @@ from emu_embodied.metrics import correlation, frechet_distance, moving_psnr, psn
 from emu_embodied.rollouts.evaluation import prediction
 from emu_embodied.rollouts.evaluation import prediction_metrics as metrics
 from emu_embodied.rollouts.evaluation.fvd import VideoReader, video_distance_row
+from emu_embodied.rollouts.evaluation.tables import as_markdown
 from emu_embodied.training.folder import TrainingRun
 from emu_embodied.training.loop import LoopConfig
 from emu_embodied.training.stages.probes import train_probes
@@ -103,7 +104,7 @@ def test_a_model_that_lags_is_found_out(lag, horizon, monkeypatch):
     assert rows["valid horizon, steps of 8", 0].model == (horizon if lag < metrics.VALID_PX else 0)
     assert rows["windows with an object missing or invented, %", 8].model == 0
     assert rows["dPSNR, dB", 4].model == 0, "it follows no actions"
-    lines = metrics.as_markdown(list(rows.values())).splitlines()
+    lines = as_markdown(list(rows.values())).splitlines()
     assert len(lines) == len(rows) + 2 and all(line.count("|") == 8 for line in lines)
 
 
