@@ -144,3 +144,18 @@ def check_index(field: str, value: Any, length: int) -> int:
         InputError: it is no whole number, or outside.
     """
     return whole_number(field, value, 0, length - 1, InputError)
+
+
+def check_pose(field: str, pose: Any, length: int, bound: float) -> np.ndarray:
+    """Returns a pose that is set by hand, x and y in cm and perhaps more, as (length,) float64.
+
+    Raises:
+        InputError: other than `length` finite numbers, or x or y beyond the bound.
+    """
+    try:
+        array = np.asarray(pose, np.float64)
+    except (ValueError, TypeError) as error:
+        raise InputError(field, pose, f"give {length} numbers") from error
+    if array.shape != (length,) or not np.isfinite(array).all() or np.abs(array[:2]).max() > bound:
+        raise InputError(field, pose, f"give {length} finite numbers, x and y within {bound:g} cm of the middle")
+    return array

@@ -11,19 +11,12 @@ import cv2
 import gymnasium
 import numpy as np
 
-from emu_embodied.envs.checks import (
-    as_box,
-    check_action,
-    check_keywords,
-    check_names,
-    check_options,
-    frame_rate,
-    require_reset,
-)
+from emu_embodied.envs.checks import as_box, check_keywords, check_names
 from emu_embodied.envs.rendering import Renderers, mujoco
+from emu_embodied.envs.simulated import SimulatedEnv
 from emu_embodied.errors import EmuEmbodiedError, InputError, SimulationError
-from emu_embodied.types import AGENT_POS, IS_SUCCESS, PIXELS
-from emu_embodied.validation import check_seed, whole_fields
+from emu_embodied.types import AGENT_POS, IS_SUCCESS
+from emu_embodied.validation import whole_fields
 
 from .specs import ROBOTS, SPECS, Reading, simulator
 
@@ -55,7 +48,7 @@ class AdapterConfig:
             raise InputError("task", self.task, "give a task's name")
 
 
-class AdaptedEnv(gymnasium.Env):
+class AdaptedEnv(SimulatedEnv[AdapterConfig]):
     """A MuJoCo world of somebody else's.
 
     | what | where | unit |
@@ -79,20 +72,17 @@ class AdaptedEnv(gymnasium.Env):
         SimulationError: the simulator left the numbers, reset itself or raised; it names the episode's seed and the key.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
-
     def __init__(self, world: str, render_mode: str | None = None, **options: Any) -> None:
         check_names("world", [world], SPECS)
         check_keywords(world, options, AdapterConfig.__dataclass_fields__)
-        self.config, self.reading = AdapterConfig(**options), SPECS[world]
-        if render_mode not in (None, "rgb_array"):
-            raise InputError("render_mode", render_mode, "choose None or 'rgb_array'")
-        self.render_mode, reading = render_mode, self.reading
+        self.reading = reading = SPECS[world]
+        low, high = (np.array(bounds, np.float32) for bounds in (reading.agent_low, reading.agent_high))
+        agent = gymnasium.spaces.Box(low, high, dtype=np.float32)
+        super().__init__(AdapterConfig(**options), render_mode, reading.fps, agent, len(reading.action_names))
         task = self.config.task or reading.task
         if task != reading.task:
             check_names("task", [task], reading.tasks())
         self.task = self.task_description = reading.sentence.format(task=task.removesuffix("-v3").replace("-", " "))
-        self.metadata = {**self.metadata, "render_fps": frame_rate(reading.fps, self.config.control_steps)}
         self.inner = reading.make(task)
         self.task_name, self.agent_names, self.action_names = task, reading.agent_names, reading.action_names
         self.robots = tuple(name for name in reading.points if name in ROBOTS)
@@ -101,44 +91,21 @@ class AdaptedEnv(gymnasium.Env):
         box = as_box(self.inner.action_space)
         self._low = np.array(box.low if reading.action_low is None else reading.action_low, np.float64)
         self._high = np.array(box.high if reading.action_high is None else reading.action_high, np.float64)
-        size, low, high = self.config.image_size, *(np.array(b, np.float32) for b in (reading.agent_low, reading.agent_high))
-        self.observation_space = gymnasium.spaces.Dict(
-            {
-                PIXELS: gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8),
-                AGENT_POS: gymnasium.spaces.Box(low, high, dtype=np.float32),
-            }
-        )
-        self._agent_bounds = low, high
-        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, box.shape, np.float32)
         self._renderers = Renderers()
         self._seed: int | None = None
         self._last: tuple = ()
 
     # Gymnasium's interface
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
-        """Draws a new scene; returns the first observation and info."""
-        seed = None if seed is None else check_seed(seed)
-        super().reset(seed=seed)
-        check_names("reset option", check_options(options), ())
+    def _begin(self, seed: int | None, options: dict[str, Any]) -> None:
         self._seed = seed
         inner_seed = int(self.np_random.integers(2**31))
         observation = self._guard("reset", self.reading.rewind, self.inner, inner_seed)
         self._last = (observation, 0.0, False, False, {IS_SUCCESS: False, "success": False})
         self._settle()
-        return self._observe(), self._info()
 
-    def step(self, action: np.ndarray):
-        """Holds an action for the control steps."""
-        require_reset(bool(self._last))
-        reward = self.act(check_action(action, self.action_space))
-        info = self._info()
-        terminated = info[IS_SUCCESS] and self.config.terminate_on_success
-        return self._observe(), reward, terminated, False, info
-
-    def render(self) -> np.ndarray | None:
-        """The scene as (256, 256, 3) uint8, for people to look at."""
-        return self.frame(256) if self.render_mode == "rgb_array" else None
+    def _advance(self, action: np.ndarray) -> tuple[float, bool]:
+        return self.act(action), self._info()[IS_SUCCESS]
 
     def close(self) -> None:
         """Frees what the simulator and the renderers hold."""
@@ -227,12 +194,8 @@ class AdaptedEnv(gymnasium.Env):
     def _agent(self) -> np.ndarray:
         return self.reading.agent(self.inner, *simulator(self.inner))
 
-    def _observe(self) -> dict[str, np.ndarray]:
-        agent = self._check(AGENT_POS, self._agent())
-        return {
-            PIXELS: self.frame(self.config.image_size),
-            AGENT_POS: np.clip(agent, *self._agent_bounds, dtype=np.float32),
-        }
+    def _agent_pos(self) -> np.ndarray:
+        return self._check(AGENT_POS, self._agent())
 
     def _info(self) -> dict[str, Any]:
         places, yaws = self.points()

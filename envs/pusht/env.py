@@ -10,17 +10,11 @@ import cv2
 import gymnasium
 import numpy as np
 
-from emu_embodied.envs.checks import (
-    check_action,
-    check_keywords,
-    check_names,
-    check_options,
-    frame_rate,
-    require_reset,
-)
+from emu_embodied.envs.checks import check_keywords, check_pose
+from emu_embodied.envs.simulated import SimulatedEnv
 from emu_embodied.errors import ConfigError, InputError, SimulationError
-from emu_embodied.types import AGENT_POS, IS_SUCCESS, PIXELS
-from emu_embodied.validation import check_seed, whole_fields
+from emu_embodied.types import IS_SUCCESS
+from emu_embodied.validation import whole_fields
 
 from .geometry import (
     ARENA_CM,
@@ -46,6 +40,7 @@ except ImportError as error:
 
 CONTROL_SECONDS = 0.1
 OBJECTS = ("pusher", "T", "tip")
+POSES = {"pusher": (2, REACH_CM), "T": (3, ARENA_CM / 2)}  # that can be set by hand: numbers, and how far from the middle
 
 
 @dataclass(frozen=True)
@@ -66,7 +61,7 @@ class PushTConfig:
         whole_fields(self, {"image_size": (16, 512), "control_steps": (1, None)}, InputError)
 
 
-class PushTEnv(gymnasium.Env):
+class PushTEnv(SimulatedEnv[PushTConfig]):
     """Push a T onto its green mark, with the pusher's displacement as the action.
 
     | what | where | unit |
@@ -90,56 +85,30 @@ class PushTEnv(gymnasium.Env):
         SimulationError: the physics left the numbers.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 2}
+    reset_options = ("pusher", "T")
     state_names = tuple(f"{name}.{part}" for name in OBJECTS for part in ("x", "y", "yaw", "present"))
     task = task_description = TASK
 
     def __init__(self, render_mode: str | None = None, **options: Any) -> None:
         check_keywords("PushT-v0", options, PushTConfig.__dataclass_fields__)
-        self.config = PushTConfig(**options)
-        if render_mode not in (None, "rgb_array"):
-            raise InputError("render_mode", render_mode, "choose None or 'rgb_array'")
-        self.render_mode = render_mode
-        self.metadata = {**self.metadata, "render_fps": frame_rate(1 / CONTROL_SECONDS, self.config.control_steps)}
+        agent = gymnasium.spaces.Box(-ARENA_CM / 2, ARENA_CM / 2, (2,), np.float32)
+        super().__init__(PushTConfig(**options), render_mode, 1 / CONTROL_SECONDS, agent, 2)
         self._game = _new_game()
-        self._started = False
-        size, half = self.config.image_size, ARENA_CM / 2
-        self.observation_space = gymnasium.spaces.Dict(
-            {
-                PIXELS: gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8),
-                AGENT_POS: gymnasium.spaces.Box(-half, half, (2,), np.float32),
-            }
-        )
-        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
 
     # Gymnasium's interface
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
-        """Draws a new scene, or takes what the options give; returns the first observation and info."""
-        seed = None if seed is None else check_seed(seed)
-        super().reset(seed=seed)
-        options = check_options(options)
-        check_names("reset option", options, ("pusher", "T"))
-        given = {name: _check_pose(name, pose) for name, pose in options.items()}
+    def _begin(self, seed: int | None, options: dict[str, Any]) -> None:
+        given = {name: check_pose(name, pose, *POSES[name]) for name, pose in options.items()}
         self._game.np_random = self.np_random
         while True:
             self._game.reset()
             self._place(**given)
             if len(given) == 2 or self._clearance() > 0.05:
                 break
-        self._started = True
-        return self._observe(), self._info()
 
-    def step(self, action: np.ndarray):
-        """Moves the pusher by one action; see the class for units."""
-        require_reset(self._started)
-        self.act(check_action(action, self.action_space))
-        reward, success = self.judge()
-        return self._observe(), reward, success and self.config.terminate_on_success, False, self._info()
-
-    def render(self) -> np.ndarray | None:
-        """The scene as (256, 256, 3) uint8, for people to look at."""
-        return self.frame(256) if self.render_mode == "rgb_array" else None
+    def _advance(self, action: np.ndarray) -> tuple[float, bool]:
+        self.act(action)
+        return self.judge()
 
     def close(self) -> None:
         """Frees what the simulator holds."""
@@ -234,9 +203,8 @@ class PushTEnv(gymnasium.Env):
         pusher, (x, y, yaw) = self.poses()[:2]
         return float(outside(turn(yaw).T @ (pusher[:2] - (x, y)))) - PUSHER_CM
 
-    def _observe(self) -> dict[str, np.ndarray]:
-        position = np.clip(to_cm(self._game.agent.position), -ARENA_CM / 2, ARENA_CM / 2)
-        return {PIXELS: self.frame(self.config.image_size), AGENT_POS: position.astype(np.float32)}
+    def _agent_pos(self) -> np.ndarray:
+        return to_cm(self._game.agent.position)
 
     def _info(self) -> dict[str, Any]:
         coverage, poses = float(self._game._get_coverage()), self.poses()
@@ -259,14 +227,3 @@ def _new_game() -> GymPushT:
 def _block_px(point: np.ndarray) -> np.ndarray:
     """A point of the T by its centroid, in cm, as one by gym_pusht's origin, in its px."""
     return (point + CENTROID_CM) * PX_PER_CM
-
-
-def _check_pose(name: str, pose: Any) -> np.ndarray:
-    length, bound = (2, REACH_CM) if name == "pusher" else (3, ARENA_CM / 2)
-    try:
-        array = np.asarray(pose, np.float64)
-    except (ValueError, TypeError) as error:
-        raise InputError(name, pose, f"give {length} numbers") from error
-    if array.shape != (length,) or not np.isfinite(array).all() or np.abs(array[:2]).max() > bound:
-        raise InputError(name, pose, f"give {length} finite numbers, x and y within {bound:g} cm of the middle")
-    return array

@@ -10,11 +10,12 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from emu_embodied.envs.checks import check_action, check_keywords, check_options, frame_rate, require_reset
+from emu_embodied.envs.checks import check_keywords, check_pose
 from emu_embodied.envs.rendering import Renderers, mujoco
+from emu_embodied.envs.simulated import SimulatedEnv
 from emu_embodied.errors import InputError, SimulationError
-from emu_embodied.types import AGENT_POS, IS_SUCCESS, PIXELS
-from emu_embodied.validation import check_seed, whole_fields
+from emu_embodied.types import IS_SUCCESS
+from emu_embodied.validation import whole_fields
 
 from .tasks import COLOURS, OBJECTS, UNSEEN_COLOUR, Task, all_tasks, goal_tasks, parse_task
 
@@ -66,7 +67,7 @@ class TabletopConfig:
             raise InputError("shift", self.shift, f"choose None or one of {SHIFTS}")
 
 
-class TabletopPushEnv(gymnasium.Env):
+class TabletopPushEnv(SimulatedEnv[TabletopConfig]):
     """Push coloured cubes on a table as a sentence says.
 
     | what | where | unit |
@@ -91,19 +92,16 @@ class TabletopPushEnv(gymnasium.Env):
         SimulationError: MuJoCo's state became non-finite.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 4}
     state_names = STATE_NAMES
+    reset_options = ("instruction", "cubes", "pusher")
 
     def __init__(self, render_mode: str | None = None, **options: Any) -> None:
         check_keywords("TabletopPush-v0", options, TabletopConfig.__dataclass_fields__)
         if "cubes" in options:
             cubes = options["cubes"]
             options["cubes"] = tuple(cubes) if isinstance(cubes, list | tuple) else (cubes, cubes)
-        self.config = TabletopConfig(**options)
-        if render_mode not in (None, "rgb_array"):
-            raise InputError("render_mode", render_mode, "choose None or 'rgb_array'")
-        self.render_mode = render_mode
-        self.metadata = {**self.metadata, "render_fps": frame_rate(1 / CONTROL_SECONDS, self.config.control_steps)}
+        agent = gymnasium.spaces.Box(-TABLE_CM / 2, TABLE_CM / 2, (2,), np.float32)
+        super().__init__(TabletopConfig(**options), render_mode, 1 / CONTROL_SECONDS, agent, 2)
         xml = (resources.files("emu_embodied.envs.tabletop") / "assets" / "tabletop.xml").read_text()
         self.model = mujoco.MjModel.from_xml_string(xml)
         self.data = mujoco.MjData(self.model)
@@ -111,14 +109,6 @@ class TabletopPushEnv(gymnasium.Env):
         self._renderers = Renderers()
         self._colours: tuple[str, ...] = ()
         self.task_spec: Task | None = None
-        size = self.config.image_size
-        self.observation_space = gymnasium.spaces.Dict(
-            {
-                PIXELS: gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8),
-                AGENT_POS: gymnasium.spaces.Box(-TABLE_CM / 2, TABLE_CM / 2, (2,), np.float32),
-            }
-        )
-        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
         if self.config.shift == "background":
             self.model.geom_rgba[self.model.geom("table").id, :3] = (0.52, 0.66, 0.60)
         if self.config.shift == "camera":
@@ -126,14 +116,7 @@ class TabletopPushEnv(gymnasium.Env):
 
     # Gymnasium's interface
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
-        """Draws a new scene and instruction; returns the first observation and info."""
-        seed = None if seed is None else check_seed(seed)
-        super().reset(seed=seed)
-        options = check_options(options)
-        for name in options:
-            if name not in ("instruction", "cubes", "pusher"):
-                raise InputError("reset option", name, "choose among 'instruction', 'cubes' and 'pusher'")
+    def _begin(self, seed: int | None, options: dict[str, Any]) -> None:
         self._draw_scene(options)
         self._forward()
         task = parse_task(options["instruction"]) if "instruction" in options else self._draw_task()
@@ -141,18 +124,10 @@ class TabletopPushEnv(gymnasium.Env):
         if missing:
             raise InputError("instruction", task.text, f"there is no {missing.pop()} cube among {self._colours}")
         self.task_spec = task
-        return self._observe(), self._info()
 
-    def step(self, action: np.ndarray):
-        """Moves the pusher by one action, 0.25 s long; see the class for units."""
-        require_reset(self.task_spec is not None)
-        self.act(check_action(action, self.action_space))
-        reward, success = self.judge()
-        return self._observe(), reward, success and self.config.terminate_on_success, False, self._info()
-
-    def render(self) -> np.ndarray | None:
-        """The scene as (256, 256, 3) uint8, for people to look at."""
-        return self.frame(256) if self.render_mode == "rgb_array" else None
+    def _advance(self, action: np.ndarray) -> tuple[float, bool]:
+        self.act(action)
+        return self.judge()
 
     def close(self) -> None:
         """Frees the OpenGL contexts."""
@@ -240,7 +215,7 @@ class TabletopPushEnv(gymnasium.Env):
         self._colours = tuple(poses)
         pusher = options.get("pusher")
         if pusher is not None:
-            pusher = _check_pose("pusher", pusher, 2, REACH_CM + 0.5) / 100
+            pusher = check_pose("pusher", pusher, 2, REACH_CM + 0.5) / 100
         self.data.qpos[:2] = self._free_spot(poses.values()) if pusher is None else pusher
         self.data.ctrl[:] = self.data.qpos[:2]
         self.model.body_mass[:], self.model.geom_friction[:] = self._home["mass"], self._home["friction"]
@@ -302,9 +277,8 @@ class TabletopPushEnv(gymnasium.Env):
     def _forward(self) -> None:
         mujoco.mj_forward(self.model, self.data)
 
-    def _observe(self) -> dict[str, np.ndarray]:
-        position = np.clip(self.data.qpos[:2] * 100, -TABLE_CM / 2, TABLE_CM / 2)
-        return {PIXELS: self.frame(self.config.image_size), AGENT_POS: position.astype(np.float32)}
+    def _agent_pos(self) -> np.ndarray:
+        return self.data.qpos[:2] * 100
 
     def _distance(self, positions: np.ndarray) -> float:
         assert self.task_spec is not None  # since the reset
@@ -332,18 +306,8 @@ def _check_cubes(cubes: Any) -> dict[str, tuple[float, float, float]]:
     """
     if not isinstance(cubes, dict) or not 1 <= len(cubes) <= MAX_CUBES or not set(cubes) <= set(RGB):
         raise InputError("cubes", cubes, f"give {{colour: (x, y, yaw)}} for 1 to {MAX_CUBES} of {tuple(RGB)}")
-    poses = {name: _check_pose(f"cubes[{name!r}]", pose, 3, TABLE_CM / 2) for name, pose in cubes.items()}
+    poses = {name: check_pose(f"cubes[{name!r}]", pose, 3, TABLE_CM / 2) for name, pose in cubes.items()}
     for (name, pose), (other, pose2) in itertools.combinations(poses.items(), 2):
         if np.linalg.norm(pose[:2] - pose2[:2]) < 4.0:
             raise InputError("cubes", f"{name} and {other} are inside each other", "keep centres 4.5 cm apart or more")
     return {name: (float(x), float(y), float(yaw)) for name, (x, y, yaw) in poses.items()}
-
-
-def _check_pose(field: str, pose: Any, length: int, bound: float) -> np.ndarray:
-    try:
-        array = np.asarray(pose, np.float64)
-    except (ValueError, TypeError) as error:
-        raise InputError(field, pose, f"give {length} numbers") from error
-    if array.shape != (length,) or not np.isfinite(array).all() or np.abs(array[:2]).max() > bound:
-        raise InputError(field, pose, f"give {length} finite numbers, x and y within {bound:g} cm of the middle")
-    return array
