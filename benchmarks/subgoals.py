@@ -162,8 +162,8 @@ def make_bench(options: argparse.Namespace) -> Bench:
     make_model = functools.partial(load, options.model, device="cpu")
     if not options.checkpoint:
         return Bench(make_model)
-    teller = functools.partial(load, options.checkpoint, device="cpu")
-    return Bench(make_model, functools.partial(load_learnt, options), teller)
+    reward_model = functools.partial(load, options.checkpoint, device="cpu")
+    return Bench(make_model, functools.partial(load_learnt, options), reward_model)
 
 
 def main() -> None:

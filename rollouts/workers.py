@@ -1,8 +1,8 @@
-"""A crew of worker processes: hands out jobs, passes on what they tell, and bears with their deaths. Knows no job.
+"""A crew of worker processes: hands out jobs, passes on their messages, and outlives their deaths. Knows no job.
 
-A death is told within a second. A worker that is stopped (SIGSTOP) is given up after `STOPPED_SECONDS`, one that runs without a
-sign of life after its `patience`. Workers end with their parent, however it ends. This module loads nothing heavy, so that
-a worker watches its parent before it loads what its job needs.
+A death is reported within a second. A worker that is stopped (SIGSTOP) is given up after `STOPPED_SECONDS`, one that runs
+without a sign of life after its `patience`. Workers end with their parent, however it ends. This module loads nothing heavy,
+so that a worker watches its parent before it loads what its job needs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from emu_embodied.errors import ConfigError, EmuEmbodiedError, SimulationError
 
 LOOK_SECONDS = 1.0  # between two looks at the workers
 STOPPED_SECONDS = 10.0  # for which a worker may be stopped
-STALL_SECONDS = 600.0  # for which it may tell nothing; a step of an episode is told
+STALL_SECONDS = 600.0  # for which it may send nothing; a step of an episode sends a sign of life
 
 Tell = Callable[..., None]  # sends its parent a message; None is a sign of life and no more
 Work = Callable[[Any, Tell], None]
@@ -42,7 +42,7 @@ def work_in_parallel(
         make: makes a worker's work in its process, a context manager of `work(job, tell)`; picklable.
         jobs: what is to be done, in this order; none is None.
         workers: processes, at most.
-        patience: seconds for which a worker may tell nothing.
+        patience: seconds for which a worker may send nothing.
         failed: makes the error from a job and what became of it; by default it is what the worker raised, or a SimulationError.
             A ConfigError comes as it is.
 
@@ -138,7 +138,7 @@ class _Worker:
         self.stopped = self.stopped + passed if _is_stopped(self.process.pid) else 0.0
         if self.stopped > STOPPED_SECONDS:
             return f"was stopped (SIGSTOP) for {STOPPED_SECONDS:.0f} s"
-        return f"told nothing for {patience:.0f} s" if self.silent > patience else ""
+        return f"sent nothing for {patience:.0f} s" if self.silent > patience else ""
 
     def fate(self, reason: str) -> str:
         """What became of it, for the error."""
@@ -175,7 +175,7 @@ class _Worker:
 
 
 def _hear(inbox: queue.SimpleQueue, busy: list[_Worker], patience: float) -> tuple[_Worker, str, Any]:
-    """The next message of a worker, or what is wrong with one; what came before that is heard first."""
+    """The next message of a worker, or what is wrong with one; what came before that is handled first."""
     while True:
         for worker in busy:
             if time.monotonic() - worker.looked > LOOK_SECONDS and (reason := worker.look(patience)):
@@ -207,7 +207,7 @@ def _work(pipe: connection.Connection) -> None:
     Thread(target=_end_with_parent, daemon=True).start()
 
     def tell(message: Any = None) -> None:
-        pipe.send(("told", message))
+        pipe.send(("message", message))
 
     try:
         with pipe.recv()() as work:

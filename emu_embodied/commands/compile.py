@@ -1,7 +1,7 @@
 """Builds an engine for a checkpoint: exports, builds, compares it with the eager steps, times it, and keeps it.
 
 The next `engine=NAME` finds it under the hash of all it follows from. What cannot run here is built where that is possible,
-and said to be built only.
+and reported as built only.
 """
 
 from __future__ import annotations

@@ -108,8 +108,8 @@ def _zsh(known: Texts, keys: dict[str, Texts], values: Values) -> str:
 
 def _fish(known: Texts, keys: dict[str, Texts], values: Values) -> str:
     def line(condition: str, words: str, text: str) -> str:
-        said = " ".join(text.replace("\\", "").replace("'", "\\'").split())
-        return f"complete -c emu-embodied -n {shlex.quote(condition)} -a '{words}'" + (f" -d '{said}'" if said else "")
+        text = " ".join(text.replace("\\", "").replace("'", "\\'").split())
+        return f"complete -c emu-embodied -n {shlex.quote(condition)} -a '{words}'" + (f" -d '{text}'" if text else "")
 
     lines = [line("__fish_use_subcommand", verb, text) + " -f" for verb, text in known.items()]
     for verb, words in keys.items():

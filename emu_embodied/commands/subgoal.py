@@ -99,13 +99,13 @@ def _draw(config: DictConfig, proposer, start) -> list:
         return [proposer.go_on(start, config.count, config.seed)]
     shown = ""
 
-    def hear(caption: str) -> None:
+    def show(caption: str) -> None:
         nonlocal shown
         goes_on = shown and caption.startswith(shown)
         print(caption[len(shown) :] if goes_on else f"\n{caption}" if shown else caption, end="", flush=True)
         shown = caption
 
-    chains = proposer.chains(start, config.count, config.seed, hear)
+    chains = proposer.chains(start, config.count, config.seed, show)
     if shown:
         print()
     return chains

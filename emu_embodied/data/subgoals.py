@@ -1,4 +1,4 @@
-"""Key frames with words: which frame of a cache follows which, and what is said of it. Knows no simulator and no model."""
+"""Key frames with words: which frame of a cache follows which, and its caption. Knows no simulator and no model."""
 
 from __future__ import annotations
 

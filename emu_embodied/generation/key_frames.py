@@ -123,7 +123,7 @@ class TokenSubgoals:
     def chains(
         self, observation: Observation, count: int = 4, seed: int = 0, on_caption: Callable[[str], None] | None = None
     ) -> list[list[Subgoal]]:
-        """All `config.samples` chains that `propose` chooses among; `on_caption` hears the first one's growing captions."""
+        """All `config.samples` chains that `propose` chooses among; `on_caption` gets the first one's growing captions."""
         instruction = self.check(observation)
         return self._chains(observation.pixels, instruction, count, seed, True, on_caption)
 
@@ -190,8 +190,8 @@ class TokenSubgoals:
         live, codes_BN, ids_BI = list(range(samples)), self._codes(pixels, samples), self._ids([instruction])
         noise = WorldNoise(seeds)
         for _ in range(count + heed):
-            hear = on_caption if 0 in live else None
-            captions, sure = self._captions(ids_BI.expand(len(live), -1), codes_BN, [seeds[i] for i in live], hear)
+            shown = on_caption if 0 in live else None
+            captions, sure = self._captions(ids_BI.expand(len(live), -1), codes_BN, [seeds[i] for i in live], shown)
             before = [chains[i][-1].caption if chains[i] else "" for i in live]
             stuck = [i for i, caption in enumerate(captions) if repeats(self.text.decode(caption), before[i])]
             if stuck:  # nothing would come of it: what else is there to say?
@@ -206,16 +206,16 @@ class TokenSubgoals:
                     chains[live[i]][-1] = replace(chains[live[i]][-1], last=True)
             if not going or len(chains[live[going[0]]]) == count:
                 break
-            live, said = [live[i] for i in going], [captions[i] for i in going]
+            live, written = [live[i] for i in going], [captions[i] for i in going]
             words = ids_BI.expand(len(live), -1)
-            codes_BN, places, frame_sure = self._draw(words, codes_BN[going], self._closed(said), noise.select(live))
+            codes_BN, places, frame_sure = self._draw(words, codes_BN[going], self._closed(written), noise.select(live))
             for row, frame in enumerate(self.world_model.decode(codes_BN)):
                 log_prob = (sure[going[row]] + frame_sure[row]) / 2
                 drawn = (frame, places[row], float(log_prob), False, codes_BN[row])
-                chains[live[row]].append(Subgoal(self.text.decode(said[row]), *drawn))
+                chains[live[row]].append(Subgoal(self.text.decode(written[row]), *drawn))
         return chains
 
-    def _captions(self, ids_BI, codes_BN, seeds, hear, barred=()) -> tuple[list[list[int]], list[float]]:
+    def _captions(self, ids_BI, codes_BN, seeds, on_caption, barred=()) -> tuple[list[list[int]], list[float]]:
         """Ids of each row's next caption, without its end, and their mean log-probabilities; nothing but text and the end.
 
         `seeds` are of the rows' noise, `barred` ids that their captions may not begin with.
@@ -243,8 +243,8 @@ class TokenSubgoals:
             rows = [row for row in rows if written[row] != v.end]
             for row in rows:
                 captions[row].append(written[row])
-            if hear and 0 in rows:
-                hear(self.text.decode(captions[0]))
+            if on_caption and 0 in rows:
+                on_caption(self.text.decode(captions[0]))
             if rows:
                 states |= zip(rows, streams.read(rows, [[written[row]] for row in rows]), strict=True)
         return captions, [total / (len(ids) + 1) for total, ids in zip(sums, captions, strict=True)]
@@ -294,7 +294,7 @@ def likelihood(chain: Sequence[Subgoal]) -> float:
 
 
 def repeats(caption: str, before: str) -> bool:
-    """Whether a caption says what the one before it said: the same words, and numbers that are at most 2 apart."""
+    """Whether a caption repeats the one before it: the same words, and numbers that are at most 2 apart."""
     now, then = caption.split(), before.split()
     pairs = zip(now, then, strict=False)
     return len(now) == len(then) > 0 and all(

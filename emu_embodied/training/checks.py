@@ -1,4 +1,4 @@
-"""What a dataset must be for a training to take it, said before anything is trained. Knows no loop."""
+"""What a dataset must be for a training to take it, checked before anything is trained. Knows no loop."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ def check_trajectories(cache: FrameCache, held_out: int, text, model: TokenModel
             cache.names.get("action", cache.actions.shape[1]),
             f"the checkpoint's have {model.action_dim} values: choose as many, action_keys=[...]",
         )
-    for said in sorted(set(cache.instructions)):
+    for instruction in sorted(set(cache.instructions)):
         try:
-            text.batch([said], model.text_length, model.vocabulary.pad)
+            text.batch([instruction], model.text_length, model.vocabulary.pad)
         except InputError as error:
-            where = f"instruction of episode {cache.instructions.index(said)}"
+            where = f"instruction of episode {cache.instructions.index(instruction)}"
             remedy = f"{error.remedy}, or give recipe.text_length=... of a new model"
-            raise DatasetError(where, said, remedy) from None
+            raise DatasetError(where, instruction, remedy) from None
     known, _ = cache.split(held_out)
     no_codes, no_text = torch.zeros(len(known), 0, dtype=torch.int16), torch.zeros(known.episodes, 0, dtype=torch.int64)
     WindowSampler(known, no_codes, no_text, tuple(world.objects), seed=0)

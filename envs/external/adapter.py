@@ -209,9 +209,9 @@ class AdaptedEnv(SimulatedEnv[AdapterConfig]):
             "environment_state": self.environment_state(),
         }
 
-    def _guard(self, what: str, deed: Callable, *arguments: Any) -> Any:
+    def _guard(self, what: str, call: Callable, *arguments: Any) -> Any:
         try:
-            return deed(*arguments)
+            return call(*arguments)
         except EmuEmbodiedError:
             raise
         except Exception as error:

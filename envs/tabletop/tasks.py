@@ -37,7 +37,7 @@ TEMPLATES = {
 
 CORNERS = ("top left", "top right", "bottom left", "bottom right")
 SIDES = {"left": "to the left of", "right": "to the right of", "top": "above", "bottom": "below"}
-# All that can be said, 40 sentences without their colours and directions; an episode's own task is drawn from TEMPLATES alone.
+# All sentence templates, 40 without their colours and directions; an episode's own task is drawn from TEMPLATES alone.
 PHRASES = {
     "edge": (
         *TEMPLATES["edge"],
@@ -213,10 +213,10 @@ def corner_signs(where: str) -> tuple[int, int]:
 
 @functools.cache
 def _sentences() -> dict[str, Task]:
-    """All that can be said of the known colours, and what it means; where two say the same, the env's own task."""
+    """All sentences about the known colours, and their tasks; where two tasks have the same, the env's own."""
     goals = goal_tasks((*COLOURS, UNSEEN_COLOUR))
-    said = {text: replace(task, text=text) for task in goals for text in (*task.phrases(), *task.edits())}
-    return said | {task.text: task for task in all_tasks((*COLOURS, UNSEEN_COLOUR))}
+    sentences = {text: replace(task, text=text) for task in goals for text in (*task.phrases(), *task.edits())}
+    return sentences | {task.text: task for task in all_tasks((*COLOURS, UNSEEN_COLOUR))}
 
 
 def parse_task(instruction: str) -> Task:

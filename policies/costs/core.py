@@ -1,7 +1,7 @@
 """Costs that need no goal, and what puts costs together: sums by weight, one cost for each world. Knows no concrete model.
 
 A cost is a `protocols.Cost`: (model, rollout, actions (B, S, T, A)) -> (B, S) float32, lower is better. A cost by a head that
-nobody trained (`labels`) is an InputError.
+was not trained (`labels`) is an InputError.
 """
 
 from __future__ import annotations

@@ -192,6 +192,6 @@ def _load(folder: Path, device: str, steps: Sequence[Mapping[str, Any]]):
     except EmuEmbodiedError:
         raise
     except (Exception, SystemExit) as error:  # LeRobot, draccus and safetensors raise many kinds
-        said = " ".join(str(error).split())[:300] or type(error).__name__
-        raise CheckpointError("policy", str(folder), f"LeRobot cannot load it: {said}") from error
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise CheckpointError("policy", str(folder), f"LeRobot cannot load it: {reason}") from error
     return policy, *processors

@@ -107,14 +107,14 @@ class Bench:
     Attributes:
         make_model: loads the world model; called when first needed.
         make_proposer: loads the learnt proposer; None where there is none.
-        make_teller: loads the world model whose own reward agent "reward" goes by, one that knows the instructions' words; None
-            is the one above.
+        make_reward_model: loads the world model whose own reward agent "reward" goes by, and which knows the instructions'
+            words; None is the one above.
         env: the table-top.
     """
 
     make_model: Callable[[], WorldModel]
     make_proposer: Callable[[], SubgoalProposer] | None = None
-    make_teller: Callable[[], WorldModel] | None = None
+    make_reward_model: Callable[[], WorldModel] | None = None
     env: gymnasium.Env = field(default_factory=lambda: gymnasium.make(ENV_ID, max_episode_steps=-1))
     _loaded: dict[str, Any] = field(default_factory=dict)
 
@@ -127,9 +127,9 @@ class Bench:
         return self._load("model", self.make_model)
 
     @property
-    def teller(self) -> WorldModel:
+    def reward_model(self) -> WorldModel:
         """The world model that rewards."""
-        return self._load("teller", self.make_teller) if self.make_teller else self.model
+        return self._load("reward_model", self.make_reward_model) if self.make_reward_model else self.model
 
     def follower(self, following: Following) -> Follower:
         """Who makes the one that follows, for each episode; the learnt proposer is loaded once."""
@@ -174,7 +174,7 @@ def play_loop(
 def _episode(bench: Bench, s: LoopSettings, seed: int, options: dict[str, Any] | None) -> EpisodeRun:
     if s.agent == "random":
         return run_policy(bench.env, "random", seed, s.max_steps, options)
-    model, planner = bench.teller if s.agent == "reward" else bench.model, CEM(s.planner, seed)
+    model, planner = bench.reward_model if s.agent == "reward" else bench.model, CEM(s.planner, seed)
     if isinstance(model, Seedable):
         model.seed(seed)
     follower = bench.follower(s.following) if s.following else None

@@ -117,12 +117,12 @@ def _episode(places_TO2: np.ndarray, c: TeeHindsightConfig) -> Iterator[tuple[in
 
 
 def _caption(group: str, places_O2: np.ndarray) -> str:
-    """What is said of a key frame, with places in whole px of a 64 px frame, x right and y down."""
+    """The caption of a key frame, with places in whole px of a 64 px frame, x right and y down."""
     pusher, tee, tip = ("{} {}".format(*np.clip(np.round(32 + 2 * place), 0, 63).astype(int)) for place in places_O2)
-    said = {
+    caption = {
         "behind": "move beside the T",
         "push": f"push the T to {tee} tip {tip}",
         "next": f"the T moves to {tee} tip {tip}",
         "done": DONE,
     }.get(group, "the T is on the target")
-    return said if said == DONE else f"{said} pusher {pusher}"
+    return caption if caption == DONE else f"{caption} pusher {pusher}"

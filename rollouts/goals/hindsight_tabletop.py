@@ -13,7 +13,7 @@ Whatever a trajectory did to a cube becomes an instruction afterwards (hindsight
 | edit | frames before e | e | "the red cube is at the left edge at 17 31" |
 | next | any frame, without an instruction | `stride` frames on | what moved there, and where it is |
 
-All but "done" end with "pusher 24 31". A place is said in whole px of a 64 px frame, x right and y down: where several places
+All but "done" end with "pusher 24 31". A place is given in whole px of a 64 px frame, x right and y down: where several places
 would do, words decide for one before a frame is drawn, whose tokens then agree with each other.
 """
 
@@ -49,7 +49,7 @@ class HindsightConfig:
         least_cm: a goal counts that had at least so far to go when the push began.
         straight: least cosine between the push and the way to the goal.
         relations: times that rows count whose goal is about two cubes: there are more such goals, each with fewer rows.
-        held_out: pairs of colour and direction of which nothing is said.
+        held_out: pairs of colour and direction that no sentence asks for.
     """
 
     stride: int = 5
@@ -175,8 +175,8 @@ def _event(positions_TO2, moved_T, left_T, task: Task, e: int, there: set[str], 
     if left_T[b] < config.least_cm or along.max() < config.straight:
         return
     strayed_T = np.linalg.norm(positions_TO2[:, others] - positions_TO2[e, others], axis=-1).max(-1, initial=0)
-    said = captions_of(task)
-    legs = [(b, e, "push", said["push"])]
+    captions = captions_of(task)
+    legs = [(b, e, "push", captions["push"])]
     if leg := _leg_before(moved_T, b, config.before):
         if blocking := _in_the_way(positions_TO2[leg[0]], task, others):
             legs.append((*leg, "around", f"push the {task.cube} cube around the {blocking} cube"))
@@ -192,17 +192,17 @@ def _event(positions_TO2, moved_T, left_T, task: Task, e: int, there: set[str], 
                 walks = np.linalg.norm(positions_TO2[start, 0] - positions_TO2[begin, 0]) > 1.0
                 if not (waits and walks):
                     continue
-                yield start, begin, task, "behind", said["behind"]
+                yield start, begin, task, "behind", captions["behind"]
             elif end - start > config.stride:
                 yield start, start + config.stride, task, group, caption
             elif end < e:
                 yield start, end, task, group, caption
             else:
-                yield start, e, task, "goal", said["goal"]
-            yield start, e, task, "edit", said["goal"]
+                yield start, e, task, "goal", captions["goal"]
+            yield start, e, task, "edit", captions["goal"]
     for frame in range(e, min(e + 3, len(left_T))):
         if left_T[frame] <= 0:
-            yield frame, frame, task, "done", said["done"]
+            yield frame, frame, task, "done", captions["done"]
 
 
 def _in_the_way(positions_O2: np.ndarray, task: Task, others: list[int]) -> str:

@@ -17,7 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import emu_embodied.envs  # noqa: F401  registers the env
-from emu_embodied.envs.tabletop.env import RGB, STATE_NAMES, TABLE_CM, check_action
+from emu_embodied.envs.checks import check_action
+from emu_embodied.envs.tabletop.env import RGB, STATE_NAMES, TABLE_CM
 from emu_embodied.envs.tabletop.tasks import COLOURS, DIRECTIONS, OBJECTS, UNSEEN_COLOUR, all_tasks, parse_task
 from emu_embodied.errors import InputError, SimulationError
 from emu_embodied.types import AGENT_POS, IS_SUCCESS, PIXELS

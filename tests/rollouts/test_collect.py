@@ -266,5 +266,5 @@ def test_what_is_wrong_with_the_env_shows_before_workers_start(tmp_path, monkeyp
 
 def test_a_stuck_worker_is_given_up(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "STALL_SECONDS", 0.1 - 2.0 * STEPS)  # no worker starts that quickly
-    with pytest.raises(DatasetError, match="episode of seed 40: told nothing for"):
+    with pytest.raises(DatasetError, match="episode of seed 40: sent nothing for"):
         record(tmp_path / "dataset", workers=1)

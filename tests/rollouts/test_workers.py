@@ -96,7 +96,7 @@ def test_what_came_before_a_death_is_heard():
 
 
 def test_a_worker_that_tells_nothing_is_given_up():
-    with pytest.raises(SimulationError, match="told nothing for 0 s"):
+    with pytest.raises(SimulationError, match="sent nothing for 0 s"):
         told("sleeps", [1, 2], patience=0.2)
 
 

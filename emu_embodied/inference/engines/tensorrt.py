@@ -209,10 +209,10 @@ def _log(trt: ModuleType):
 
 def _refused(trt: ModuleType, what: str, log, error: Exception | None = None) -> EngineError:
     """The error for what TensorRT refused, with the first thing that it said, less where in its own source it said it."""
-    said = " ".join([*log.errors, str(error or ""), "it does not say why"][0].split())
-    said = re.sub(r"^.*?Error Code \d+: |^\(\w+\): |In \S+ at \S+:\d+ ?", "", said)
+    message = " ".join([*log.errors, str(error or ""), "it does not say why"][0].split())
+    message = re.sub(r"^.*?Error Code \d+: |^\(\w+\): |In \S+ at \S+:\d+ ?", "", message)
     log.errors.clear()
-    return EngineError(f"{trt.__name__} {trt.__version__} {what}", said, "use engine=onnx or the eager engine here")
+    return EngineError(f"{trt.__name__} {trt.__version__} {what}", message, "use engine=onnx or the eager engine here")
 
 
 def _gpu(device: torch.device) -> dict[str, str]:
