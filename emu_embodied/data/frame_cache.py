@@ -152,8 +152,7 @@ def save_frame_cache(path: str | Path, cache: FrameCache, source: str = "") -> N
     """
     arrays = {name: torch.from_numpy(np.ascontiguousarray(getattr(cache, name))) for name in (*_PER_FRAME, *_OTHERS)}
     document = {
-        "format": FORMAT,
-        "source": source,
+        **{"format": FORMAT, "source": source},
         "instructions": list(cache.instructions),
         "names": cache.names,
         "fps": cache.fps,
@@ -235,7 +234,7 @@ def content_digest(cache: FrameCache) -> str:
         array = np.ascontiguousarray(getattr(cache, name))
         digest.update(f"{name} {array.dtype.str} {array.shape} ".encode())
         digest.update(array)
-    described = [list(cache.instructions), cache.names, float(cache.fps), [float(share) for share in cache.shares]]
+    described = [list(cache.instructions), cache.names, float(cache.fps), list(map(float, cache.shares))]
     digest.update(json.dumps(described, sort_keys=True).encode())
     return digest.hexdigest()
 
@@ -268,6 +267,7 @@ def frames_for(
     place = hashlib.sha256(os.fsencode(root)).hexdigest()[:8]  # datasets of several places may have one name
     elsewhere = [Path(folder) / f"{root.name}-{place}{suffix}" for folder in (cache, spare) if folder is not None]
     places = elsewhere[:1] if cache is not None else [beside, *elsewhere]
+    places = [path for path in places if not path.is_symlink()]  # what a stranger's link leads to would be replaced
     for path in places:
         if path.is_dir() and (found := _kept(path, source)) is not None:
             return found
@@ -279,7 +279,7 @@ def frames_for(
         except CheckpointError as error:
             if cache is not None:
                 raise DatasetError(f"cache: {error.field}", error.value, error.remedy) from error
-            kept = f"kept in {places[1]}" if path == beside and spare is not None else "not kept"
+            kept = f"kept in {places[1]}" if path == beside and len(places) > 1 else "not kept"
             logger.warning("the frames of %s cannot be kept beside it (%s); they are %s", root, error.value, kept)
     return built
 

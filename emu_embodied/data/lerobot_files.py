@@ -26,6 +26,8 @@ EPISODES = Path("meta", "episodes")
 SIDECAR = Path("meta", "emu_embodied.json")  # what we note about a dataset that we wrote
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 AT_ONCE = 64  # encoded pictures that are held
+EXPANSION, FREELY = 1000, 2**29  # most bytes that a byte of a file becomes; bytes that are read without asking
+MOST_LISTED = 2_000_000  # rows of a file of episodes or tasks
 MOST_BYTES, MOST_LETTERS = 2**28, 10_000  # of a file of episodes or tasks, of a task
 _RESTORE = "the file is damaged; restore it, or record the dataset anew"
 
@@ -99,10 +101,28 @@ def count_rows(root: Path) -> int:
     for path in data_files(root):
         own_file(root, path)
         try:
-            rows += _open(root, path).metadata.num_rows
+            told = _open(root, path).metadata
+            rows += max(told.num_rows, sum(told.row_group(i).num_rows for i in range(told.num_row_groups)))
         except DatasetError:
             pass  # `read_pieces` says so
     return rows
+
+
+def check_expansion(root: Path, size: int) -> None:
+    """Refuses frames and numbers that take much more than their files: equal rows and pictures cost a file nothing.
+
+    Args:
+        root: the dataset.
+        size: bytes that all of it takes when it is read and decoded.
+
+    Raises:
+        DatasetError: they take more than `EXPANSION` times the bytes of the data files and videos, and are not few.
+    """
+    found = [os.stat(path) for path in (*data_files(root), *(root / "videos").rglob("*.mp4"))]
+    there = sum(min(file.st_size, 512 * file.st_blocks or file.st_size) for file in found)  # holes are no bytes
+    if size > FREELY + EXPANSION * there:
+        told = f"{size / 1e9:.1f} GB in files of {there / 1e6:.1f} MB"
+        raise DatasetError(str(root), told, f"more than {EXPANSION} times as much; give a smaller image_size, or split it")
 
 
 def read_pieces(
@@ -153,11 +173,12 @@ def _pictures(where: str, file: Any, group: int, leaves: dict[str, list[str]]) -
             at += len(batch)
 
 
-def _open(root: Path, path: Path) -> Any:
+def _open(root: Path, path: Path, texts: Sequence[str] = ()) -> Any:
+    """A Parquet file; columns of `texts` come with each text once: one of many rows would take the memory of many."""
     import pyarrow.parquet as parquet
 
     with _typed(str(path)):
-        file = parquet.ParquetFile(own_file(root, path), page_checksum_verification=True)
+        file = parquet.ParquetFile(own_file(root, path), page_checksum_verification=True, read_dictionary=list(texts))
         if file.metadata.num_columns > 10_000:
             raise DatasetError(str(path), f"{file.metadata.num_columns} columns", _RESTORE)
         return file
@@ -215,7 +236,8 @@ def _read_small(path: Path, file: Any, wanted: Sequence[str], most: int) -> dict
     groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
     columns = [group.column(i) for group in groups for i in range(group.num_columns)]
     size = sum(column.total_uncompressed_size for column in columns if column.path_in_schema in leaves)
-    if file.metadata.num_rows > most or size > MOST_BYTES:
+    most = min(most, MOST_LISTED)
+    if max(file.metadata.num_rows, sum(group.num_rows for group in groups)) > most or size > MOST_BYTES:
         raise DatasetError(str(path), f"{file.metadata.num_rows} rows of {size} bytes", f"expected {most}; {_RESTORE}")
     with _typed(str(path)):
         table = file.read(columns=sorted(leaves))
@@ -264,16 +286,30 @@ def read_tasks(root: Path, most: int) -> dict[int, str]:
     if text is None or "task_index" not in schema.names:
         found = f"{file.metadata.num_rows} rows of {', '.join(schema.names)}"
         raise DatasetError(str(path), found, "expected texts and their task_index; restore the file")
-    columns = _read_small(path, file, ["task_index", text], most)
+    columns = _read_small(path, _open(root, path, [text]), ["task_index", text], most)
     with _typed(str(path)):
         numbers = _array(str(path), "task_index", columns["task_index"], whole=True).tolist()
-        found = dict(zip(numbers, columns[text].to_pylist(), strict=True))
+        found = dict(zip(numbers, _texts(columns[text]), strict=True))
     if len(found) < len(numbers):
         raise DatasetError(f"{path}: task_index", "a number twice", "give each task a number of its own")
     for i, task in found.items():
         if not isinstance(task, str) or len(task) > MOST_LETTERS or i < 0:
             raise DatasetError(f"{path}: task {i}", task, f"expected a text of at most {MOST_LETTERS} letters")
     return found
+
+
+def _texts(column: Any) -> list[Any]:
+    """The values of a column of texts, in which equal ones are one object."""
+    from pyarrow import types
+
+    values: list[Any] = []
+    for chunk in column.chunks:
+        if types.is_dictionary(chunk.type):
+            known = chunk.dictionary.to_pylist()
+            values += [None if i is None else known[i] for i in chunk.indices.to_pylist()]
+        else:
+            values += chunk.to_pylist()
+    return values
 
 
 def read_episodes(root: Path, columns: Sequence[str], most: int) -> dict[int, dict[str, Any]]:

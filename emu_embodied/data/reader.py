@@ -18,6 +18,7 @@ from .images import decode_pictures, decode_video, tiles
 from .lerobot_files import (
     SIDECAR,
     Piece,
+    check_expansion,
     count_rows,
     data_files,
     own_file,
@@ -191,6 +192,8 @@ class Reading:
         if room > self.info["total_frames"]:
             told = f"info.json tells of {self.info['total_frames']}; the dataset is damaged, record it anew"
             raise DatasetError(str(self.root / "data"), f"more rows: {room}", told)
+        row = 8 * sum(self.vectors.values()) + 8 * len(COUNTS) + sum(bytes_of.values()) + math.prod(self.shape)
+        check_expansion(self.root, room * row)
         if self.ratio != 1:
             room = math.ceil(room / self.ratio) + min(room, self.info["total_episodes"])
         try:

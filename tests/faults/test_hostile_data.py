@@ -12,6 +12,7 @@ from pathlib import Path
 import hostile_datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as parquet
 import pytest
 from foreign import TOP, WRIST
 from hostile_datasets import (
@@ -31,8 +32,10 @@ from hostile_datasets import (
 )
 from hub_cache import snapshot
 
+from benchmarks.torture.processes import in_child
 from emu_embodied.data.frame_cache import build_frame_cache, frames_for
 from emu_embodied.data.images import load_picture, picture_size, read_picture
+from emu_embodied.data.lerobot_files import read_tasks
 from emu_embodied.data.quality import QualityConfig
 from emu_embodied.data.reader import ReadOptions
 from emu_embodied.errors import DatasetError, InputError
@@ -274,8 +277,6 @@ def test_a_column_that_cannot_be_is_named(dataset, column: str, key: str, value)
 
 
 def test_a_table_larger_than_described_is_not_read(dataset, monkeypatch):
-    import pyarrow.parquet as parquet
-
     monkeypatch.setattr(parquet.ParquetFile, "read_row_group", lambda *job, **options: pytest.fail("read"))
     hostile_datasets._rows(DATA, "a million")[1](dataset)
     with pytest.raises(DatasetError, match="more rows: 1000000; info.json tells of 16"):
@@ -296,3 +297,65 @@ def test_statistics_that_are_none_are_not_used(dataset):
         assert np.allclose(build_frame_cache(dataset, BOTH).action_scale, told, atol=1e-6)
     (dataset / "meta" / "stats.json").write_text(json.dumps({"action": [1, 2]}))
     assert np.allclose(build_frame_cache(dataset, BOTH).action_scale, told, atol=1e-6)
+
+
+def of_equal_rows(root: Path, rows: int, side: int) -> None:
+    """Makes the dataset one of so many equal rows, whose pictures have such sides; its file stays as small as it was."""
+    same = png(side, side)
+    edit(root, "meta/info.json", lambda info: info["features"][TOP].update(shape=[side, side, 3]))
+    edit(root, "meta/info.json", lambda info: info.update(total_frames=rows))
+
+    def change(table: pa.Table) -> pa.Table:
+        table = table.drop_columns([TOP]).slice(0, 1).take([0] * rows)
+        return table.append_column(TOP, pa.array([{"bytes": same, "path": ""}]).take(pa.array([0] * rows)))
+
+    edit_table(root, DATA, change, compression="zstd")
+
+
+@pytest.mark.parametrize(("rows", "side"), [(300, 1000), (20_000_000, 0)])
+def test_equal_rows_do_not_become_much_more_than_their_file(dataset, rows: int, side: int):
+    if side:
+        of_equal_rows(dataset, rows, side)
+    else:  # numbers alone; only the footer is read
+        empty = pa.array([{"bytes": b"", "path": ""}])
+        edit(dataset, "meta/info.json", lambda info: info.update(total_frames=rows))
+        edit_table(
+            dataset,
+            DATA,
+            lambda t: pa.table({name: [0] for name in t.schema.names if name != TOP} | {TOP: empty}).take([0] * rows),
+            compression="zstd",
+        )
+    with pytest.raises(DatasetError, match="GB in files of .* MB; more than 1000 times as much"):
+        build_frame_cache(dataset, ReadOptions(camera=(TOP,), image_size=16))
+
+
+def test_a_few_equal_rows_are_read(dataset):
+    of_equal_rows(dataset, 100, 64)
+    with pytest.raises(DatasetError, match="frame_index: incomplete"):  # one row a hundred times
+        build_frame_cache(dataset, ReadOptions(camera=(TOP,), image_size=16))
+
+
+def test_a_long_task_of_many_rows_is_in_memory_once(dataset):
+    rows, text = 200_000, "x" * 9000  # 1.8 GB, if each row had its own
+    tasks = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array([text]))
+    parquet.write_table(pa.table({"task_index": range(rows), "task": tasks}), dataset / TASKS, store_schema=False)
+    edit(dataset, "meta/info.json", lambda info: info.update(total_frames=rows))
+    ending = in_child(lambda: len(read_tasks(dataset, rows)), 60)
+    assert (ending.kind, ending.value) == ("done", rows) and ending.grown < 300 << 20, str(ending)
+    with pytest.raises(DatasetError, match="200000 rows"):
+        read_tasks(dataset, rows - 1)
+
+
+def test_what_a_link_beside_a_dataset_leads_to_is_not_replaced(dataset, tmp_path):
+    from emu_embodied.storage.files import save_folder
+
+    save_folder(tmp_path / "precious", {}, {"mine": {"a": 1}})
+    frames_for(dataset, BOTH)
+    (kept,) = tmp_path.glob("dataset.frames-*")
+    shutil.rmtree(kept)
+    for target in (tmp_path / "precious", tmp_path / "nowhere"):
+        kept.symlink_to(target)
+        assert frames_for(dataset, BOTH).episodes == 2
+        kept.unlink()
+    assert (tmp_path / "precious" / "mine.json").exists() and not (tmp_path / "nowhere").exists()
+    assert frames_for(dataset, BOTH, spare=tmp_path / "spare").episodes == 2 and kept.is_dir()
