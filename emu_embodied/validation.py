@@ -116,6 +116,11 @@ def check_seed(value: object, field: str = "seed", error: Kind = InputError) -> 
     return whole_number(field, value, 0, 2**63 - 1, error)
 
 
+def derived_seed(*numbers: int) -> int:
+    """A seed of its own for everything that several whole numbers of at least 0 tell apart, as a seed, a world and a step."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
 def numbers_of(field: str, value: object, rule: str = "give an array of float32", error: Kind = InputError) -> np.ndarray:
     """Returns finite real numbers as an array in the machine's byte order, whatever the caller's layout.
 

@@ -246,10 +246,12 @@ class TokenWorldModel:
         """A rollout's columns (B, S, T, ...) for no more worlds than are imagined at once."""
         batch, _, steps, _ = actions_BSTA.shape
         cache = self.engine.prefill(history.text_BL, history.codes_BCN, history.actions_BCA, ahead=steps)
-        parts = [
-            [x.unflatten(0, (batch, -1)) for x in self._dream(cache.expand(some.shape[1]), some.flatten(0, 1), noise)]
-            for some in actions_BSTA.split(max(1, self.chunk // batch), dim=1)
-        ]
+        parts, most = [], max(1, self.chunk // batch)
+        for first, some in enumerate(actions_BSTA.split(most, dim=1)):
+            rows = range(first * most, first * most + some.shape[1])
+            own = noise.futures(rows) if isinstance(noise, WorldNoise) else noise
+            dreamt = self._dream(cache.expand(some.shape[1]), some.flatten(0, 1), own)
+            parts.append([x.unflatten(0, (batch, -1)) for x in dreamt])
         return [torch.cat(pieces, 1) for pieces in zip(*parts, strict=True)]
 
     def _noise(self, seeds: Sequence[int] | WorldNoise | None, worlds: int) -> torch.Generator | WorldNoise:

@@ -23,7 +23,7 @@ from emu_embodied.model.noise import WorldNoise
 from emu_embodied.protocols import StepEngine
 from emu_embodied.tokenizers.text import TextTokenizer
 from emu_embodied.types import DONE, History, Observation, Subgoal
-from emu_embodied.validation import check_seed, whole_fields, whole_number
+from emu_embodied.validation import check_seed, derived_seed, whole_fields, whole_number
 from emu_embodied.world_model import TokenWorldModel
 
 LONGEST = 400  # characters of an instruction
@@ -260,10 +260,13 @@ class TokenSubgoals:
         rollout = self.world_model.rollout(history, still, noise)
         sampled_BN = rollout.codes_BSTN[:, 0, 0]
         places = torch.cat([rollout.positions_BSTOD[:, 0, 0], rollout.presence_BSTO[:, 0, 0, :, None]], -1)
-        engine = self.world_model.engine
-        cache = engine.prefill(text_BL, history.codes_BCN, history.actions_BCA, ahead=1)
-        logits_BNV, _ = engine.verify(cache, still[:, 0, 0], sampled_BN)
-        sure_BN = logits_BNV.float().log_softmax(-1).gather(-1, sampled_BN[..., None])[..., 0]
+        parts = []  # no more at once than are imagined at once
+        for some in torch.arange(len(codes_BN), device=codes_BN.device).split(self.world_model.chunk):
+            past, engine = history.select(some), self.world_model.engine
+            cache = engine.prefill(past.text_BL, past.codes_BCN, past.actions_BCA, ahead=1)
+            logits_MNV, _ = engine.verify(cache, still[some, 0, 0], sampled_BN[some])
+            parts.append(logits_MNV.float().log_softmax(-1).gather(-1, sampled_BN[some][..., None])[..., 0])
+        sure_BN = torch.cat(parts)
         self.world_model.require_finite(likelihood=sure_BN)
         return sampled_BN, places.float().cpu().numpy(), sure_BN.mean(-1).cpu()
 
@@ -285,7 +288,7 @@ class TokenSubgoals:
 
 def _seeds(seed: int, samples: int) -> list[int]:
     """Of the chains' noise: the first has the seed itself, so that it is the same however many others there are."""
-    return [seed, *(int(np.random.SeedSequence([seed, i]).generate_state(1)[0]) for i in range(1, samples))]
+    return [seed, *(derived_seed(seed, i) for i in range(1, samples))]
 
 
 def likelihood(chain: Sequence[Subgoal]) -> float:

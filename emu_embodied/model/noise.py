@@ -12,6 +12,8 @@ from typing import Protocol
 
 import torch
 
+from emu_embodied.validation import derived_seed
+
 NOISES = ("absorbing", "uniform", "metric")
 
 
@@ -165,11 +167,22 @@ class WorldNoise:
         some.generators = [self.generators[world] for world in worlds]
         return some
 
+    def futures(self, candidates: range) -> WorldNoise:
+        """That of some futures of each world, of the first world and then of the next. Each has its own, whichever are drawn
+        at once; the first of a world has the world's."""
+        rows = [(world, future) for world in range(len(self.seeds)) for future in candidates]
+        seeds = [derived_seed(self.seeds[world], future) if future else self.seeds[world] for world, future in rows]
+        some = WorldNoise(seeds)
+        for i, (world, future) in enumerate(rows):
+            if not future:
+                some.generators[i] = self.generators[world]
+        return some
+
     def uniform(self, shape) -> torch.Tensor:
-        """Uniform numbers in [0, 1) (B * S, ...): of S rows of the first world, then of the next."""
-        drawn, each = torch.empty(shape), shape[0] // len(self.seeds)
-        for rows, generator in zip(drawn.split(each), self.generators, strict=True):
-            rows.uniform_(generator=generator)
+        """Uniform numbers in [0, 1) (B, ...), a row of each world."""
+        drawn = torch.empty(shape)
+        for row, generator in zip(drawn, self.generators, strict=True):
+            row.uniform_(generator=generator)
         return drawn
 
 

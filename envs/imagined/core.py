@@ -27,6 +27,7 @@ from emu_embodied.types import (
     short_repr,
 )
 from emu_embodied.units import ActionScale
+from emu_embodied.validation import derived_seed
 
 from .beliefs import belief_space, believe, believed, instruction_space, instruction_words
 
@@ -192,8 +193,7 @@ def _noise(model: WorldModel, seeds: Sequence[int], ages: Sequence[int] | np.nda
     """The argument that gives a model that samples at random each dream's noise at its age."""
     if not isinstance(model, Seedable):
         return ()
-    states = [np.random.SeedSequence(pair).generate_state(1, np.uint64) for pair in zip(seeds, ages, strict=True)]
-    return ([int(state[0] >> np.uint64(1)) for state in states],)
+    return ([derived_seed(seed, int(age)) for seed, age in zip(seeds, ages, strict=True)],)
 
 
 def _join(one: History, other: History) -> History:

@@ -208,7 +208,8 @@ def check_spaces(
         if blind and AGENT_POS in found:  # the model does not look at it
             found[AGENT_POS] = (0,)
     if not isinstance(observation_space, gymnasium.spaces.Dict) or found != wanted:
-        raise InputError("real_env.observation_space", found, f"this model needs {wanted}: make the env so")
+        rule = f"make the env so; envs.letterboxed.Letterboxed(env, {size}) fits pictures of another size"
+        raise InputError("real_env.observation_space", found, f"this model needs {wanted}: {rule}")
     (scale or ActionScale.of(world_model)).check(action_space, "real_env.action_space")
     return observation_space, as_box(action_space)
 

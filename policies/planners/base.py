@@ -16,9 +16,9 @@ from typing import NamedTuple
 import torch
 
 from emu_embodied.errors import InputError
-from emu_embodied.protocols import Cost, WorldModel
+from emu_embodied.protocols import Cost, Seedable, WorldModel
 from emu_embodied.types import History, Plan, Rollout, short_repr
-from emu_embodied.validation import check_seed, number, whole_number
+from emu_embodied.validation import check_seed, derived_seed, number, whole_number
 
 from .scoring import score
 
@@ -159,6 +159,7 @@ class Memory:
         best_KA: the last plan, moved on by the steps carried out; the present one as soon as there is one.
         centre: (K, ...) where the search ended, moved on: a mean (K, A), or a planner's own.
         elites_EKA: the best candidates of the last plan, moved on.
+        rounds: of futures that were imagined.
     """
 
     generator: torch.Generator
@@ -166,6 +167,7 @@ class Memory:
     best_KA: torch.Tensor | None = None
     centre: torch.Tensor | None = None
     elites_EKA: torch.Tensor | None = None
+    rounds: int = 0
 
     __repr__ = short_repr
 
@@ -264,7 +266,7 @@ class SearchPlanner[P: PlannerConfig]:
         asked = [next(search) for search in searches]
         while True:
             # Imagine and score the candidates of all worlds at once, each action held for its block.
-            scored = score(model, history, asked, cost, c.block, c.prune)
+            scored = score(model, history, asked, cost, c.block, c.prune, self._noise(model, worlds, memories))
             budget.spend(scored.frames)
             budget.look_at_the_clock()
             if self.on_round:
@@ -293,6 +295,14 @@ class SearchPlanner[P: PlannerConfig]:
             )
             for b, found in enumerate(best)
         ]
+
+    def _noise(self, model: WorldModel, worlds: Sequence[int], memories: Sequence[Memory]) -> tuple[list[int], ...]:
+        """The seeds of a round's futures, one a world, for a model that draws; another model takes none."""
+        if not isinstance(model, Seedable):
+            return ()
+        for memory in memories:
+            memory.rounds += 1
+        return ([derived_seed(self.seed + world, memory.rounds) for world, memory in zip(worlds, memories, strict=True)],)
 
     def _recall(self, world: int, action_dim: int) -> Memory:
         """What is remembered of a world, moved on by the steps carried out; a new memory where the actions are others'."""

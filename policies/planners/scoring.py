@@ -14,6 +14,7 @@ import torch
 from emu_embodied.errors import InputError
 from emu_embodied.protocols import Cost, SoftWorldModel, WorldModel
 from emu_embodied.types import History, Rollout, short_repr
+from emu_embodied.validation import derived_seed
 
 
 class Scored(NamedTuple):
@@ -40,7 +41,13 @@ class Scored(NamedTuple):
 
 
 def score(
-    model: WorldModel, history: History, asked: Sequence[torch.Tensor], cost: Cost, block: int, prune: bool
+    model: WorldModel,
+    history: History,
+    asked: Sequence[torch.Tensor],
+    cost: Cost,
+    block: int,
+    prune: bool,
+    noise: tuple[Sequence[int], ...] = (),
 ) -> Scored:
     """Has each world's candidates imagined, and scores them.
 
@@ -51,6 +58,7 @@ def score(
         cost: scores what was imagined.
         block: steps for which each action is repeated.
         prune: score after half the steps, and imagine only the better half further.
+        noise: for a model that draws the seeds of each world, so that none changes with its neighbours; else empty.
 
     Raises:
         InputError: costs of another shape, not finite, or without the gradient that is asked for.
@@ -59,8 +67,8 @@ def score(
         return _score_softly(model, history, asked, cost, block)
     actions_BSTA = torch.stack(list(asked)).repeat_interleave(block, 2)
     if prune and actions_BSTA.shape[1] > 1:
-        return _score_pruned(model, history, actions_BSTA, cost)
-    rollout = model.rollout(history, actions_BSTA)
+        return _score_pruned(model, history, actions_BSTA, cost, noise)
+    rollout = model.rollout(history, actions_BSTA, *noise)
     return _whole(_checked(cost(model, rollout, actions_BSTA.to(rollout.rewards_BST.device)), rollout), rollout)
 
 
@@ -70,11 +78,11 @@ def _whole(costs_BS: torch.Tensor, rollout: Rollout) -> Scored:
     return Scored(costs_BS.float().cpu(), candidates * steps, rollout, torch.arange(candidates).expand(batch, -1))
 
 
-def _score_pruned(model: WorldModel, history: History, actions_BSTA: torch.Tensor, cost: Cost) -> Scored:
+def _score_pruned(model: WorldModel, history: History, actions_BSTA: torch.Tensor, cost: Cost, noise) -> Scored:
     batch, candidates, steps, _ = actions_BSTA.shape
     half, keep = steps // 2, math.ceil(candidates / 2)
     # 1. All candidates, halfway.
-    first = model.rollout(history, actions_BSTA[:, :, :half])
+    first = model.rollout(history, actions_BSTA[:, :, :half], *noise)
     early_BS = _checked(cost(model, first, actions_BSTA[:, :, :half].to(first.rewards_BST.device)), first)
     # 2. The better half goes on from where it is: each candidate is a world of its own now, with its own history.
     kept_BK = early_BS.float().argsort(dim=-1, stable=True)[:, :keep]
@@ -86,7 +94,8 @@ def _score_pruned(model: WorldModel, history: History, actions_BSTA: torch.Tenso
     later = history.select(torch.arange(batch, device=device).repeat_interleave(keep))
     for t in range(half):
         later = later.push(flat_MTA[:, t].to(device), first.codes_BSTN[:, :, t].flatten(0, 1))
-    second = model.rollout(later, flat_MTA[:, None, half:])
+    own = [[derived_seed(seed, row) for seed in seeds for row in range(keep)] for seeds in noise]
+    second = model.rollout(later, flat_MTA[:, None, half:], *own)
     # 3. Their whole futures are scored; the others have no cost to speak of.
     whole = first.join(second.map(lambda x: x.reshape(batch, keep, *x.shape[2:])))
     costs_BK = _checked(cost(model, whole, actions_BKTA.to(whole.rewards_BST.device)), whole).float()

@@ -23,7 +23,7 @@ ALLOWED = {
     "storage": ("errors", "validation"),
     "tokenizers": (*BASICS, "storage"),
     "model": (*BASICS, "tokenizers"),
-    "model.noise": (),
+    "model.noise": ("validation",),
     "inference": (*BASICS, "model"),
     "inference.decoding": (*BASICS, "model.noise", "protocols"),
     "inference.engines": (*BASICS, "model", "inference", "protocols", "storage"),

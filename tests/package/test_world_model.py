@@ -134,3 +134,20 @@ def test_no_observations_and_long_instructions_are_refused():
         model.encode([])
     with pytest.raises(InputError, match="instruction"):
         model.encode([Observation(observations(1)[0].pixels, np.zeros(2), "word " * 100)])
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 16])
+def test_a_future_draws_the_same_however_many_are_imagined_at_once(chunk: int):
+    """Neither the worlds beside it nor `chunk`, which decides how its candidates are split, change what is drawn."""
+    model, split = (tiny_world_model(temperature=1.0, passes=2) for _ in range(2))
+    split.chunk = chunk
+    frames = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
+    history = model.encode([Observation(frame, np.zeros(2, np.float32)) for frame in frames])
+    actions = np.random.default_rng(1).uniform(-1, 1, (3, 5, 2, 2)).astype(np.float32)
+    whole = model.rollout(history, actions, seeds=[4, 5, 6]).codes_BSTN
+    assert torch.equal(split.rollout(history, actions, seeds=[4, 5, 6]).codes_BSTN, whole)
+    for world in range(3):
+        alone = model.rollout(history.select([world]), actions[world : world + 1], seeds=[4 + world]).codes_BSTN
+        assert torch.equal(alone[0], whole[world])
+    same = model.rollout(history.select([0]), np.repeat(actions[:1, :1], 5, 1), seeds=[4]).codes_BSTN[0]
+    assert len({str(future.tolist()) for future in same}) == 5, "futures of the same actions are not the same"

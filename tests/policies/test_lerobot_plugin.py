@@ -100,7 +100,7 @@ def test_a_batch_is_planned_at_once_as_env_by_env(checkpoint: str):
     alone = [policy_of(checkpoint, seed=i) for i in range(3)]
     model = together.world_model
     real = model.rollout
-    model.rollout = lambda history, actions: asked.append(len(history)) or real(history, actions)
+    model.rollout = lambda history, *how: asked.append(len(history)) or real(history, *how)
     for step in range(3):
         seen = batch(3, seed=step)
         rows = [{name: value[i : i + 1] for name, value in seen.items()} for i in range(3)]

@@ -458,6 +458,21 @@ def test_plans_for_a_batch_in_a_model_of_tokens(name: str):
         assert plan.cost == pytest.approx(alone.cost, abs=1e-3)
 
 
+@pytest.mark.parametrize("prune", [False, True])
+def test_a_world_that_draws_is_planned_for_the_same_whoever_is_beside_it(prune: bool):
+    model = tiny_world_model(temperature=1.0)
+    cost = task_cost("positions", all_tasks(COLOURS)[0], model.objects)
+    config, history = small("cem", horizon=4, iterations=2, prune=prune), start(model, 3)
+    together = make_planner(config, seed=2).plan_batch(model, history, cost)
+    model.seed(99)  # whatever else was drawn meanwhile
+    for b, plan in enumerate(together):
+        alone = make_planner(config, seed=2 + b).plan(model, history.select([b]), cost)
+        np.testing.assert_allclose(plan.actions, alone.actions, atol=1e-3)
+        assert torch.equal(plan.future.codes_BSTN, alone.future.codes_BSTN)
+    again = make_planner(config, seed=2)
+    assert again.plan(model, history.select([0]), cost).cost != again.plan(model, history.select([0]), cost).cost
+
+
 def test_a_gradient_lowers_the_cost_in_a_model_of_tokens():
     model = tiny_world_model(context=0)
     cost = task_cost("positions", all_tasks(COLOURS)[0], model.objects)
