@@ -6,6 +6,7 @@ world=both says how far that can be trusted. An evaluation that was stopped goes
 
 from __future__ import annotations
 
+import functools
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -45,19 +46,13 @@ def run(config: DictConfig) -> None:
     seeds = list(range(config.seed, config.seed + config.episodes))
     console, films, rows = Console(soft_wrap=True, highlight=False), {}, {}
     for name in names:
-
-        def show(episode, name=name) -> None:
-            _show(console, name, episode)
-            if episode.seed in seeds[: config.videos]:
-                _film(folder, name, episode, films)
-
+        show = functools.partial(_show, console, folder, name, films, seeds[: config.videos])
         try:
             journal = folder / f"{name}.jsonl"
             rows[name] = evaluation.evaluate_policy(settings[name], seeds, worlds[name], agent, journal, show)
         except KeyboardInterrupt:
-            console.print(
-                f"evaluate-policy: finished episodes are in {folder}; go on with resume={folder}", markup=False
-            )
+            rule = f"evaluate-policy: finished episodes are in {folder}; go on with resume={folder}"
+            console.print(rule, markup=False)
             raise
         finally:
             worlds[name].close()
@@ -135,11 +130,14 @@ def _device(config: DictConfig) -> str | None:
     return None if config.device == "auto" else config.device
 
 
-def _show(console: Console, name: str, episode) -> None:
+def _show(console: Console, folder: Path, name: str, films: dict, filmed: list[int], episode) -> None:
+    """Prints an episode's line, and makes its video if it is among the first."""
     row = episode.row()
     ending = f"done in {row['steps']} steps" if episode.success else f"not done in {row['steps']} steps"
     line = f'{name}, seed {episode.seed}: "{episode.instruction}" {ending}, return {episode.total:.2f}'
     console.print(line, style="green" if episode.success else "red", markup=False)
+    if episode.seed in filmed:
+        _film(folder, name, episode, films)
 
 
 def _film(folder: Path, name: str, episode, films: dict[int, dict[str, Any]]) -> None:

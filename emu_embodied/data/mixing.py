@@ -35,21 +35,12 @@ def mix(caches: Mapping[str, FrameCache], weights: Sequence[float] | None = None
     if len(parts) == 1:
         return parts[0]
     for name, part in caches.items():
-        for what, found, wanted in (
-            ("frames of", part.pixels.shape[1:], parts[0].pixels.shape[1:]),
-            ("actions of size", part.actions.shape[1], parts[0].actions.shape[1]),
-            ("frames per second", part.fps, parts[0].fps),
-        ):
-            if found != wanted:
-                raise DatasetError(name, f"{what} {found}", f"{names[0]} has {wanted}: read them alike, or train apart")
+        _check_like(name, part, names[0], parts[0])
     labels = next((part.names["state"] for part in parts if part.states.shape[1]), [])
     same_robot = all(part.names["agent_pos"] == parts[0].names["agent_pos"] for part in parts)
     parts = [_alike(part, labels, same_robot) for part in parts]
-    turns = np.concatenate([(np.arange(part.episodes) + 0.5) / part.episodes for part in parts])
-    order = np.argsort(turns, kind="stable")
-    which = np.repeat(np.arange(len(parts)), [part.episodes for part in parts])
-    number = np.concatenate([np.arange(part.episodes) for part in parts])
-    episodes = [parts[which[i]].select(range(number[i], number[i] + 1)) for i in order]
+    turns = sorted(((e + 0.5) / part.episodes, p, e) for p, part in enumerate(parts) for e in range(part.episodes))
+    episodes = [parts[p].select(range(e, e + 1)) for _, p, e in turns]
 
     def joined(name: str) -> np.ndarray:
         return np.concatenate([getattr(episode, name) for episode in episodes])
@@ -63,10 +54,21 @@ def mix(caches: Mapping[str, FrameCache], weights: Sequence[float] | None = None
         fps=parts[0].fps,
         known=joined("known"),
         action_scale=np.concatenate([part.action_scale for part in parts]),
-        sources=which[order],
+        sources=np.array([p for _, p, _ in turns]),
         shares=tuple(float(w / sum(weights)) for w in weights),
         dropped=tuple(replace(fault, dataset=name) for name, part in caches.items() for fault in part.dropped),
     )
+
+
+def _check_like(name: str, part: FrameCache, first: str, wanted: FrameCache) -> None:
+    """Refuses a cache whose frames, actions or rate are not those of the first one."""
+    for what, found, theirs in (
+        ("frames of", part.pixels.shape[1:], wanted.pixels.shape[1:]),
+        ("actions of size", part.actions.shape[1], wanted.actions.shape[1]),
+        ("frames per second", part.fps, wanted.fps),
+    ):
+        if found != theirs:
+            raise DatasetError(name, f"{what} {found}", f"{first} has {theirs}: read them alike, or train apart")
 
 
 def _alike(part: FrameCache, labels: list[str], same_robot: bool) -> FrameCache:
