@@ -14,7 +14,8 @@ from emu_embodied.tokenizers.frames import FrameTokenizer
 
 
 @pytest.mark.parametrize(
-    ("preset", "most", "context"), [("tiny", 0.2e6, 2), ("nano", 3e6, 0), ("nano-pusht", 3e6, 0), ("base", 25e6, 8)]
+    ("preset", "most", "context"),
+    [("tiny", 0.2e6, 2), ("nano", 3e6, 0), ("nano-long", 3e6, 0), ("nano-pusht", 3e6, 0), ("base", 25e6, 8)],
 )
 def test_a_preset_is_as_small_as_it_says(preset, most, context):
     recipe = make_recipe(compose_config("train", [f"preset={preset}"]))
@@ -25,7 +26,7 @@ def test_a_preset_is_as_small_as_it_says(preset, most, context):
         parts = TokenModel(config), FrameTokenizer(recipe.tokenizer)
     assert sum(p.numel() for part in parts for p in part.parameters()) <= most
     assert recipe.context_frames == context and recipe.tokenizer.codebook_size <= (
-        2048 if preset == "nano-pusht" else 512
+        2048 if preset in ("nano-long", "nano-pusht") else 512
     )
     assert recipe.tokenizer.tokens_per_frame == 64
     phases = recipe.trajectory
