@@ -258,6 +258,8 @@ class TokenWorldModel:
         """What draws in a call: the worlds' own generators, where something is drawn and they have seeds."""
         if seeds is None:
             return self.generator
+        if not isinstance(seeds, WorldNoise | Sequence | np.ndarray):
+            raise InputError("seeds", seeds, f"give a list of {worlds} whole numbers")
         noise = seeds if isinstance(seeds, WorldNoise) else WorldNoise([check_seed(seed) for seed in seeds])
         if len(noise.seeds) != worlds:
             raise InputError("seeds", f"{len(noise.seeds)} of them", f"give one for each of {worlds} worlds")

@@ -110,6 +110,19 @@ def _check_agent_pos(agent_pos: Any, box: gymnasium.spaces.Box) -> np.ndarray:
     return np.clip(array.astype(np.float32), box.low, box.high)
 
 
+def picture_of(observation: Any, shape: tuple[int, ...] | None = None) -> np.ndarray:
+    """Returns the pixels of an env's observation, of a shape if one is given.
+
+    Raises:
+        InputError: there are none, or they are no uint8 picture of that shape.
+    """
+    if not isinstance(observation, Mapping) or PIXELS not in observation:
+        found = sorted(map(str, observation)) if isinstance(observation, Mapping) else type(observation).__name__
+        raise InputError("observation", found, f"give a dict with {PIXELS!r}, as the env's observation_space says")
+    pixels = observation[PIXELS]
+    return pixels if shape is None else frame_of(f"observation[{PIXELS!r}]", pixels, shape)
+
+
 def check_names(field: str, names: Iterable[Any], known: Iterable[str]) -> None:
     """Raises an InputError that names the first of `names` that is not among the `known`."""
     known = tuple(known)

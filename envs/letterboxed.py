@@ -7,6 +7,7 @@ from typing import Any, TypeGuard
 import gymnasium
 import numpy as np
 
+from emu_embodied.envs.checks import picture_of
 from emu_embodied.errors import InputError
 from emu_embodied.framing import fitted
 from emu_embodied.types import PIXELS
@@ -28,13 +29,18 @@ class Letterboxed(gymnasium.ObservationWrapper):
         seen = env.observation_space
         if not isinstance(seen, gymnasium.spaces.Dict) or not _is_picture(seen.spaces.get(PIXELS)):
             raise InputError("env.observation_space", seen, f"show a Dict of {PIXELS!r}, (H, W, 3) uint8, and more")
-        self.size = size
+        self.size, self._shown = size, seen[PIXELS].shape
         own = gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
         self.observation_space = gymnasium.spaces.Dict({**seen.spaces, PIXELS: own})
 
     def observation(self, observation: dict[str, Any]) -> dict[str, Any]:
-        """The env's, with pictures of the model's size."""
-        return {**observation, PIXELS: fitted(observation[PIXELS], self.size)}
+        """The env's, with pictures of the model's size.
+
+        Raises:
+            InputError: pictures of another shape or type than its space says.
+        """
+        pixels = picture_of(observation, self._shown)
+        return {**observation, PIXELS: fitted(pixels, self.size)}
 
 
 def as_seen(env: gymnasium.Env, size: int) -> gymnasium.Env:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,12 +12,14 @@ import gymnasium
 import numpy as np
 import torch
 
-from emu_embodied.envs.checks import as_box, check_action
+from emu_embodied.envs.checks import as_box, check_action, picture_of
 from emu_embodied.envs.tabletop.tasks import task_of
+from emu_embodied.errors import InputError
 from emu_embodied.policies.subgoal_manager import Pursued, SubgoalManager
 from emu_embodied.protocols import WorldModel
 from emu_embodied.rollouts.goals.task_costs import MAX_STEPS, expert_policy
 from emu_embodied.types import AGENT_POS, IS_SUCCESS, PIXELS, Observation, Plan, short_repr
+from emu_embodied.validation import whole_number
 
 from .random import random_actions
 from .trace import PlanRecord, PlanTrace, left_to_go, record_plan, scene_of
@@ -108,7 +111,8 @@ class Recorder:
         options: dict[str, Any] | None = None,
         on_step: Callable[[], None] | None = None,
     ) -> None:
-        self.env, self.seed, self.max_steps, self.on_step = env, seed, max_steps, on_step
+        self.env, self.seed, self.on_step = env, seed, on_step
+        self.max_steps = whole_number("max_steps", max_steps, 1, error=InputError)
         observation, info = env.reset(seed=seed, options=options)
         self.instruction = info.get("task", "")
         self.success = False
@@ -181,8 +185,9 @@ class Recorder:
         )
 
     def _keep(self, observation: dict[str, np.ndarray], info: dict[str, Any]) -> None:
-        self._frames.append(observation[PIXELS])
-        self._distances.append(info.get("distance", float("nan")))
+        left = info.get("distance")  # others may mean something else by it
+        self._frames.append(picture_of(observation))
+        self._distances.append(float(left) if isinstance(left, numbers.Real) else math.nan)
         self.success = self.success or bool(info.get(IS_SUCCESS, False))
         place = observation.get(AGENT_POS, np.zeros(0, np.float32))  # an env need not tell what its model does not know
         self.observation = Observation(observation[PIXELS], place, self.instruction)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from emu_embodied.envs.letterboxed import as_seen
+from emu_embodied.errors import InputError
 from emu_embodied.policies.costs import PerWorld
 from emu_embodied.policies.planners.cem import CEM
 from emu_embodied.policies.subgoal_manager import SubgoalManager, see_places
@@ -20,6 +21,7 @@ from emu_embodied.protocols import Cost, Planner, WorldModel
 from emu_embodied.rollouts.goals.task_costs import MAX_STEPS, build_cost
 from emu_embodied.types import History, Observation, Plan, short_repr
 from emu_embodied.units import ActionScale
+from emu_embodied.validation import whole_fields
 
 from .episode import EpisodeRun, Recorder
 from .progress import EpisodeProgress
@@ -42,6 +44,9 @@ class MPCConfig:
 
     execute: int = 2
     warm: bool = True
+
+    def __post_init__(self) -> None:
+        whole_fields(self, {"execute": (1, None)}, InputError)
 
 
 @dataclass
@@ -100,6 +105,10 @@ class MPCAgent:
         config: MPCConfig | None = None,
         on_plan: Callable[[Plan, int, int], None] | None = None,
     ) -> None:
+        if not isinstance(model, WorldModel):
+            raise InputError("model", model, "give a loaded one: emu_embodied.load(...)")
+        if not isinstance(planner, Planner):
+            raise InputError("planner", planner, "give the planner itself, as CEM(CEMConfig(...))")
         self.model, self.planner, self.config, self.on_plan = model, planner, config or MPCConfig(), on_plan
         self.scale, self.pursuits = ActionScale.of(model), dict[int, Pursuit]()
 
@@ -119,9 +128,12 @@ class MPCAgent:
             envs: their numbers, by default 0, 1, ...
 
         Raises:
-            InputError: an observation that does not fit the model.
+            InputError: an observation that does not fit the model, or a goal that is no cost.
         """
         envs = range(len(seen)) if envs is None else envs
+        for goal in goals:
+            if not callable(goal) and not isinstance(goal, SubgoalManager):
+                raise InputError("cost", goal, "give a function of a model, a rollout and its actions")
         self.planner.reset(envs)
         begun = [now for now in seen if isinstance(now, History)]
         if not begun:
@@ -234,9 +246,11 @@ def run_episode(
 
     Raises:
         ConfigError, InputError, SimulationError: see `MPCAgent`; an InputError too for an env whose action space is not that of
-            the checkpoint's robot, or that shows no pictures.
+            the checkpoint's robot, or that shows no pictures, and for an argument of another type or range.
     """
-    planner = planner or CEM(seed=seed)
+    if not isinstance(env, gymnasium.Env):
+        raise InputError("env", env, "give the env itself, as gymnasium.make(...) makes it")
+    planner = CEM(seed=seed) if planner is None else planner
     agent = MPCAgent(model, planner, MPCConfig(execute))
     agent.scale.check(env.action_space)
     env = as_seen(env, model.image_size)

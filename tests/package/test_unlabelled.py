@@ -11,6 +11,7 @@ import cv2
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from arm import arm_model
 from foreign import TOP, WRIST, write_foreign
 from tiny import WORLD, tiny_world_model
@@ -26,7 +27,7 @@ from emu_embodied.data.images import letterbox
 from emu_embodied.envs.imagined.recorded import RecordedStarts
 from emu_embodied.errors import ConfigError, DatasetError, InputError
 from emu_embodied.loading import load
-from emu_embodied.policies.costs import GoalImage
+from emu_embodied.policies.costs import GoalImage, RewardHead
 from emu_embodied.policies.planners.cem import CEM, CEMConfig
 from emu_embodied.rollouts.agents.mpc import run_episode
 from emu_embodied.rollouts.evaluation import frame_metrics, prediction, prediction_metrics
@@ -277,3 +278,45 @@ def test_another_evaluation_never_overwrites_the_first(tmp_path: Path, capsys):
     assert main(words) == 2 and "frames: " in capsys.readouterr().err, "the same place, and other data"
     (tmp_path / "judged/result.json").write_text("[]")
     assert main(words) == 2 and "none of an evaluation" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [
+        np.zeros((48, 80, 3), np.uint8),
+        {"agent_pos": np.zeros(7)},
+        *({"pixels": pixels} for pixels in (None, torch.zeros(48, 80, 3), np.zeros((48, 80)), np.zeros((48, 80, 3)))),
+        *({"pixels": np.zeros(shape, np.uint8)} for shape in ((48, 80), (0, 80, 3), (3, 48, 80), (80, 48, 3))),
+    ],
+)
+def test_an_env_that_does_not_show_what_it_promises_is_one_typed_error(checkpoint: str, seen):
+    env = Camera()
+    env.seen = lambda: seen
+    with pytest.raises(InputError, match="observation"):
+        run_episode(env, load(checkpoint), cost_builder=lambda env, model: RewardHead(), max_steps=1)
+
+
+@pytest.mark.parametrize(
+    ("field", "given"),
+    [
+        *(("max_steps", value) for value in (0, -1, 2.5, "a", None, True)),
+        *(("execute", value) for value in (0, -1, 1.5, "a", None)),
+        ("planner", "cem"),
+        ("cost", lambda env, model: None),
+    ],
+)
+def test_an_episode_says_which_argument_is_wrong(checkpoint: str, field: str, given):
+    name = {"cost": "cost_builder"}.get(field, field)
+    with pytest.raises(InputError, match=f"^{field}: "):
+        run_episode(Camera(), load(checkpoint), **{"cost_builder": lambda env, model: RewardHead(), name: given})
+    for env, model, wrong in (("Camera-v0", load(checkpoint), "env"), (Camera(), checkpoint, "model")):
+        with pytest.raises(InputError, match=f"^{wrong}: "):
+            run_episode(env, model)
+
+
+def test_a_distance_of_others_need_not_be_a_number(checkpoint: str):
+    env = Camera()
+    env.reset = lambda **how: (Camera.reset(env, **how)[0], {"distance": "far"})
+    budget = CEM(CEMConfig(candidates=4, elites=2, iterations=1, horizon=2))
+    goal = Camera.observation_space["pixels"].sample()
+    assert np.isnan(run_episode(env, load(checkpoint), budget, lambda env, model: GoalImage(goal), max_steps=1).distances).all()
