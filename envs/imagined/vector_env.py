@@ -22,7 +22,7 @@ from .env import ImaginedEnv, make_window
 from .starts import SEEDS, Starts
 
 PER_DREAM = ("observation", "instruction", "episode", "frame")  # options that may be given as one per dream
-PER_DREAM = ("task", "task_description")  # attributes of each dream; the dreams share all others
+TASKS = ("task", "task_description")  # attributes of each dream; the dreams share all others
 MOST = 65_536  # dreams
 
 
@@ -171,7 +171,7 @@ class ImaginedVectorEnv(VectorEnv):
     def get_attr(self, name: str) -> tuple[Any, ...]:
         """An attribute of each dream; all but its task are shared."""
         value = getattr(self, name)
-        return tuple(value) if name in PER_DREAM else (value,) * self.num_envs
+        return tuple(value) if name in TASKS else (value,) * self.num_envs
 
     def set_attr(self, name: str, values: Any) -> None:
         """Sets an attribute that the dreams share: one value, or N that are the same.
@@ -181,7 +181,7 @@ class ImaginedVectorEnv(VectorEnv):
         """
         values = list(values) if isinstance(values, list | tuple) else [values] * self.num_envs
         self._check_count(name, values)
-        if name in PER_DREAM:
+        if name in TASKS:
             raise InputError(name, values, 'begin the dreams anew, with the option "instruction"')
         if any(value is not values[0] and value != values[0] for value in values):
             raise InputError(name, values, "the dreams share it: set it for all of them")
