@@ -71,6 +71,8 @@ def paths(key: str, value: Any) -> None:
 def place(key: str, value: Any) -> Path:
     """A file's path where one can be written, now or once its folders are made."""
     found = path(key, value)
+    if found.exists() and not found.is_file():
+        raise ConfigError(key, value, "a folder or a device is there: name a file")
     _check_writable(key, value, found.absolute().parents)
     return found
 
@@ -155,6 +157,7 @@ RULES: dict[str, Rule] = {
     "generate.prompt": anything,
     "imagine.out": new_folder,
     "plan.frames": whole(1),
+    "report.gif": place,
     "report.out": place,
     "report.rerun": place,
     "train.cache": folder,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from emu_embodied.errors import CheckpointError, ConfigError, InputError
+from emu_embodied.storage.regular import check_tree
 
 from ._runs import package_versions
 
@@ -201,5 +202,6 @@ def _folder(out: str | None) -> Path:
 def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        check_tree(folder, ConfigError)  # an image would be written where a link leads
     except OSError as error:
         raise ConfigError("out", str(folder), f"{error.strerror}; choose a folder that can be written") from None

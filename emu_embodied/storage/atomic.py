@@ -30,6 +30,8 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
         CheckpointError: a disk that does not take it.
     """
     target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():  # who may do so would replace a device
+        raise CheckpointError(str(path), "a folder, a device or a pipe", "name a file")
     with staged(target) as partial:
         write(partial, data)
         os.replace(partial, target)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from emu_embodied.commands import main
+from emu_embodied.commands import generate, main
 from emu_embodied.commands._runs import run_folder
 from emu_embodied.data.lerobot_format import write_notes
 from emu_embodied.errors import CheckpointError, ConfigError, DatasetError, EmuEmbodiedError
@@ -32,6 +32,7 @@ GO_ON = {
     "train out=": lambda run: enter(locked(run, "training")),
     "collect out=": lambda run: enter(shards.locked(run)),
     "report RUN": read_run,
+    "generate out=": generate._make,
 }
 
 

@@ -26,7 +26,7 @@ from safetensors.torch import save as save_safetensors
 
 from emu_embodied.errors import CheckpointError
 from emu_embodied.storage import files as storage
-from emu_embodied.storage.atomic import write_json
+from emu_embodied.storage.atomic import write_bytes, write_json
 from emu_embodied.storage.files import load_file, load_folder, save_folder
 from emu_embodied.storage.regular import read_json
 
@@ -585,3 +585,16 @@ def test_json_that_nobody_can_walk_or_count_with_is_refused(tmp_path, text):
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(CheckpointError, match="x.json"):
         read_json(tmp_path / "x.json")
+
+
+def test_a_file_replaces_files_alone(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "folder", "link"):
+        with pytest.raises(CheckpointError, match="a folder, a device or a pipe; name a file"):
+            write_bytes(tmp_path / name, b"x")
+    assert (tmp_path / "pipe").is_fifo() and sorted(os.listdir(tmp_path)) == ["folder", "link", "pipe"]
+    (tmp_path / "other").symlink_to("file")
+    write_bytes(tmp_path / "other", b"x")  # a user's link to a file is followed
+    assert (tmp_path / "file").read_bytes() == b"x" and (tmp_path / "other").is_symlink()
