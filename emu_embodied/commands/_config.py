@@ -77,7 +77,9 @@ def compose_config(verb: str, overrides: Collection[str], complete: bool = True)
             config = compose(verb, overrides)
             if complete:
                 _fill_in(config)
-        except (HydraException, OmegaConfBaseException) as error:
+        except ConfigError:
+            raise
+        except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: of a group that is null
             raise ConfigError("arguments", " ".join(overrides), str(error).partition("\n")[0]) from None
     leaves = list(_leaves(as_dict(config)))
     for key, value in leaves:

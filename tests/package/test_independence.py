@@ -77,11 +77,12 @@ def test_a_dream_is_the_same_alone_and_among_others(how):
 def test_other_noises_are_each_worlds_own(noise):
     places, codes = torch.randn(8, 2), torch.zeros(6, 4, dtype=torch.int64)
     process = make_noise(noise, places)
-    together, _ = process.blank(codes, torch.ones_like(codes, dtype=torch.bool), WorldNoise([1, 2, 3]))
-    alone, _ = process.blank(codes[:2], torch.ones(2, 4, dtype=torch.bool), WorldNoise([2]))
+    two = range(2)  # futures of each world
+    together, _ = process.blank(codes, torch.ones_like(codes, dtype=torch.bool), WorldNoise([1, 2, 3]).futures(two))
+    alone, _ = process.blank(codes[:2], torch.ones(2, 4, dtype=torch.bool), WorldNoise([2]).futures(two))
     assert together[2:4].equal(alone)
-    assert process.refine(codes, codes, 1.0, 0.5, WorldNoise([4, 5]))[3:].equal(
-        process.refine(codes[3:], codes[3:], 1.0, 0.5, WorldNoise([5]))
+    assert process.refine(codes, codes, 1.0, 0.5, WorldNoise([4, 5]).futures(range(3)))[3:].equal(
+        process.refine(codes[3:], codes[3:], 1.0, 0.5, WorldNoise([5]).futures(range(3)))
     )
 
 
