@@ -154,6 +154,7 @@ RULES: dict[str, Rule] = {
     "evaluate.horizons": lengths,
     "evaluate.steps": whole(10),
     "generate.images": paths,
+    "compile.cache": folder,
     "generate.prompt": anything,
     "imagine.out": new_folder,
     "plan.frames": whole(1),

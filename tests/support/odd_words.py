@@ -84,6 +84,7 @@ FIXED = [
     Odd(("plan", "out=/dev/null/below"), "/dev/null is no folder"),
     Odd(("subgoal", "image=5"), "image: 5; give a text"),
     Odd(("report", "run=''"), "run: ; it is empty"),
+    Odd(("compile", "cache=/dev/null"), "/dev/null is no folder"),
     Odd(("report", "run=x", "out=/"), "out: /; a folder or a device is there: name a file"),
     Odd(("report", "run=x", "gif=."), "gif: .; a folder or a device is there: name a file"),
     Odd(("report", "run=x", "gif=/dev/null/x.gif"), "/dev/null is no folder"),
