@@ -22,14 +22,14 @@ import emu_embodied  # noqa: F401  before torch
 import numpy as np
 import torch
 
-from benchmarks.timing import publish
+from benchmarks.timing import matrix_products, publish
 from emu_embodied.loading import load
 from emu_embodied.types import Observation
-from emu_embodied.world_model import TokenWorldModel
 
 ENGINES = ("eager", "eager-bf16", "compiled", "compiled-bf16", "onnx")
 HORIZON = 5  # model steps of a candidate, as in protocol A
 SEED = 0
+REPEATS = 50  # of the floor's products, which are short
 
 
 def cpu_seconds(function: Callable[[], object]) -> float:
@@ -51,22 +51,6 @@ def planning(checkpoint: str, engine: str, candidates: int) -> Callable[[], obje
     return lambda: model.rollout(history, actions)
 
 
-def products(model: TokenWorldModel, dtype: torch.dtype) -> Callable[[], None]:
-    """The matrix products of one batch of frames, `model.chunk` of them."""
-    token_model = model.model
-    weights = [p for p in token_model.transformer.model.layers.parameters() if p.ndim == 2]
-    weights.append(token_model.transformer.lm_head.weight[token_model.config.vocabulary.visual])
-    rows = model.chunk * token_model.config.frame_tokens
-    pairs = [(torch.randn(rows, w.shape[1], dtype=dtype), w.detach().to(dtype).T.contiguous()) for w in weights]
-
-    @torch.inference_mode()
-    def multiply() -> None:
-        for x, w in pairs:
-            torch.mm(x, w)
-
-    return multiply
-
-
 def main() -> None:
     """Measures, prints JSON, and writes it where asked to."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.floor", description=__doc__.partition("\n")[0])
@@ -78,7 +62,9 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     model = load(arguments.checkpoint)
-    floors = {name: products(model, dtype) for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))}
+    rows_at_once = model.chunk * model.model.config.frame_tokens
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    floors = {name: matrix_products(model.model, rows_at_once, REPEATS, dtype) for name, dtype in dtypes.items()}
     rows: dict[str, dict] = {"floor": {}, "frames": {}}
     for candidates in arguments.candidates:
         work = {engine: planning(arguments.checkpoint, engine, candidates) for engine in arguments.engines}
@@ -87,9 +73,7 @@ def main() -> None:
             each()  # compiles, and warms up
         for _ in range(arguments.rounds):
             for name, multiply in floors.items():
-                rates[name].append(
-                    50 * model.chunk / cpu_seconds(lambda multiply=multiply: [multiply() for _ in range(50)])
-                )
+                rates[name].append(REPEATS * model.chunk / cpu_seconds(multiply))
             for name, rollout in work.items():
                 rates[name].append(candidates * HORIZON / cpu_seconds(rollout))
         medians = {name: statistics.median(values) for name, values in rates.items()}

@@ -81,17 +81,31 @@ def speedups(speed: dict[str, dict]) -> dict[str, dict[str, float]]:
 
 
 def bare_matrix_products(model, tokens: int, batch: int, rounds: int, budget: float) -> list[float]:
-    """Seconds that a frame's matrix products alone take: every layer's weights and the head, `rounds` passes of `tokens`."""
+    """Seconds that a frame's matrix products alone take: `rounds` passes of `matrix_products` over `tokens` of each dream."""
+    return time_calls(matrix_products(model, batch * tokens, rounds), model.noised.device, budget)
+
+
+def matrix_products(model, rows: int, rounds: int, dtype: torch.dtype | None = None) -> Callable[[], None]:
+    """What multiplies every layer's weights and the head's visual part with so many rows, and does nothing else.
+
+    Args:
+        model: the token model.
+        rows: tokens of all dreams together.
+        rounds: how often.
+        dtype: to multiply in; the weights' own by default.
+    """
     weights = [p for p in model.transformer.model.layers.parameters() if p.ndim == 2]
     weights.append(model.transformer.lm_head.weight[model.config.vocabulary.visual])
-    pairs = [(torch.randn(batch * tokens, w.shape[1], dtype=w.dtype, device=w.device), w.detach().T) for w in weights]
+    weights = [w.detach().to(dtype or w.dtype) for w in weights]
+    pairs = [(torch.randn(rows, w.shape[1], dtype=w.dtype, device=w.device), w.T) for w in weights]
 
-    def products() -> None:
+    @torch.inference_mode()
+    def multiply() -> None:
         for _ in range(rounds):
             for x, w in pairs:
                 torch.mm(x, w)
 
-    return time_calls(products, pairs[0][1].device, budget)
+    return multiply
 
 
 def time_calls(function: Callable[[], None], device: torch.device, budget: float) -> list[float]:

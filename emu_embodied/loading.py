@@ -51,7 +51,7 @@ def load(
         device: where to run, see `device.find_device`; by default CUDA where there is one, else the CPU.
         engine: what executes the model's steps, one of `registry.ENGINES`, or "auto" for the fastest that agrees with the
             eager steps; the world model's `engine.name` says which runs.
-        precision: fp32, or bf16 (about twice as fast on a CPU with amx_bf16) or fp16 for engines that have it.
+        precision: fp32, or bf16 or fp16 for engines that have it; see `registry.make_engine`.
         seed: of the sampling noise.
         dataset: of a model of several robots, which one's action scale holds: that of the dataset so many places after the
             first that it was trained on.

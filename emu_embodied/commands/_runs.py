@@ -62,6 +62,11 @@ def run_folder(out: str, resume: str | None, journal: str) -> Path:
     raise ConfigError("out", out, "a thousand runs began in this second; choose another folder")
 
 
+def loading(config: DictConfig) -> dict[str, Any]:
+    """What `load` is given of a verb's configuration besides the checkpoint and the device."""
+    return {name: config[name] for name in ("passes", "engine", "precision", "dataset") if name in config}
+
+
 def starting_dataset(config: DictConfig, image_size: int):
     """The dataset whose frames dreams start in, `starts=` and `camera=`: its folder, and how it is read.
 

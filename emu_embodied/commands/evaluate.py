@@ -22,7 +22,7 @@ from emu_embodied.errors import ConfigError
 from emu_embodied.validation import registered_id
 
 from ._config import as_dict, compose_config, group_options
-from ._runs import env_options, package_versions, show_table
+from ._runs import env_options, loading, package_versions, show_table
 
 if TYPE_CHECKING:
     from emu_embodied.data.frame_cache import FrameCache
@@ -53,7 +53,7 @@ def _evaluate(config: DictConfig) -> None:
     from emu_embodied.rollouts.evaluation.tables import as_markdown
     from emu_embodied.storage.atomic import write_bytes, write_json
 
-    model = load(config.checkpoint, passes=config.passes, engine=config.engine, precision=config.precision)
+    model = load(config.checkpoint, **loading(config))
     env = _environment(config, model.world.env_id) if model.objects else _unlabelled(config, model)
     began, horizon, folder = time.monotonic(), config.horizon or env.quality.horizon, Path(config.out)
     planning = env.quality.planning if config.planning is None and model.objects else config.planning or 0
@@ -257,10 +257,9 @@ def _planning(config: DictConfig, env: DictConfig, episodes: int, folder: Path) 
     from emu_embodied.rollouts.evaluation.tables import Figure
 
     seeds = range(config.planning_seed, config.planning_seed + episodes)
-    how = {"passes": config.passes, "engine": config.engine, "precision": config.precision}
-    make_model = functools.partial(load, config.checkpoint, **how, device="cpu")
+    make_model = functools.partial(load, config.checkpoint, device="cpu", **loading(config))
     options = env_options(env)
-    name = weights_label(config.checkpoint, config.passes, config.engine, config.precision)
+    name = weights_label(config.checkpoint, **loading(config))
     rows = {}
     for agent in ("random", "oracle", "model"):
         label, make = (name, make_model) if agent == "model" else ("", None)

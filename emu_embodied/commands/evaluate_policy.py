@@ -18,7 +18,7 @@ from rich.table import Table
 from emu_embodied.errors import ConfigError
 from emu_embodied.validation import choice
 
-from ._runs import env_options, package_versions, run_folder, show_table
+from ._runs import env_options, loading, package_versions, run_folder, show_table
 
 PACKAGES = ("emu-embodied", "lerobot", "torch", "mujoco", "gym-pusht", "gymnasium", "numpy")
 BUILT_IN = ("random", "expert", "emu_mpc")
@@ -90,8 +90,8 @@ def _agent(config: DictConfig):
     if policy == "expert":
         return ExpertAgent(config.stray), f"{policy} stray={config.stray:g}"
     if policy == "emu_mpc":
-        agent = lerobot.planning_agent(str(config.checkpoint), device, seed=config.seed, **_loading(config))
-        label = weights_label(config.checkpoint, **_loading(config))
+        agent = lerobot.planning_agent(str(config.checkpoint), device, seed=config.seed, **loading(config))
+        label = weights_label(config.checkpoint, **loading(config))
         return agent, f"emu_mpc {label} seed={config.seed}"
     if not Path(policy).is_dir():
         remedy = f"give a folder that lerobot-train saved (pretrained_model), or one of {BUILT_IN}"
@@ -106,7 +106,7 @@ def _worlds(config: DictConfig) -> dict[str, Any]:
 
     options, objects, worlds = env_options(config.env), tuple(config.env.world.objects), {}
     if config.world != "real":
-        model = load(config.checkpoint, device=_device(config), **_loading(config))
+        model = load(config.checkpoint, device=_device(config), **loading(config))
         worlds["imagined"], objects = DreamtWorlds(model, config.env.id, options), model.objects
     if config.world != "imagined":
         worlds["real"] = RealWorlds(config.env.id, options, objects)
@@ -118,12 +118,8 @@ def _settings(config: DictConfig, name: str, label: str):
     from emu_embodied.rollouts.evaluation.policy_ranking import PolicySettings
 
     options = env_options(config.env)
-    model = weights_label(config.checkpoint, **_loading(config)) if name == "imagined" else ""
+    model = weights_label(config.checkpoint, **loading(config)) if name == "imagined" else ""
     return PolicySettings(label, name, config.env.id, options, model, config.batch, config.steps)
-
-
-def _loading(config: DictConfig) -> dict[str, Any]:
-    return {"passes": config.passes, "engine": config.engine, "precision": config.precision, "dataset": config.dataset}
 
 
 def _device(config: DictConfig) -> str | None:

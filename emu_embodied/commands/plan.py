@@ -13,7 +13,6 @@ import functools
 import hashlib
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 from rich.console import Console
@@ -21,7 +20,7 @@ from rich.console import Console
 from emu_embodied.errors import CheckpointError, ConfigError
 
 from ._config import as_dict, typed
-from ._runs import env_options, package_versions, run_folder, shipped_proposer
+from ._runs import env_options, loading, package_versions, run_folder, shipped_proposer
 
 PACKAGES = ("emu-embodied", "torch", "mujoco", "gymnasium", "numpy")
 
@@ -41,9 +40,8 @@ def run(config: DictConfig) -> None:
     settings, make_model, make_proposer = _settings(config), _model_maker(config), _proposer_maker(config)
     seeds = list(range(config.seed, config.seed + config.episodes))
     pictured = seeds[: config.videos]
-    player = planning.Player(
-        settings, make_model, make_proposer, pictured
-    )  # says what is wrong before anything is written
+    # The player says what is wrong before anything is written.
+    player = planning.Player(settings, make_model, make_proposer, pictured)
     folder = run_folder(config.out, config.resume, "episodes.jsonl")
     console = Console(soft_wrap=True, highlight=False)
     show = functools.partial(_show, console, folder, pictured)
@@ -90,7 +88,7 @@ def _settings(config: DictConfig):
         config.goal,
         typed(CONFIGS[config.planner], config),
         config.steps,
-        weights_label(config.checkpoint, **_loading(config)) if config.agent == "model" else "",
+        weights_label(config.checkpoint, **loading(config)) if config.agent == "model" else "",
         config.effort,
         config.uncertainty,
         _following(config),
@@ -137,11 +135,7 @@ def _model_maker(config: DictConfig):
     """What loads the model, in this process or in a worker's."""
     from emu_embodied.loading import load
 
-    return functools.partial(load, config.checkpoint, **_loading(config))
-
-
-def _loading(config: DictConfig) -> dict[str, Any]:
-    return {"passes": config.passes, "engine": config.engine, "precision": config.precision, "dataset": config.dataset}
+    return functools.partial(load, config.checkpoint, **loading(config))
 
 
 def _proposer_name(config: DictConfig) -> str:

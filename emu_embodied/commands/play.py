@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from emu_embodied.errors import ConfigError, InputError
 
-from ._runs import starting_dataset
+from ._runs import loading, starting_dataset
 
 
 def run(config: DictConfig) -> None:
@@ -26,8 +26,7 @@ def run(config: DictConfig) -> None:
     from emu_embodied.rollouts.viewer.server import PlayServer
     from emu_embodied.rollouts.viewer.session import Play
 
-    how = {"passes": config.passes, "engine": config.engine, "precision": config.precision}
-    model = load(config.checkpoint, dataset=config.dataset, **how)
+    model = load(config.checkpoint, **loading(config))
     play = Play(model, _beginnings(config, model), str(config.checkpoint), config.real)
     try:
         play.reset(config.seed, config.instruction)  # whatever is wrong shows here, in the terminal

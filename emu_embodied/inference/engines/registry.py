@@ -54,7 +54,7 @@ def make_engine(
         name: one of `ENGINES`.
         model: the token model in float32, in eval mode.
         precision: fp32, or the precision to compute in instead: fp16 on a GPU, bf16 there and on a CPU that multiplies it in
-            hardware (`lscpu` lists amx_bf16), where it is about twice as fast.
+            hardware (`lscpu` lists amx_bf16), where it is faster (`benchmarks.floor`).
         cache: of built engines, or its folder.
 
     Raises:
